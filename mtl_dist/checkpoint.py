@@ -1,0 +1,147 @@
+"""Checkpoints: weights, moments and a step number; written whole or not at all, verified before use, free of pickle.
+
+A checkpoint is written to a temporary folder, flushed, listed in a manifest with SHA-256, and renamed; older ones go
+only after that. Everything random is a function of (seed, step), so there is no generator or loader state to keep.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mtl_dist.errors import UserError
+
+FORMAT = 1
+KEEP = 2
+"""Checkpoints kept: the newest, and one more in case the newest is damaged."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# Keys that may change between stop and resume, because they cannot change the run's samples or weights.
+FREE_KEYS = ("output_dir", "micro_batch_size", "data.cache_dir", "evaluation.", "checkpoint.", "tracking.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    folder: Path
+    state: dict[str, Any]
+    """What was given to `save`: step, counters, recipe."""
+
+
+def save(
+    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> Path:
+    """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank."""
+    final = root / f"step-{step:010d}"
+    partial = root / f".partial-{step:010d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    parameters = dict(model.named_parameters())
+    save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, partial / "model.safetensors")
+    save_file(_moments(parameters, optimizer), partial / "optimizer.safetensors")
+    (partial / "state.json").write_text(json.dumps({**state, "step": step}), encoding="utf-8")
+    files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+    (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
+    for path in [*partial.iterdir(), partial]:
+        _flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _flush(root)
+    for old in _folders(root)[KEEP:]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    skipped = []
+    for folder in _folders(root):
+        reason = _damage(folder)
+        if reason is None:
+            return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))), skipped
+        skipped.append(f"checkpoint {folder.name} skipped: {reason}")
+    return None, skipped
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Loads weights and moments in place; a parameter that had no moments when saved has none afterwards."""
+    parameters = dict(model.named_parameters())
+    weights = load_file(checkpoint.folder / "model.safetensors")
+    if weights.keys() != parameters.keys():
+        different = sorted(weights.keys() ^ parameters.keys())
+        raise UserError(f"{checkpoint.folder}: holds other parameters than this model, first {different[0]}")
+    moments = load_file(checkpoint.folder / "optimizer.safetensors")
+    optimizer.state.clear()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+            if f"{MOMENTS[0]}/{name}" in moments:
+                optimizer.state[parameter] = {
+                    key: moments[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
+                }
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of two recipes that differ and could change the run."""
+    old, new = _flat(before), _flat(now)
+    return sorted(key for key in old | new if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS))
+
+
+def _moments(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}/{name}": optimizer.state[parameter][key].cpu().contiguous()
+        for name, parameter in parameters.items()
+        if parameter in optimizer.state
+        for key in MOMENTS
+    }
+
+
+def _folders(root: Path) -> list[Path]:
+    """Finished checkpoints, newest first."""
+    return sorted(root.glob("step-*"), reverse=True)
+
+
+def _damage(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, this version reads {FORMAT}"
+        expected = {"model.safetensors", "optimizer.safetensors", "state.json"}
+        if manifest["files"].keys() != expected:
+            return "its manifest lists other files than a checkpoint has"
+        bad = next((name for name, digest in manifest["files"].items() if _sha256(folder / name) != digest), None)
+        return f"{bad} does not match its SHA-256" if bad else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"unreadable manifest or file ({type(error).__name__}: {error})"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

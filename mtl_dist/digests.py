@@ -1,0 +1,39 @@
+"""Digests of parameters, and the comparison by which ranks find out that they differ."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+
+from mtl_dist.errors import TrainingError
+from mtl_dist.processes import Processes
+
+
+def tensor_digest(name: str, tensor: torch.Tensor) -> str:
+    """SHA-256 over name, shape and bytes."""
+    digest = hashlib.sha256(f"{name}{tuple(tensor.shape)}".encode())
+    # As bytes rather than numbers: numpy has no bfloat16.
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Digest of each tensor, sorted by name."""
+    return {name: tensor_digest(name, tensors[name]) for name in sorted(tensors)}
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """One SHA-256 for all of `digests`, in their order."""
+    return hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+
+
+def require_equal(processes: Processes, when: str, digests: Mapping[str, str]) -> None:
+    """Stops every rank with one TrainingError, naming a rank and its first difference, unless all have `digests`."""
+    summaries = processes.all_gather(combined(digests))
+    if len(set(summaries)) == 1:
+        return
+    everything = processes.all_gather(dict(digests))
+    rank = next(rank for rank, other in enumerate(everything) if other != everything[0])
+    reference, other = everything[0], everything[rank]
+    names = [name for name in [*reference, *other] if reference.get(name) != other.get(name)]
+    raise TrainingError(f"{when}: rank {rank} differs from rank 0 in {names[0]} ({len(names)} differences in all)")

@@ -1,0 +1,25 @@
+"""The two ways in which a run ends early on purpose."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the recipe, the data or the launch: one line, naming the key or file; exit code 2."""
+
+    exit_code = 2
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on though everything asked for was valid: one line; exit code 1."""
+
+    exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a message about an unknown `word`: the closest of `known` after `prefix`, or all if none is close."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    return f"; choose from {', '.join(names)}" if names else ""

@@ -1,0 +1,94 @@
+"""Per-task evaluation, sharded over the ranks with exact counts.
+
+Batches are formed over the whole split, whatever the number of ranks, and dealt out; confusion counts are integers
+and batch losses are added by `math.fsum`, so that the figures do not depend on the dealing.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mtl_dist.data import DataBundle
+from mtl_dist.processes import Processes
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """A task's figures on one split."""
+
+    confusion: np.ndarray
+    """Counts [num_labels, num_labels]: rows are true labels, columns predictions."""
+    loss: float
+    """Mean cross-entropy over the split."""
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 over the classes that occur as label or prediction (as `sklearn.metrics.f1_score` averages)."""
+        hits = np.diag(self.confusion)
+        occurrences = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
+        return float(np.mean(2 * hits[occurrences > 0] / occurrences[occurrences > 0]))
+
+    def as_dict(self) -> dict[str, float]:
+        return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
+
+def evaluate(
+    model: nn.Module,
+    data: DataBundle,
+    split: str,
+    batch_size: int,
+    processes: Processes,
+    device: torch.device,
+) -> dict[str, TaskMetrics]:
+    """Metrics of every task on `split`. `model` is in eval mode; every rank calls this and gets the same figures."""
+    metrics = {}
+    for index, (task, source) in enumerate(data.tasks.items()):
+        # Rows of like length together; dealt in turn, so that every rank gets long and short batches alike.
+        order = np.argsort(source.splits[split].lengths, kind="stable")
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        num_labels = len(source.labels)
+        confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
+        losses = []
+        for rows in batches[processes.rank :: processes.world_size]:
+            counts, loss = _measure(model, data, split, task, np.full(len(rows), index), rows, device)
+            confusion += counts
+            losses.append(loss)
+        parts = processes.all_gather((confusion, losses))
+        total = math.fsum(loss for _, part in parts for loss in part)
+        metrics[task] = TaskMetrics(sum(counts for counts, _ in parts), total / len(order))
+    return metrics
+
+
+def _measure(
+    model: nn.Module,
+    data: DataBundle,
+    split: str,
+    task: str,
+    task_ids: np.ndarray,
+    rows: np.ndarray,
+    device: torch.device,
+) -> tuple[np.ndarray, float]:
+    """Confusion counts and summed loss of one batch."""
+    batch = data.batch(split, task_ids, rows).to(device)
+    logits = model(batch.input_ids, batch.attention_mask, task, batch.token_type_ids)
+    labels = batch.labels[task]
+    loss = cross_entropy(logits, labels, reduction="sum")
+    num_labels = logits.shape[-1]
+    cells = torch.bincount(labels * num_labels + logits.argmax(dim=-1), minlength=num_labels**2)
+    return cells.reshape(num_labels, num_labels).cpu().numpy(), float(loss)
+
+
+def flat_metrics(metrics: Mapping[str, TaskMetrics], prefix: str) -> dict[str, float]:
+    """Metrics as `<prefix>/<task>/<name>`."""
+    return {
+        f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()
+    }

@@ -1,0 +1,137 @@
+"""What the launcher was asked for against what the run got.
+
+Accelerate falls back in silence: a `MULTI_CPU` file starts one process, a GPU file on a machine without one trains on
+the CPU, fp16 on a CPU is fp32. Each of these would be another run than the one asked for, so each is refused here.
+What was asked for stands on the command line of the parent process, `accelerate launch`, and in its config file.
+"""
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+
+from mtl_dist.errors import UserError
+from mtl_dist.processes import Processes
+
+GPU_ENGINES = {DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A launcher's request; None where it left a thing open."""
+
+    source: str
+    """Where the request stands, for messages."""
+    processes: int | None = None
+    machines: int | None = None
+    precision: str | None = None
+    engine: DistributedType | None = None
+    cpu: bool = False
+
+
+def launcher_command() -> list[str]:
+    """Command line of the parent process when it is `accelerate launch`, without the program's own words; else []."""
+    parent = psutil.Process().parent()
+    try:
+        words = parent.cmdline() if parent else []
+    except psutil.Error:  # another user's process, or gone: nothing was asked for that we could read
+        return []
+    for index, word in enumerate(words[:-1]):
+        if Path(word).name == "accelerate" and words[index + 1] == "launch":
+            return words[index + 2 :]
+        if Path(word).name == "accelerate-launch" or word == "accelerate.commands.launch":
+            return words[index + 1 :]
+    return []
+
+
+def read_request(command: Sequence[str]) -> Asked:
+    """What an `accelerate launch` command line and its config file ask for.
+
+    Explicit flags win over the file, as in Accelerate. An empty command (plain `python`, torchrun) asks for nothing.
+    """
+    if not command:
+        return Asked("the environment", processes=int(os.environ.get("WORLD_SIZE", "1")))
+    flags = launch_command_parser().parse_args(list(command))
+    path = flags.config_file
+    if path is None and Path(default_config_file).is_file() and not flags.cpu:
+        path = default_config_file
+    config = load_config_from_file(path) if path else None
+    engine = config.distributed_type if config else None
+    for chosen, flag in (
+        (DistributedType.MULTI_GPU, flags.multi_gpu),
+        (DistributedType.FSDP, flags.use_fsdp),
+        (DistributedType.DEEPSPEED, flags.use_deepspeed),
+    ):
+        engine = chosen if flag else engine
+    file_processes = config.num_processes if config and config.num_processes > 0 else None
+    return Asked(
+        source=path or f"accelerate launch {shlex.join(command[:4])} ...",
+        processes=flags.num_processes or file_processes,
+        machines=flags.num_machines or (config.num_machines if config else None),
+        precision=flags.mixed_precision or (str(config.mixed_precision) if config else None),
+        engine=DistributedType(engine) if engine else None,
+        cpu=bool(flags.cpu or (config and config.use_cpu)),
+    )
+
+
+def start_accelerator() -> tuple[Accelerator, Processes]:
+    """The Accelerator of this process, or UserError where it is not what the launcher was asked for."""
+    asked = read_request(launcher_command())
+    check_request(asked)
+    accelerator = Accelerator(
+        cpu=asked.cpu or _cpu_by_environment() or not torch.cuda.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
+    check_given(asked, accelerator)
+    return accelerator, processes
+
+
+def check_request(asked: Asked) -> None:
+    """Refuses what can be known to be impossible before any process group is made."""
+    where = asked.source
+    if asked.engine in {DistributedType.FSDP, DistributedType.DEEPSPEED}:
+        raise UserError(f"{where}: engine {asked.engine.value} is not supported yet; use one process or DDP")
+    if asked.engine in GPU_ENGINES and not asked.cpu and not torch.cuda.is_available() and not _cpu_by_environment():
+        raise UserError(f"{where}: asks for GPUs, this machine has none; add use_cpu: true or ACCELERATE_USE_CPU=true")
+    if asked.precision not in {None, "no", "bf16"}:
+        raise UserError(f"{where}: mixed_precision {asked.precision} is not supported; use 'no' or bf16")
+
+
+def check_given(asked: Asked, accelerator: Accelerator) -> None:
+    """Refuses a run that is not the one asked for: process count, machines, precision."""
+    given = accelerator.num_processes
+    if asked.processes is not None and asked.processes != given:
+        hint = "; MULTI_CPU starts more than one only through mpirun, accelerate_configs/multi_cpu.yaml shows the way"
+        raise UserError(
+            f"{asked.source}: asks for {asked.processes} processes, {given} started"
+            + (hint if asked.engine == DistributedType.MULTI_CPU else "")
+        )
+    if asked.machines is not None and asked.machines > given:
+        raise UserError(f"{asked.source}: asks for {asked.machines} machines, this run has {given} process(es)")
+    if asked.precision is not None and asked.precision != accelerator.mixed_precision:
+        raise UserError(
+            f"{asked.source}: asks for mixed_precision {asked.precision}, got {accelerator.mixed_precision}"
+        )
+
+
+def bf16_hint(accelerator: Accelerator) -> str | None:
+    """A line for runs in fp32 on a CPU that multiplies bf16 matrices in hardware."""
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "no":
+        return None
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    found = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
+    return f"this CPU has {found}: bf16 would pay; add --mixed_precision bf16 to accelerate launch" if found else None
+
+
+def _cpu_by_environment() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}

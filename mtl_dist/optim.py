@@ -1,0 +1,77 @@
+"""AdamW over all parameters of the run, and learning rates as a pure function of the step.
+
+One optimizer lives from the first step to the last: moments survive a thaw, and a parameter without a gradient
+(frozen, or of a head whose task is absent from the global batch) is touched neither by momentum nor by decay.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from mtl_dist.phases import Schedule
+from mtl_dist.recipe import OptimizerConfig
+
+
+def build_optimizer(
+    model: nn.Module, unit_parameters: Mapping[str, Sequence[str]], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW with up to two groups a unit: matrices with weight decay; biases and normalisation weights without.
+
+    Each group carries `unit`, by which `set_rates` finds it. Frozen parameters belong to their groups from the start.
+    """
+    parameters = dict(model.named_parameters())
+    groups = []
+    for unit, names in unit_parameters.items():
+        for decays in (True, False):
+            members = [parameters[name] for name in names if (parameters[name].ndim > 1) == decays]
+            if members:
+                decay = config.weight_decay if decays else 0.0
+                groups.append({"params": members, "unit": unit, "weight_decay": decay})
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+class LearningRates:
+    """Learning rate of each unit at each step.
+
+    Base rate x unit factor x run schedule x thaw warm-up, where the unit factor is `head_lr_multiplier` for heads and
+    `block_lr_decay` to the power of the distance from the top block below (layer-wise decay as in ULMFiT, Howard and
+    Ruder 2018). The run schedule is that of `transformers.get_linear_schedule_with_warmup` and its cosine and
+    constant fellows.
+    """
+
+    def __init__(self, config: OptimizerConfig, schedule: Schedule, num_blocks: int) -> None:
+        self.config = config
+        self.schedule = schedule
+        self.num_blocks = num_blocks
+
+    def at(self, step: int) -> dict[str, float]:
+        """Rate of each trainable unit at `step`, counted from 0."""
+        phase = next(phase for phase in self.schedule.phases if phase.start <= step < phase.stop)
+        rate = self.config.lr * self._run_factor(step)
+        thaw = min(1.0, (step - phase.start) / max(1, self.config.thaw_warmup_steps))
+        warming = set(phase.thawed) if self.config.thaw_warmup_steps else set()
+        return {unit: rate * self.unit_factor(unit) * (thaw if unit in warming else 1.0) for unit in phase.units}
+
+    def unit_factor(self, unit: str) -> float:
+        """A unit's rate as a multiple of `lr`."""
+        if unit.startswith("heads."):
+            return self.config.head_lr_multiplier
+        depth = self.num_blocks if unit == "embeddings" else self.num_blocks - 1 - int(unit.removeprefix("blocks."))
+        return self.config.block_lr_decay**depth
+
+    def _run_factor(self, step: int) -> float:
+        warmup = self.config.warmup_steps
+        if step < warmup:
+            return step / warmup
+        if self.config.schedule == "constant":
+            return 1.0
+        done = (step - warmup) / max(1, self.schedule.total_steps - warmup)
+        return 1.0 - done if self.config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
+    """Gives each group its unit's rate; groups of frozen units get 0, though nothing of theirs has a gradient."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates.get(group["unit"], 0.0)

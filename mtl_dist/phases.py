@@ -1,0 +1,110 @@
+"""The freeze schedule, compiled before training: which units train from which step to which.
+
+A *unit* is the smallest thing that freezes or thaws: `embeddings`, `blocks.0` and up, `heads.<task>`. This module
+imports no torch: a compiled schedule is names and numbers, so that it can be printed, digested and compared.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from mtl_dist.errors import UserError
+from mtl_dist.recipe import PhaseConfig, Recipe
+from mtl_dist.selectors import select
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps with one set of trainable units."""
+
+    name: str
+    start: int
+    """First step, counted from 0 over the run."""
+    stop: int
+    """One past the last step."""
+    units: tuple[str, ...]
+    """Trainable units in canonical order: embeddings, blocks upwards, heads in the recipe's order."""
+    thawed: tuple[str, ...]
+    """Those of `units` that did not train in the phase before; empty in the first phase, where nothing has thawed."""
+
+    @property
+    def steps(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All phases of a run, in order and without gaps. No phase at all: everything is frozen."""
+
+    phases: tuple[Phase, ...]
+
+    @property
+    def total_steps(self) -> int:
+        return self.phases[-1].stop if self.phases else 0
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal schedules, on every machine."""
+        return hashlib.sha256(json.dumps([asdict(phase) for phase in self.phases]).encode()).hexdigest()
+
+
+def steps_of(phase: PhaseConfig, rows: int, batch_size: int) -> int:
+    """Optimizer steps of a phase; an epoch is as many examples as all tasks together have training rows."""
+    if phase.steps is not None:
+        return phase.steps
+    assert phase.epochs is not None, "checked with the recipe"
+    return max(1, math.ceil(phase.epochs * rows / batch_size))
+
+
+def compile_schedule(recipe: Recipe, num_blocks: int, rows: int) -> Schedule:
+    """Turns the recipe's phases into steps and units.
+
+    `rows` is the number of training rows of all tasks together. With everything under `model.freeze` the schedule is
+    empty: the run evaluates and saves. Raises UserError where a selector names a block the encoder lacks, or where
+    `model.freeze` leaves a phase nothing to train.
+    """
+    trainable = trainable_units(recipe, num_blocks)
+    if not any(trainable):
+        return Schedule(())
+    phases: list[Phase] = []
+    start = 0
+    for index, (config, units) in enumerate(zip(recipe.phases, trainable, strict=True)):
+        if not units:
+            raise UserError(f"phases[{index}].train: model.freeze leaves phase {config.name!r} nothing to train")
+        stop = start + steps_of(config, rows, recipe.batch_size)
+        before = set(phases[-1].units) if phases else set(units)
+        phases.append(Phase(config.name, start, stop, units, tuple(unit for unit in units if unit not in before)))
+        start = stop
+    return Schedule(tuple(phases))
+
+
+def trainable_units(recipe: Recipe, num_blocks: int) -> list[tuple[str, ...]]:
+    """Units that train in each phase, `model.freeze` taken off. Needs no data, so mistakes in selectors show early."""
+    tasks = list(recipe.tasks)
+    frozen = set(select(recipe.model.freeze, tasks, num_blocks, "model.freeze")) if recipe.model.freeze else set()
+    return [
+        tuple(
+            unit for unit in select(phase.train, tasks, num_blocks, f"phases[{index}].train") if unit not in frozen
+        )
+        for index, phase in enumerate(recipe.phases)
+    ]
+
+
+def short_names(units: Sequence[str]) -> str:
+    """Units for a reader: runs of blocks as one range, e.g. `blocks[2:6] heads.domain heads.sentiment`."""
+    words: list[str] = []
+    blocks = [int(unit.removeprefix("blocks.")) for unit in units if unit.startswith("blocks.")]
+    for unit in units:
+        if not unit.startswith("blocks."):
+            words.append(unit)
+            continue
+        index = int(unit.removeprefix("blocks."))
+        if index - 1 in blocks:
+            continue
+        stop = index + 1
+        while stop in blocks:
+            stop += 1
+        words.append(f"blocks[{index}:{stop}]" if stop > index + 1 else f"blocks[{index}]")
+    return " ".join(words)

@@ -1,0 +1,62 @@
+"""The compiled plan as a table: what `launch/train.py --plan` prints."""
+
+from collections.abc import Mapping, Sequence
+
+from mtl_dist.optim import LearningRates
+from mtl_dist.phases import Phase, short_names
+from mtl_dist.plan import Plan
+
+HEADER = ("phase", "steps", "trains", "parameters", "learning rates", "draws (epochs of the task)")
+
+
+def plan_table(rates: LearningRates, plan: Plan, sizes: Mapping[str, int], unit_sizes: Mapping[str, int]) -> str:
+    """A line for each phase, and the whole run's numbers under it.
+
+    `sizes` are training rows by task, `unit_sizes` parameters by unit.
+    """
+    schedule = rates.schedule
+    if not schedule.phases:
+        return "everything is frozen (model.freeze): no training steps, evaluation only"
+    rows = [HEADER]
+    for phase in schedule.phases:
+        parameters = sum(unit_sizes[unit] for unit in phase.units)
+        rows.append(
+            (
+                phase.name,
+                f"{phase.start}-{phase.stop - 1}" if phase.steps > 1 else str(phase.start),
+                short_names(phase.units),
+                f"{parameters:,} ({parameters / sum(unit_sizes.values()):.1%})",
+                _rates_text(rates, phase),
+                _draws_text(plan.draws(phase.start, phase.stop), sizes),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.append(f"{schedule.total_steps} steps; {_draws_text(plan.draws(0, schedule.total_steps), sizes)}")
+    return "\n".join(lines)
+
+
+def _rates_text(rates: LearningRates, phase: Phase) -> str:
+    """Highest rate of each group of like units in the phase, and the rate it ends at."""
+    last = rates.at(phase.stop - 1)
+    highest = {unit: max(rates.at(step)[unit] for step in _turning_points(rates, phase)) for unit in phase.units}
+    groups: dict[tuple[float, float], list[str]] = {}
+    for unit in phase.units:
+        groups.setdefault((highest[unit], last[unit]), []).append(unit)
+    return ", ".join(f"{_group_name(units)} {top:.2e} to {end:.2e}" for (top, end), units in groups.items())
+
+
+def _turning_points(rates: LearningRates, phase: Phase) -> set[int]:
+    """Steps among which the phase's highest rates lie: rates rise to the end of a warm-up and fall after it."""
+    config = rates.config
+    ends = {phase.start, phase.stop - 1, config.warmup_steps, phase.start + config.thaw_warmup_steps}
+    return {min(max(step, phase.start), phase.stop - 1) for step in ends}
+
+
+def _group_name(units: Sequence[str]) -> str:
+    return "heads" if all(unit.startswith("heads.") for unit in units) and len(units) > 1 else short_names(units)
+
+
+def _draws_text(draws: Mapping[str, int], sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{task} {count:,} ({count / sizes[task]:.2f})" for task, count in draws.items())

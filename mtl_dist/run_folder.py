@@ -1,0 +1,85 @@
+"""The run folder: what an earlier run left there, and the files that this one writes beside its metrics."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_dist.checkpoint import Checkpoint, changed_keys, newest
+from mtl_dist.errors import UserError
+from mtl_dist.tracking import Console
+
+RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS = "recipe.yaml", "metrics.jsonl", "summary.json", "model", "checkpoints"
+OURS = (RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS, "wandb")
+PREVIOUS = "previous"
+"""Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
+
+
+def open_run_folder(folder: Path, recipe: dict[str, Any], resume: str, console: Console) -> Checkpoint | None:
+    """Makes `folder` ready and returns the checkpoint to go on from, or None to start anew. Called by one rank.
+
+    An unfinished run with a checkpoint is continued if `resume` is "auto"; any other earlier run is moved aside.
+    Raises UserError where the recipe differs from the checkpoint's in a key that could change the run, and where the
+    folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = [name for name in OURS if (folder / name).exists()]
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from error
+    if not entries:
+        return None
+    if resume == "auto" and SUMMARY not in entries:
+        checkpoint, skipped = newest(folder / CHECKPOINTS)
+        for line in skipped:
+            console.say(line)
+        if checkpoint is not None:
+            changed = changed_keys(checkpoint.state["recipe"], recipe)
+            if changed:
+                raise UserError(
+                    f"{folder}: its checkpoint belongs to a recipe that differs in {', '.join(changed)};"
+                    " change back, or start anew with checkpoint.resume=never"
+                )
+            trim_metrics(folder / METRICS, checkpoint.state["step"])
+            return checkpoint
+    console.say(f"an earlier run's files moved to {move_aside(folder, entries)}")
+    return None
+
+
+def move_aside(folder: Path, entries: Sequence[str]) -> Path:
+    """Moves `entries` of `folder` into its next numbered subfolder of `previous`."""
+    root = folder / PREVIOUS
+    root.mkdir(exist_ok=True)
+    number = 1 + max((int(path.name) for path in root.iterdir() if path.name.isdigit()), default=0)
+    target = root / str(number)
+    target.mkdir()
+    for name in entries:
+        (folder / name).rename(target / name)
+    return target
+
+
+def trim_metrics(path: Path, step: int) -> None:
+    """Drops the lines after `step`, which the continued run will write again, and a line that was cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    write_whole(path, "".join(kept))
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Writes summary.json, whose presence says that the run is finished."""
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that a reader, or a crash, sees all of it or the old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)

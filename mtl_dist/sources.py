@@ -1,0 +1,273 @@
+"""Rows of a task as `datasets` reads them, and the rules they must keep before anything trains.
+
+Checks work on whole columns (pyarrow, numpy), so that ten million rows take seconds. Rows are counted from 0.
+"""
+
+import glob
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.recipe import TaskConfig
+from mtl_dist.recipe_checks import FILE_BUILDERS
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of one split that are used."""
+
+    columns: datasets.Dataset
+    """The whole split in arrow format: the task's text columns and its label column."""
+    rows: np.ndarray
+    """The rows used, ascending, int64."""
+    labels: np.ndarray
+    """Class index of each of `rows`, int64."""
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """What a task trains and is measured on, before tokenisation."""
+
+    labels: tuple[str, ...]
+    splits: dict[str, Examples]
+    warnings: tuple[str, ...]
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the error at the bottom of a chain; libraries wrap what went wrong in what they were doing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# What `datasets` and its readers say about files without rows, each in its own words.
+_NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
+
+
+def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
+    """The columns that `task` needs of one split, memory-mapped, in arrow format; `key` (`tasks.<name>`) is for errors.
+
+    Raises UserError when the split cannot be read, has no rows or lacks a column.
+    """
+    files = None
+    if task.data_files:
+        pattern = task.data_files[split]
+        if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):
+            raise UserError(f"{key}.data_files.{split}: there is no file {pattern}")
+        files = {split: pattern}
+    # pandas would read texts and labels such as "NA" and "None" as missing.
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if task.path == "csv" else {}
+    try:
+        with _quiet():
+            loaded = datasets.load_dataset(task.path, task.name, data_files=files, split=split, **options)
+    except Exception as error:  # each reader has its own classes of errors
+        if any(words in reason(error) for words in _NO_ROWS):
+            raise UserError(f"{key}: the {split} split has no rows") from error
+        raise UserError(f"{key}: cannot load the {split} split: {reason(error)}") from error
+    rows = cast(datasets.Dataset, loaded)
+    for field, columns in (("text", task.text), ("label", [task.label])):
+        for column in columns:
+            if column not in rows.column_names:
+                hint = did_you_mean(column, rows.column_names)
+                raise UserError(f"{key}.{field}: the {split} split has no column {column!r}{hint}")
+    return rows.select_columns(list(dict.fromkeys([*task.text, task.label]))).with_format("arrow")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences `datasets`: its account of an error that it raises anyway, and its bars where there is no terminal."""
+    verbosity = datasets.logging.get_verbosity()
+    hide_bars = not (sys.stderr.isatty() or datasets.are_progress_bars_disabled())
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if hide_bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if hide_bars:
+            datasets.enable_progress_bars()
+
+
+def check_rows(
+    key: str, task: TaskConfig, splits: Mapping[str, datasets.Dataset], empty_text: Literal["error", "skip"]
+) -> TaskExamples:
+    """Checks every row of `splits`, gives labels their class index and draws the training rows.
+
+    Raises UserError with split and row for text or labels that are missing, of a wrong type or out of range, for a
+    split of which nothing is left, and for fewer than two classes.
+    """
+    warnings = []
+    usable, labels = {}, {}
+    for split, rows in splits.items():
+        place = f"{key}: {split}"
+        usable[split] = _rows_with_text(place, task.text, rows, empty_text)
+        skipped = len(rows) - int(usable[split].sum())
+        if skipped == len(rows):
+            raise UserError(f"{key}: the {split} split has no rows" + (" with text" if skipped else ""))
+        if skipped:
+            warnings.append(f"{skipped} of {len(rows)} {split} rows have no text and are left out")
+        labels[split] = _label_values(place, task.label, rows, usable[split])
+    names = _class_names(key, task, splits["train"], labels, usable["train"])
+    examples = {}
+    for split, rows in splits.items():
+        indices = _class_indices(f"{key}: {split}", labels[split], names, usable[split])
+        chosen = np.flatnonzero(usable[split])
+        if split == "train":
+            chosen = _draw(chosen, task.max_rows)
+        examples[split] = Examples(rows, chosen, indices[chosen])
+    counts = np.bincount(examples["train"].labels, minlength=len(names))
+    absent = [name for name, count in zip(names, counts, strict=True) if not count]
+    if absent:
+        warnings.append(f"no training row has the label {', '.join(absent)}")
+    return TaskExamples(names, examples, tuple(warnings))
+
+
+def _refuse(place: str, bad: np.ndarray, what: Callable[[int], str]) -> None:
+    """Raises UserError for the first row where `bad` is set; `what` says what is wrong with a row."""
+    found = np.flatnonzero(bad)
+    if len(found):
+        more = f"; {len(found) - 1} more like it" if len(found) > 1 else ""
+        raise UserError(f"{place} row {found[0]} (from 0): {what(int(found[0]))}{more}")
+
+
+def _rows_with_text(place: str, columns: list[str], rows: datasets.Dataset, empty_text: str) -> np.ndarray:
+    """Rows whose text columns all hold more than white space, as a mask; refuses others unless they may be skipped."""
+    usable = np.ones(len(rows), dtype=bool)
+    for name in columns:
+        usable &= _holds_text(place, name, rows[:][name])
+    if empty_text == "error":
+        _refuse(place, ~usable, lambda row: "text is empty; data.empty_text=skip leaves such rows out")
+    return usable
+
+
+def _holds_text(place: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    _refuse(place, _not_strings(column), lambda row: f"text column {name!r} holds {column[row].as_py()!r}, no string")
+    column = column.cast(pa.large_string())
+    empty = pc.or_(pc.equal(column, ""), pc.utf8_is_space(column))
+    return ~_mask(pc.fill_null(empty, True))
+
+
+def _mask(values: pa.ChunkedArray) -> np.ndarray:
+    return values.to_numpy().astype(bool)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _not_strings(column: pa.ChunkedArray) -> np.ndarray:
+    """Rows that hold a value which is not a string."""
+    if _is_string(column.type):
+        return np.zeros(len(column), dtype=bool)
+    valid = _mask(column.is_valid())
+    if isinstance(column.type, pa.JsonType):
+        # Where the values of a JSON column differ in type, `datasets` keeps each as JSON: strings begin with a quote.
+        return valid & ~_begins(column, '"')
+    return valid
+
+
+def _begins(column: pa.ChunkedArray, pattern: str) -> np.ndarray:
+    """Rows of a JSON column whose value, written as JSON, begins with `pattern`, a regular expression."""
+    stored = pa.chunked_array([chunk.storage for chunk in column.chunks])
+    return _mask(pc.fill_null(pc.match_substring_regex(stored, f"^{pattern}"), False))
+
+
+def _label_values(place: str, name: str, rows: datasets.Dataset, usable: np.ndarray) -> pa.ChunkedArray:
+    """The label column as integers or strings, checked to have a value in every usable row.
+
+    A column with class names of its own (`datasets.ClassLabel`) becomes these names.
+    """
+    column = rows[:][name]
+    feature = rows.features[name]
+    missing = ~_mask(column.is_valid())
+    if _is_string(column.type):
+        missing |= _mask(pc.fill_null(pc.equal(column, ""), True))
+    _refuse(place, missing & usable, lambda row: "label is null" if column[row].as_py() is None else "label is empty")
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        values = _integers(column)
+        _refuse_out_of_range(place, values, len(feature.names), usable)
+        return pa.chunked_array([pa.array(feature.names).take(pa.array(np.where(usable, values, 0)))])
+    if isinstance(column.type, pa.JsonType):
+        whole = _begins(column, r"-?\d+$")
+        text = _begins(column, '"')
+        odd = ~whole if whole[np.argmax(usable)] else ~text
+        _refuse(place, odd & usable, lambda row: f"label {column[row].as_py()!r}: all are integers, or all are strings")
+    if not (_is_string(column.type) or pa.types.is_integer(column.type)):
+        _refuse(place, usable, lambda row: f"label {column[row].as_py()!r} is neither an integer nor a string")
+    return column
+
+
+def _integers(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(column, 0).to_numpy()
+
+
+def _refuse_out_of_range(place: str, values: np.ndarray, num_labels: int, usable: np.ndarray) -> None:
+    bad = ((values < 0) | (values >= num_labels)) & usable
+    _refuse(place, bad, lambda row: f"label {values[row]} is out of range 0..{num_labels - 1}")
+
+
+def _class_names(
+    key: str,
+    task: TaskConfig,
+    train: datasets.Dataset,
+    labels: Mapping[str, pa.ChunkedArray],
+    usable: np.ndarray,
+) -> tuple[str, ...]:
+    """The classes in order: those of the recipe, else of the column's own names, else of the training rows."""
+    if task.labels is not None:
+        return tuple(task.labels)
+    for split, values in labels.items():
+        if _is_string(values.type) != _is_string(labels["train"].type):
+            raise UserError(f"{key}.label: train has {labels['train'].type} labels and {split} {values.type} ones")
+    feature = train.features[task.label]
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        names = feature.names
+    elif _is_string(labels["train"].type):
+        names = sorted(pc.unique(labels["train"].filter(pa.array(usable))).to_pylist())
+    else:
+        values = _integers(labels["train"])
+        # Larger numbers are ids or ratings rather than classes; a head that wide would fill the memory.
+        limit = max(2, len(values))
+        _refuse(
+            f"{key}: train",
+            ((values < 0) | (values >= limit)) & usable,
+            lambda row: f"label {values[row]} is no class index: these count from 0, and there are {len(values)} rows",
+        )
+        names = [str(index) for index in range(int(values[usable].max()) + 1)]
+    if len(names) < 2:
+        raise UserError(f"{key}.label: all training rows have the label {names[0]!r}; a task has at least two classes")
+    return tuple(names)
+
+
+def _class_indices(place: str, labels: pa.ChunkedArray, names: tuple[str, ...], usable: np.ndarray) -> np.ndarray:
+    """Class index of every usable row, int64; other rows hold anything."""
+    if not _is_string(labels.type):
+        values = _integers(labels)
+        _refuse_out_of_range(place, values, len(names), usable)
+        return values.astype(np.int64)
+    indices = pc.fill_null(pc.index_in(labels, value_set=pa.array(names, labels.type)), -1).to_numpy()
+
+    def unknown(row: int) -> str:
+        label = labels[row].as_py()
+        return f"label {label!r} is not one of the classes{did_you_mean(label, names)}"
+
+    _refuse(place, (indices < 0) & usable, unknown)
+    return indices.astype(np.int64)
+
+
+def _draw(rows: np.ndarray, max_rows: int | None) -> np.ndarray:
+    """`max_rows` of `rows`, ascending: the first of one fixed permutation, so that more rows contain fewer."""
+    if max_rows is None or max_rows >= len(rows):
+        return rows
+    # RandomState rather than Generator: numpy promises that its stream never changes.
+    return np.sort(np.random.RandomState(0).permutation(rows)[:max_rows])

@@ -1,0 +1,212 @@
+"""The loop: one step at a time (`LayerwiseLearningRateTrainer`), phase by phase (`TransferLearningTrainer`)."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mtl_dist.data import DataBundle
+from mtl_dist.engine import Engine
+from mtl_dist.errors import TrainingError
+from mtl_dist.optim import LearningRates, set_rates
+from mtl_dist.phases import Phase
+from mtl_dist.plan import GlobalBatch, Plan, cut
+from mtl_dist.recipe import Recipe
+from mtl_dist.tracking import Progress, Tracker
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """The parts of a run that training needs, put together before its first step."""
+
+    recipe: Recipe
+    engine: Engine
+    data: DataBundle
+    plan: Plan
+    rates: LearningRates
+    optimizer: torch.optim.Optimizer
+    micro_steps: int
+    """Forward and backward passes of a process per optimizer step."""
+
+
+@dataclass
+class Progression:
+    """What a run has done so far; a checkpoint holds it."""
+
+    step: int = 0
+    """Steps done."""
+    nonfinite_total: int = 0
+    """Steps skipped because the gradient was not finite."""
+    nonfinite_in_row: int = 0
+    """Such steps since the last finite one."""
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    """Training time of each phase, evaluation and saving left out."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step leaves for the log."""
+
+    batch: GlobalBatch
+    losses: Tensor
+    """This rank's part of each task's mean loss over the global batch, [num_tasks], in the recipe's order."""
+    gradient_norm: float
+    """Norm of the whole gradient before clipping."""
+
+
+def dropout_seed(seed: int, step: int, rank: int, micro_step: int) -> int:
+    """Seed of everything random inside one forward; 63 bits."""
+    key = f"dropout/{seed}/{step}/{rank}/{micro_step}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+class LayerwiseLearningRateTrainer:
+    """Trains one step at a time with a learning rate for each unit of the model.
+
+    The loss of a global batch is the weighted sum over tasks of the mean over that task's examples in it. The counts
+    come from the plan, so each rank adds its part without asking the others, and the gradient is the same for any
+    number of processes and micro-steps.
+    """
+
+    def __init__(self, setup: TrainingSetup, progression: Progression) -> None:
+        self.recipe = setup.recipe
+        self.engine = setup.engine
+        self.data = setup.data
+        self.plan = setup.plan
+        self.rates = setup.rates
+        self.optimizer = setup.optimizer
+        self.micro_steps = setup.micro_steps
+        self.progression = progression
+
+    def training_step(self, step: int) -> StepResult:
+        """One optimizer step on the global batch of `step`.
+
+        A gradient that is not finite is the same on every rank after the exchange, so that all of them skip the step.
+        Raises TrainingError after `optimizer.max_nonfinite_steps` such steps in a row.
+        """
+        batch = self.plan.batch(step)
+        parts = cut(batch.lengths, self.engine.processes.world_size, self.micro_steps, self.recipe.micro_batch_size)
+        losses = torch.zeros(len(self.recipe.tasks), dtype=torch.float64, device=self.engine.accelerator.device)
+        for micro_step, of_ranks in enumerate(parts):
+            losses += self._micro_step(batch, of_ranks[self.engine.processes.rank], step, micro_step)
+        absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, batch.counts, strict=True) if not count]
+        self.engine.drop_gradients(absent)
+        norm = float(self.engine.gradient_norm(self.recipe.optimizer.max_grad_norm))
+        if self._count_nonfinite(norm):
+            set_rates(self.optimizer, self.rates.at(step))
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progression.step = step + 1
+        return StepResult(batch, losses, norm)
+
+    def _micro_step(self, batch: GlobalBatch, positions: np.ndarray, step: int, micro_step: int) -> Tensor:
+        """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached."""
+        rank = self.engine.processes.rank
+        inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions])
+        inputs = inputs.to(self.engine.accelerator.device)
+        torch.manual_seed(dropout_seed(self.recipe.seed, step, rank, micro_step))
+        with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
+            logits = self.engine.model(inputs.input_ids, inputs.attention_mask, inputs.rows, inputs.token_type_ids)
+            # A task without rows here gives a zero with a graph: DDP waits for every head's gradient.
+            losses = torch.stack(
+                [
+                    cross_entropy(logits[task], inputs.labels[task], reduction="sum") / max(1, int(count))
+                    for task, count in zip(self.recipe.tasks, batch.counts, strict=True)
+                ]
+            )
+            weights = losses.new_tensor([task.weight for task in self.recipe.tasks.values()])
+            self.engine.backward((losses * weights).sum())
+        return losses.detach()
+
+    def _count_nonfinite(self, norm: float) -> bool:
+        """Whether the step may be taken; keeps the counters."""
+        if torch.isfinite(torch.tensor(norm)):
+            self.progression.nonfinite_in_row = 0
+            return True
+        self.progression.nonfinite_total += 1
+        self.progression.nonfinite_in_row += 1
+        limit = self.recipe.optimizer.max_nonfinite_steps
+        if self.progression.nonfinite_in_row >= limit:
+            raise TrainingError(
+                f"the gradient was not finite in {limit} steps in a row (optimizer.max_nonfinite_steps);"
+                " lower optimizer.lr, or look at the data of these steps"
+            )
+        return False
+
+
+class TransferLearningTrainer(LayerwiseLearningRateTrainer):
+    """Runs the phases of a schedule: thaw, train, evaluate, save."""
+
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        progression: Progression,
+        tracker: Tracker,
+        progress: Progress,
+        evaluate: Callable[[Phase], None],
+        save: Callable[[], None],
+    ) -> None:
+        super().__init__(setup, progression)
+        self.schedule = setup.rates.schedule
+        self.tracker = tracker
+        self.progress = progress
+        self.evaluate = evaluate
+        self.save = save
+
+    def train(self) -> None:
+        """Trains from the step that `progression` stands at to the end of the last phase."""
+        for phase in self.schedule.phases:
+            if self.progression.step >= phase.stop:
+                continue
+            self.engine.enter_phase(phase.name, phase.units)
+            self.engine.train_mode()
+            self._train_phase(phase)
+            if phase is not self.schedule.phases[-1]:
+                self.evaluate(phase)
+            self.save()
+        self.progress.close()
+
+    def _train_phase(self, phase: Phase) -> None:
+        tracking, every = self.recipe.tracking, self.recipe.checkpoint.every_steps
+        seconds = self.progression.phase_seconds
+        started, tokens, since = time.monotonic(), 0, time.monotonic()
+        before = seconds.get(phase.name, 0.0)
+        loss = None
+        for step in range(self.progression.step, phase.stop):
+            result = self.training_step(step)
+            done = step + 1
+            tokens += int(result.batch.lengths.sum())
+            if done % tracking.log_every_steps == 0 or done == phase.stop:
+                now = time.monotonic()
+                loss = self._log(phase, result, tokens / (now - since))
+                tokens, since = 0, now
+            self.progress.advance(done, phase.name, loss)
+            seconds[phase.name] = before + time.monotonic() - started
+            if every and done % every == 0 and done < phase.stop:
+                self.save()
+
+    def _log(self, phase: Phase, result: StepResult, tokens_per_second: float) -> float:
+        """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients."""
+        parts = torch.tensor(self.engine.processes.all_gather(result.losses.tolist()), dtype=torch.float64)
+        by_task = dict(zip(self.recipe.tasks, parts.sum(dim=0).tolist(), strict=True))
+        loss = sum(self.recipe.tasks[task].weight * value for task, value in by_task.items())
+        present = dict(zip(self.recipe.tasks, result.batch.counts, strict=True))
+        self.tracker.log(
+            result.batch.step + 1,
+            phase.name,
+            {
+                "train/loss": loss,
+                **{f"train/loss/{task}": value for task, value in by_task.items() if present[task]},
+                **{f"optim/lr/{unit}": rate for unit, rate in self.rates.at(result.batch.step).items()},
+                "optim/grad_norm": result.gradient_norm,
+                "optim/nonfinite_steps": self.progression.nonfinite_total,
+                "plan/digest": result.batch.digest,
+                "perf/tokens_per_second": tokens_per_second,
+            },
+        )
+        return loss

@@ -1,0 +1,178 @@
+import math
+from typing import Any
+
+import pytest
+
+from mtl_dist.errors import UserError
+from mtl_dist.recipe import PhaseConfig, Recipe, TaskConfig
+from mtl_dist.recipe_checks import check_recipe
+
+FILES = {"train": "train.jsonl", "test": "test.jsonl"}
+
+
+def valid_recipe() -> Recipe:
+    return Recipe(tasks={"a": TaskConfig(path="json", data_files=dict(FILES)), "b": TaskConfig(path="hub/set")})
+
+
+def changed(key: str, value: object) -> Recipe:
+    """The valid recipe with one dotted key set."""
+    recipe = valid_recipe()
+    *sections, name = key.split(".")
+    node: Any = recipe
+    for section in sections:
+        match node:
+            case dict():
+                node = node[section]
+            case list():
+                node = node[int(section)]
+            case _:
+                node = getattr(node, section)
+    setattr(node, name, value)
+    return recipe
+
+
+def message(recipe: Recipe) -> str:
+    with pytest.raises(UserError) as error:
+        check_recipe(recipe)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_valid_recipe() -> None:
+    check_recipe(valid_recipe())
+
+
+POSITIVE = [0.0, -1.0, math.nan, math.inf]
+NOT_NEGATIVE = [-1, math.nan, math.inf]
+COUNT = [0, -1]
+BELOW_1 = [-0.1, 1.0, math.nan]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("seed", [-1, 2**63]),
+        ("batch_size", COUNT),
+        ("micro_batch_size", COUNT),
+        ("model.dropout", BELOW_1),
+        ("model.encoder_dropout", BELOW_1),
+        ("data.max_length", [2]),
+        ("sampling.length_window", COUNT),
+        ("optimizer.lr", POSITIVE),
+        ("optimizer.head_lr_multiplier", POSITIVE),
+        ("optimizer.block_lr_decay", [0.0, 1.1, math.nan]),
+        ("optimizer.weight_decay", NOT_NEGATIVE),
+        ("optimizer.beta1", BELOW_1),
+        ("optimizer.beta2", BELOW_1),
+        ("optimizer.eps", POSITIVE),
+        ("optimizer.max_grad_norm", POSITIVE),
+        ("optimizer.warmup_steps", [-1]),
+        ("optimizer.thaw_warmup_steps", [-1]),
+        ("optimizer.max_nonfinite_steps", COUNT),
+        ("evaluation.batch_size", COUNT),
+        ("checkpoint.every_steps", COUNT),
+        ("tracking.log_every_steps", COUNT),
+        ("tasks.a.weight", POSITIVE),
+        ("tasks.a.max_rows", COUNT),
+        ("phases.0.epochs", POSITIVE),
+    ],
+)
+def test_number_out_of_range(key: str, values: list[float]) -> None:
+    for value in values:
+        assert message(changed(key, value)).startswith(f"{key.replace('.0.', '[0].')}: {value} is not ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 0),
+        ("seed", 2**63 - 1),
+        ("micro_batch_size", 1),
+        ("model.dropout", 0.0),
+        ("data.max_length", 3),
+        ("sampling.length_window", 1),
+        ("optimizer.block_lr_decay", 1.0),
+        ("optimizer.weight_decay", 0.0),
+        ("optimizer.beta1", 0.0),
+        ("optimizer.max_grad_norm", None),
+        ("optimizer.warmup_steps", 0),
+        ("checkpoint.every_steps", 1),
+        ("tasks.a.max_rows", 1),
+        ("tasks.a.text", ["premise", "hypothesis"]),
+        ("tasks.a.labels", ["no", "yes"]),
+        ("batch_size", 2),
+        ("phases.0.epochs", 0.01),
+        ("model.freeze", ["all"]),
+    ],
+)
+def test_value_at_the_edge(key: str, value: object) -> None:
+    check_recipe(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("output_dir", "", "output_dir: empty"),
+        ("tasks", {}, "tasks: none"),
+        ("tasks", {"a.b": TaskConfig(path="x")}, "tasks: 'a.b' is no name"),
+        ("tasks", {"": TaskConfig(path="x")}, "tasks: '' is no name"),
+        ("tasks", {"a\n": TaskConfig(path="x")}, r"tasks: 'a\n' is no name"),
+        ("tasks", {"all": TaskConfig()}, "tasks.all.path: missing"),
+        ("tasks.a.path", "", "tasks.a.path: missing"),
+        ("tasks.a.data_files", {}, "tasks.a.data_files: no file for the split test"),
+        ("tasks.a.data_files", {"test": "x"}, "tasks.a.data_files: no file for the split train"),
+        ("tasks.a.text", [], "tasks.a.text: 0 columns"),
+        ("tasks.a.text", ["x", "y", "z"], "tasks.a.text: 3 columns"),
+        ("tasks.a.labels", ["x"], "tasks.a.labels: 1 given"),
+        ("tasks.a.labels", ["x", "y", "x"], "tasks.a.labels: 'x' stands twice"),
+        ("batch_size", 1, "batch_size: 1 is smaller than its 2 tasks"),
+        ("sampling.weights", {"a": 1.0}, "sampling.weights: strategy uniform has none"),
+        ("sampling.strategy", "weighted", "sampling.weights: no weight for task a"),
+        ("evaluation.split", "validation", "tasks.a.data_files: no file for the split validation"),
+        ("model.freeze", ["heads.c"], "model.freeze: no task 'c'"),
+        ("phases", [], "phases: none"),
+        ("phases.0.name", "all", "phases: 'all' stands twice"),
+        ("phases.0.name", "", "phases[0].name: missing"),
+        ("phases.0.epochs", None, "phases[0]: give either epochs or steps"),
+        ("phases.0.steps", 5, "phases[0]: give either epochs or steps"),
+        ("phases.0.train", [], "phases[0].train: empty"),
+        ("phases.0.train", ["all", "heads"], "phases[0].train: all and heads both name heads.a"),
+    ],
+)
+def test_broken_rule(key: str, value: object, expected: str) -> None:
+    assert message(changed(key, value)).startswith(expected)
+
+
+@pytest.mark.parametrize("steps", COUNT)
+def test_phase_without_steps(steps: int) -> None:
+    recipe = changed("phases", [PhaseConfig(name="only", train=["all"], steps=steps)])
+    assert message(recipe).startswith(f"phases[0].steps: {steps} is not at least 1")
+
+
+@pytest.mark.parametrize("path", ["csv", "json", "parquet", "text"])
+def test_file_reader_needs_files(path: str) -> None:
+    recipe = changed("tasks", {"a": TaskConfig(path=path)})
+    assert message(recipe) == "tasks.a.data_files: no file for the split test"
+
+
+def test_one_task_batches_may_be_smaller_than_the_number_of_tasks() -> None:
+    recipe = changed("sampling.batches", "one_task")
+    recipe.batch_size = 1
+    check_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"a": 1.0}, "sampling.weights: no weight for task b"),
+        ({"a": 1.0, "b": 0.0}, "sampling.weights.b: 0.0 is not "),
+        ({"a": 1.0, "b": math.nan}, "sampling.weights.b: nan is not "),
+        ({"alpha": 1.0, "b": 1.0}, "sampling.weights: no task 'alpha'; choose from a, b"),
+    ],
+)
+def test_sampling_weights(weights: dict[str, float], expected: str) -> None:
+    recipe = changed("sampling.strategy", "weighted")
+    recipe.sampling.weights = {"a": 0.1, "b": 3.0}
+    check_recipe(recipe)
+    recipe.sampling.weights = weights
+    assert message(recipe).startswith(expected)
