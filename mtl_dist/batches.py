@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -81,7 +82,6 @@ def collate(splits: Mapping[str, Split], task_ids: np.ndarray, rows: np.ndarray,
 
 def _fill(padded: np.ndarray, attended: np.ndarray, at: np.ndarray, lists: pa.ChunkedArray) -> None:
     """Writes one list per row of `at` into `padded`, where `attended` is set."""
-    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks])
     part = padded[at]
-    part[attended[at]] = flat
+    part[attended[at]] = pc.list_flatten(lists).to_numpy()
     padded[at] = part

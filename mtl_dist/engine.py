@@ -66,18 +66,14 @@ class Engine:
             raw.__dict__.pop("forward", None)
         raw.__dict__.pop("_is_accelerate_prepared", None)
         self.accelerator._models.clear()
-        self.model = self.accelerator.prepare(raw)
-        # With nothing trainable there is nothing to synchronise, and Accelerate rightly does not wrap.
+        # With nothing trainable there is nothing to synchronise, and DDP refuses to wrap.
+        self.model = self.accelerator.prepare_model(raw, evaluation_mode=not self.units)
         if self.units and self.processes.world_size > 1 and not isinstance(self.model, DistributedDataParallel):
             raise RuntimeError("Accelerate did not wrap the model for several processes")
 
     def train_mode(self) -> None:
         """Trainable units in train mode, frozen ones in eval mode: a frozen module has no dropout."""
-        self.raw.train()
-        for unit, modules in self.raw.unit_modules().items():
-            if unit not in self.units:
-                for module in modules:
-                    module.eval()
+        self.raw.train_units(self.units)
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""The two ways in which a run ends early on purpose."""
+"""The two ways in which a run ends early on purpose, and the words for them."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,14 @@ class TrainingError(RuntimeError):
     """A run that cannot go on though everything asked for was valid: one line; exit code 1."""
 
     exit_code = 1
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the error at the bottom of a chain; libraries wrap what went wrong in what they were doing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

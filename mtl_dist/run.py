@@ -1,30 +1,29 @@
 """From a recipe to a finished run: check, prepare, train, evaluate, save. Every rank goes through all of it."""
 
 import hashlib
-import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from mtl_dist import checkpoint
 from mtl_dist.cli import Command, resolved_yaml
+from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import DataBundle, prepare
-from mtl_dist.digests import combined, require_equal
-from mtl_dist.encoder import build_encoder, check_max_length, load_encoder_config
+from mtl_dist.digests import require_equal
+from mtl_dist.encoder import check_max_length, encoder_skeleton, find_anatomy, load_encoder, load_encoder_config
 from mtl_dist.engine import Engine
-from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
+from mtl_dist.execution import Execution
 from mtl_dist.launch_guard import bf16_hint, start_accelerator
-from mtl_dist.model import MultitaskTransformer
+from mtl_dist.model import MultitaskTransformer, SentenceTransformer, check_task_names
 from mtl_dist.optim import LearningRates, build_optimizer
-from mtl_dist.phases import Phase, Schedule, compile_schedule, trainable_units
-from mtl_dist.plan import Plan, micro_steps_for, shares
+from mtl_dist.phases import Schedule, compile_schedule, trainable_units
+from mtl_dist.plan import Plan, shares
 from mtl_dist.plan_view import plan_table
 from mtl_dist.recipe import Recipe
-from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, open_run_folder, write_summary, write_whole
-from mtl_dist.tracking import Console, Progress, Tracker
-from mtl_dist.trainer import Progression, TrainingSetup, TransferLearningTrainer
+from mtl_dist.run_folder import open_run_folder
+from mtl_dist.tracking import Console
+from mtl_dist.trainer import Progression, TrainingSetup
 
 
 def run(command: Command) -> None:
@@ -33,17 +32,11 @@ def run(command: Command) -> None:
     console = Console(processes.is_main)
     recipe = command.recipe
     accumulation = accelerator.gradient_accumulation_steps
-
-    def check() -> tuple[int, int]:
-        """What can be refused before any data or weight is read; returns blocks of the encoder and micro-steps."""
-        config = load_encoder_config(recipe.model)
-        check_max_length(config, recipe.data.max_length)
-        trainable_units(recipe, config.num_hidden_layers)
-        return config.num_hidden_layers, micro_steps_for(
-            recipe.batch_size, processes.world_size, recipe.micro_batch_size, accumulation
-        )
-
-    num_blocks, micro_steps = processes.together(check)
+    config, skeleton = processes.together(lambda: check_encoder(recipe))
+    num_blocks = find_anatomy(skeleton).num_blocks
+    micro_steps = processes.together(
+        lambda: micro_steps_for(recipe.batch_size, processes.world_size, recipe.micro_batch_size, accumulation)
+    )
     data = prepare(recipe, processes, console.say)
     lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
     sizes = {task: len(rows) for task, rows in lengths.items()}
@@ -57,19 +50,27 @@ def run(command: Command) -> None:
         length_window=recipe.sampling.length_window,
     )
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
-    for line in [*data.warnings, *warnings_of(recipe, schedule), bf16_hint(accelerator)]:
-        if line:
-            console.say(f"warning: {line}")
+    for line in [*data.warnings, *warnings_of(recipe, schedule)]:
+        console.say(f"warning: {line}")
+    console.say(plan_table(rates, plan, sizes, unit_sizes(recipe, skeleton, data)))
     if command.plan_only:
-        console.say(plan_table(rates, plan, sizes, unit_sizes(recipe, data)))
         return
-    recipe_digest = hashlib.sha256(resolved_yaml(recipe).encode()).hexdigest()
-    inputs = {"the recipe": recipe_digest, "the data": data.digest, "the plan": plan.digest}
-    require_equal(processes, "start", inputs | {"the schedule": schedule.digest})
-    found = processes.together(lambda: open_run_folder(recipe, console) if processes.is_main else None)
+    if hint := bf16_hint(accelerator):
+        console.say(f"note: {hint}")
+    digests = {
+        "recipe": hashlib.sha256(resolved_yaml(recipe).encode()).hexdigest(),
+        "data": data.digest,
+        "plan": plan.digest,
+        "schedule": schedule.digest,
+    }
+    require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
+    folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
+    found = processes.together(
+        lambda: open_run_folder(folder, asdict(recipe), resume, console) if processes.is_main else None
+    )
     found = processes.all_gather(found)[0]
 
-    engine = Engine(accelerator, processes, processes.together(lambda: build_model(recipe, data)))
+    engine = Engine(accelerator, processes, processes.together(lambda: build_model(recipe, config, data)))
     optimizer = build_optimizer(engine.raw, engine.raw.unit_parameters(), recipe.optimizer)
     progression = Progression()
     if found is not None:
@@ -77,5 +78,55 @@ def run(command: Command) -> None:
         progression = Progression(**found.state["progression"])
         console.say(f"going on from {found.folder.name}, step {progression.step} of {schedule.total_steps}")
     setup = TrainingSetup(recipe, engine, data, plan, rates, optimizer, micro_steps)
-    Execution(setup, progression, console, inputs).execute()
+    Execution(setup, progression, console, digests).execute()
     engine.close()
+
+
+def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:
+    """The encoder's configuration and its skeleton, after all that can be refused before data or weights are read.
+
+    Raises UserError for an encoder that cannot be loaded or is not understood, for `data.max_length` beyond its
+    positions, for task names that torch cannot use and for selectors of blocks that it lacks.
+    """
+    check_task_names(recipe.tasks)
+    config = load_encoder_config(recipe.model)
+    skeleton = encoder_skeleton(config, recipe.model.trust_remote_code)
+    check_max_length(skeleton, recipe.data.max_length)
+    trainable_units(recipe, find_anatomy(skeleton).num_blocks)
+    return config, skeleton
+
+
+def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> MultitaskTransformer:
+    """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
+    sentences = SentenceTransformer(load_encoder(recipe.model, config), recipe.model.pooling, recipe.model.dropout)
+    return MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
+
+
+def unit_sizes(recipe: Recipe, skeleton: PreTrainedModel, data: DataBundle) -> dict[str, int]:
+    """Number of parameters of each unit, without loading a weight."""
+    model = MultitaskTransformer(SentenceTransformer(skeleton, recipe.model.pooling), labels_of(data))
+    parameters = dict(model.named_parameters())
+    return {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}
+
+
+def labels_of(data: DataBundle) -> dict[str, tuple[str, ...]]:
+    """Class names of each task, in order."""
+    return {task: source.labels for task, source in data.tasks.items()}
+
+
+def warnings_of(recipe: Recipe, schedule: Schedule) -> list[str]:
+    """Lines on what is allowed and yet is hardly meant."""
+    lines = []
+    config = recipe.optimizer
+    if schedule.phases and config.warmup_steps >= schedule.total_steps:
+        lines.append(
+            f"optimizer.warmup_steps: {config.warmup_steps}, and the run has {schedule.total_steps} steps:"
+            " the full learning rate is never reached"
+        )
+    for phase in schedule.phases:
+        if phase.thawed and config.thaw_warmup_steps >= phase.steps:
+            lines.append(
+                f"optimizer.thaw_warmup_steps: {config.thaw_warmup_steps}, and phase {phase.name!r} has"
+                f" {phase.steps} steps: what thaws there never reaches its full learning rate"
+            )
+    return lines

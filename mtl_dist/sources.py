@@ -4,6 +4,7 @@ Checks work on whole columns (pyarrow, numpy), so that ten million rows take sec
 """
 
 import glob
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.errors import UserError, did_you_mean, reason
 from mtl_dist.recipe import TaskConfig
 from mtl_dist.recipe_checks import FILE_BUILDERS
 
@@ -39,14 +40,6 @@ class TaskExamples:
     labels: tuple[str, ...]
     splits: dict[str, Examples]
     warnings: tuple[str, ...]
-
-
-def reason(error: BaseException) -> str:
-    """The first line of the error at the bottom of a chain; libraries wrap what went wrong in what they were doing."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 # What `datasets` and its readers say about files without rows, each in its own words.
@@ -151,7 +144,7 @@ def _rows_with_text(place: str, columns: list[str], rows: datasets.Dataset, empt
 
 
 def _holds_text(place: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
-    _refuse(place, _not_strings(column), lambda row: f"text column {name!r} holds {column[row].as_py()!r}, no string")
+    _refuse(place, _not_strings(column), lambda row: f"text column {name!r} holds {_value(column, row)!r}, no string")
     column = column.cast(pa.large_string())
     empty = pc.or_(pc.equal(column, ""), pc.utf8_is_space(column))
     return ~_mask(pc.fill_null(empty, True))
@@ -161,8 +154,14 @@ def _mask(values: pa.ChunkedArray) -> np.ndarray:
     return values.to_numpy().astype(bool)
 
 
+def _value(column: pa.ChunkedArray, row: int) -> Any:
+    """A value as its file has it, for messages."""
+    value = column[row].as_py()
+    return json.loads(value) if isinstance(column.type, pa.JsonType) else value
+
+
 def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _not_strings(column: pa.ChunkedArray) -> np.ndarray:
@@ -191,6 +190,7 @@ def _label_values(place: str, name: str, rows: datasets.Dataset, usable: np.ndar
     feature = rows.features[name]
     missing = ~_mask(column.is_valid())
     if _is_string(column.type):
+        column = column.cast(pa.string())
         missing |= _mask(pc.fill_null(pc.equal(column, ""), True))
     _refuse(place, missing & usable, lambda row: "label is null" if column[row].as_py() is None else "label is empty")
     if isinstance(feature, datasets.ClassLabel) and feature.names:
@@ -201,7 +201,10 @@ def _label_values(place: str, name: str, rows: datasets.Dataset, usable: np.ndar
         whole = _begins(column, r"-?\d+$")
         text = _begins(column, '"')
         odd = ~whole if whole[np.argmax(usable)] else ~text
-        _refuse(place, odd & usable, lambda row: f"label {column[row].as_py()!r}: all are integers, or all are strings")
+        _refuse(place, odd & ~missing, lambda row: f"label {_value(column, row)!r}: use integers only, or strings only")
+    if pa.types.is_floating(column.type) and column.null_count and pc.all(pc.equal(column, pc.floor(column))).as_py():
+        # What pandas makes of integers where one is missing.
+        return column.cast(pa.int64(), safe=False)
     if not (_is_string(column.type) or pa.types.is_integer(column.type)):
         _refuse(place, usable, lambda row: f"label {column[row].as_py()!r} is neither an integer nor a string")
     return column

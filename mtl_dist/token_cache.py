@@ -86,20 +86,20 @@ def _content(rows: datasets.Dataset) -> str:
 
 
 def open_entry(folder: Path) -> Entry | None:
-    """The entry in `folder`; None if there is none or a file of it is missing or has another size."""
+    """The entry in `folder`; None if there is none or a file of it is missing, unreadable or of another size."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             return None
+        splits = {
+            split: Split(
+                datasets.Dataset.from_file(str(folder / f"{split}{ROWS}")).with_format("arrow"),
+                np.load(folder / f"{split}{LENGTHS}", mmap_mode="r"),
+            )
+            for split in meta["digests"]
+        }
     except (OSError, ValueError):
         return None
-    splits = {
-        split: Split(
-            datasets.Dataset.from_file(str(folder / f"{split}{ROWS}")).with_format("arrow"),
-            np.load(folder / f"{split}{LENGTHS}", mmap_mode="r"),
-        )
-        for split in meta["digests"]
-    }
     return Entry(tuple(meta["labels"]), splits, meta["digests"], tuple(meta["warnings"]))
 
 

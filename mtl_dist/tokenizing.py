@@ -10,9 +10,8 @@ import xxhash
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mtl_dist.errors import UserError
+from mtl_dist.errors import UserError, reason
 from mtl_dist.recipe import ModelConfig
-from mtl_dist.sources import reason
 from mtl_dist.tracking import LOG_LINE_SECONDS
 
 
@@ -61,7 +60,7 @@ class ColumnTokenizer:
             return_attention_mask=False,
             return_token_type_ids=self._token_types,
         )
-        hashes = [xxhash.xxh3_64_intdigest("\0".join(row)) for row in zip(*texts, strict=True)]
+        hashes = [xxhash.xxh3_64_intdigest("\0".join(row).encode()) for row in zip(*texts, strict=True)]
         lists = {name: pa.array(rows, pa.list_(pa.int32())) for name, rows in tokens.items()}
         return lists, np.array(hashes, dtype=np.uint64)
 

@@ -15,7 +15,8 @@ from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
 from mtl_dist.optim import LearningRates, set_rates
 from mtl_dist.phases import Phase
-from mtl_dist.plan import GlobalBatch, Plan, cut
+from mtl_dist.cut import cut
+from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.recipe import Recipe
 from mtl_dist.tracking import Progress, Tracker
 
@@ -159,7 +160,10 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         self.save = save
 
     def train(self) -> None:
-        """Trains from the step that `progression` stands at to the end of the last phase."""
+        """Trains from the step that `progression` stands at to the end of the last phase.
+
+        Calls `evaluate` after each phase that another follows, and `save` after each phase and as the recipe asks.
+        """
         for phase in self.schedule.phases:
             if self.progression.step >= phase.stop:
                 continue
@@ -169,7 +173,6 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             if phase is not self.schedule.phases[-1]:
                 self.evaluate(phase)
             self.save()
-        self.progress.close()
 
     def _train_phase(self, phase: Phase) -> None:
         tracking, every = self.recipe.tracking, self.recipe.checkpoint.every_steps

@@ -1,0 +1,131 @@
+"""One prepared run from its first step to its summary: training, the measurements between, and what is kept."""
+
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mtl_dist import checkpoint
+from mtl_dist.cli import resolved_yaml
+from mtl_dist.digests import combined
+from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
+from mtl_dist.phases import Phase
+from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary, write_whole
+from mtl_dist.tracking import Console, Progress, Tracker
+from mtl_dist.trainer import Progression, TrainingSetup, TransferLearningTrainer
+
+LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
+
+
+class Execution:
+    """Carries a run out. Every rank does all of it; files are written by the first."""
+
+    def __init__(
+        self, setup: TrainingSetup, progression: Progression, console: Console, digests: dict[str, str]
+    ) -> None:
+        """`digests`, of what the run is made from, go into the summary."""
+        self.setup = setup
+        self.progression = progression
+        self.console = console
+        self.digests = digests
+        self.recipe = setup.recipe
+        self.engine = setup.engine
+        self.processes = setup.engine.processes
+        self.folder = Path(setup.recipe.output_dir)
+
+    def execute(self) -> None:
+        """Trains what is left to train, measures on the test split and saves model and summary."""
+        if self.processes.is_main:
+            write_whole(self.folder / RECIPE, resolved_yaml(self.recipe))
+        self.tracker = Tracker(self.folder, self.recipe.tracking, asdict(self.recipe), self.console)
+        summary = None
+        try:
+            self._train()
+            # The last boundary: nothing trains any more, and the ranks compare what they have become.
+            self.engine.enter_phase("the end", ())
+            summary = self._summary(self._measure_end())
+            if self.processes.is_main:
+                self._save_model()
+                write_summary(self.folder, summary)
+            self.console.say(f"model, metrics and summary are in {self.folder}")
+        finally:
+            self.tracker.finish(summary, exit_code=0 if summary else 1)
+
+    def _train(self) -> None:
+        total = self.setup.rates.schedule.total_steps
+        progress = Progress(self.console, total, self.progression.step)
+        try:
+            TransferLearningTrainer(
+                self.setup, self.progression, self.tracker, progress, self._measure_phase, self._save_checkpoint
+            ).train()
+        finally:
+            progress.close()
+
+    def _measure(self, split: str) -> dict[str, TaskMetrics]:
+        with self.engine.evaluating() as model:
+            device = self.engine.accelerator.device
+            return evaluate(model, self.setup.data, split, self.recipe.evaluation.batch_size, self.processes, device)
+
+    def _measure_phase(self, phase: Phase) -> None:
+        metrics = self._measure(self.recipe.evaluation.split)
+        self.tracker.log(self.progression.step, phase.name, flat_metrics(metrics, "eval"))
+        self._say(f"after phase {phase.name}, {self.recipe.evaluation.split}", metrics)
+
+    def _measure_end(self) -> dict[str, TaskMetrics]:
+        test = self._measure("test")
+        split = self.recipe.evaluation.split
+        last = test if split == "test" else self._measure(split)
+        self.tracker.log(self.progression.step, "end", flat_metrics(last, "eval") | flat_metrics(test, "test"))
+        self._say("at the end, test", test)
+        return test
+
+    def _say(self, when: str, metrics: dict[str, TaskMetrics]) -> None:
+        figures = ", ".join(
+            f"{task} accuracy {one.accuracy:.4f} macro-F1 {one.macro_f1:.4f}" for task, one in metrics.items()
+        )
+        self.console.say(f"{when}: {figures}")
+
+    def _save_checkpoint(self) -> None:
+        if self.recipe.checkpoint.every_steps is None or not self.processes.is_main:
+            return
+        state = {"recipe": asdict(self.recipe), "progression": asdict(self.progression)}
+        checkpoint.save(
+            self.folder / CHECKPOINTS, self.progression.step, self.engine.raw, self.setup.optimizer, state
+        )
+
+    def _save_model(self) -> None:
+        partial = self.folder / f".{MODEL}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        self.engine.raw.save_pretrained(partial)
+        self.setup.data.tokenizer.save_pretrained(partial)
+        shutil.rmtree(self.folder / MODEL, ignore_errors=True)
+        partial.rename(self.folder / MODEL)
+
+    def _summary(self, test: dict[str, TaskMetrics]) -> dict[str, Any]:
+        names = self.engine.raw.unit_parameters()
+        parameters = dict(self.engine.raw.named_parameters())
+        sizes = {unit: sum(parameters[name].numel() for name in names[unit]) for unit in names}
+        by_rank = self.processes.all_gather(combined(self.engine.parameter_digests()))
+        return {
+            **flat_metrics(test, "test"),
+            "steps": self.progression.step,
+            "phases": [
+                {
+                    "name": phase.name,
+                    "steps": phase.steps,
+                    "seconds": self.progression.phase_seconds.get(phase.name, 0.0),
+                    "trainable_parameters": sum(sizes[unit] for unit in phase.units),
+                }
+                for phase in self.setup.rates.schedule.phases
+            ],
+            "nonfinite_steps": self.progression.nonfinite_total,
+            "world_size": self.processes.world_size,
+            "engine": self.engine.name,
+            "mixed_precision": self.engine.accelerator.mixed_precision,
+            "params_sha256": by_rank[0],
+            "params_sha256_by_rank": by_rank,
+            "digests": self.digests,
+            "versions": {library: version(library) for library in LIBRARIES},
+        }

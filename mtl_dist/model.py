@@ -1,0 +1,199 @@
+"""One shared encoder with a head for each task."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from mtl_dist.encoder import find_anatomy, new_encoder
+from mtl_dist.errors import UserError
+
+WEIGHTS = "model.safetensors"
+SETTINGS = "mtl_dist"
+"""Key of our settings in the encoder's own config.json."""
+Routes = Mapping[str, Tensor]
+"""For each task, the rows of a batch that are its own, int64."""
+
+
+class SentenceTransformer(nn.Module):
+    """An encoder that gives one vector for each text: the first token's last hidden state, or the mean over tokens."""
+
+    def __init__(self, encoder: PreTrainedModel, pooling: str = "first_token", dropout: float = 0.1) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Sentence vectors [n, hidden_size] of n texts; the arguments are [n, tokens], int64, as tokenizers make them.
+
+        Rows are padded on the right for `first_token`.
+        """
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        if self.pooling == "first_token":
+            return self.dropout(hidden[:, 0])
+        attended = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return self.dropout((hidden * attended).sum(dim=1) / attended.sum(dim=1))
+
+
+class MultitaskTransformer(nn.Module):
+    """A SentenceTransformer shared by classification heads: Linear, ReLU, Dropout, Linear.
+
+    Each head's first weights depend on `seed` and the task's name alone, so that another task more or less leaves
+    them as they are.
+    """
+
+    def __init__(
+        self,
+        sentence_transformer: SentenceTransformer,
+        labels: Mapping[str, Sequence[str]],
+        dropout: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        """`labels`: the class names of each task, in order. Raises UserError for an encoder of unknown anatomy."""
+        super().__init__()
+        check_task_names(labels)
+        encoder = sentence_transformer.encoder
+        self.sentence_transformer = sentence_transformer
+        self.labels = {task: tuple(names) for task, names in labels.items()}
+        self.anatomy = find_anatomy(encoder)
+        self.heads = nn.ModuleDict(
+            {
+                task: _head(encoder.config.hidden_size, len(names), dropout, f"{seed}/{task}", encoder.dtype)
+                for task, names in self.labels.items()
+            }
+        )
+
+    @overload
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, task: str, token_type_ids: Tensor | None = None
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        task: Sequence[str] | Routes,
+        token_type_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]: ...
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        task: str | Sequence[str] | Routes,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """Logits of one task, or of each row's own task in one pass through the encoder.
+
+        `task` is a task's name for all rows, which gives logits [n, num_labels]; or a name for each row; or the rows
+        of each task, maybe none. The latter two give, for each task named, logits [its rows, num_labels], its rows in
+        their order. The other arguments are [n, tokens], int64. Raises KeyError for an unknown task.
+        """
+        vectors = self.sentence_transformer(input_ids, attention_mask, token_type_ids)
+        if isinstance(task, str):
+            return self.heads[task](vectors)
+        routes = task if isinstance(task, Mapping) else _routes(task, vectors.device)
+        return {name: self.heads[name](vectors[rows]) for name, rows in routes.items()}
+
+    def unit_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules of each unit in canonical order: embeddings, blocks upwards, heads; see `phases`."""
+        encoder = self.sentence_transformer.encoder
+        units = {unit: [encoder.get_submodule(n) for n in names] for unit, names in self.anatomy.units.items()}
+        return units | {f"heads.{task}": [head] for task, head in self.heads.items()}
+
+    def unit_parameters(self) -> dict[str, list[str]]:
+        """Names of the parameters of each unit. Every parameter of the model is in exactly one."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        return {
+            unit: [names[parameter] for module in modules for parameter in module.parameters()]
+            for unit, modules in self.unit_modules().items()
+        }
+
+    def train_units(self, units: Sequence[str]) -> None:
+        """Train mode for `units` and the sentence vector's dropout, eval mode for all else: frozen means no dropout."""
+        self.eval()
+        self.sentence_transformer.dropout.train(bool(units))
+        modules = self.unit_modules()
+        for unit in units:
+            for module in modules[unit]:
+                module.train()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, from which `transformers.AutoModel` reads the encoder as well."""
+        encoder = self.sentence_transformer.encoder
+        config = copy.deepcopy(encoder.config)
+        config.architectures = [type(encoder).__name__]
+        settings = {
+            "pooling": self.sentence_transformer.pooling,
+            "dropout": self.sentence_transformer.dropout.p,
+            "labels": self.labels,
+        }
+        setattr(config, SETTINGS, settings)
+        config.save_pretrained(folder)
+        weights = {self._name_in_file(name): weight.contiguous() for name, weight in self.state_dict().items()}
+        save_file(weights, Path(folder) / WEIGHTS, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, revision: str | None = None, trust_remote_code: bool = False
+    ) -> "MultitaskTransformer":
+        """The model that `save_pretrained` wrote into a folder or that was uploaded to the hub; in eval mode, on CPU.
+
+        Raises UserError where the folder holds another kind of model, and OSError where there is none.
+        """
+        source = str(name_or_folder)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        settings = getattr(config, SETTINGS, None)
+        if settings is None:
+            raise UserError(f"{source}: its config.json has no {SETTINGS!r}, so it is no MultitaskTransformer")
+        encoder = new_encoder(config, config.dtype or torch.float32, trust_remote_code)
+        sentences = SentenceTransformer(encoder, settings["pooling"], settings["dropout"])
+        model = cls(sentences, settings["labels"], settings["dropout"])
+        weights = load_file(str(cached_file(source, WEIGHTS, revision=revision)))
+        model.load_state_dict({name: weights[model._name_in_file(name)] for name in model.state_dict()})
+        return model.eval()
+
+    def _name_in_file(self, name: str) -> str:
+        """The encoder's weights carry the prefix by which transformers knows them in a model with heads."""
+        prefix = self.sentence_transformer.encoder.base_model_prefix
+        return name.replace("sentence_transformer.encoder.", f"{prefix}.", 1)
+
+
+def check_task_names(tasks: Iterable[str]) -> None:
+    """Raises UserError for a name that torch cannot give to a module."""
+    container = nn.ModuleDict()
+    for task in tasks:
+        if hasattr(container, task):
+            raise UserError(f"tasks: {task!r} is a word that torch modules use themselves; choose another name")
+
+
+def _routes(tasks: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """The rows of each task, tasks in the order in which they first occur."""
+    return {
+        name: torch.tensor([row for row, task in enumerate(tasks) if task == name], device=device)
+        for name in dict.fromkeys(tasks)
+    }
+
+
+def _head(hidden_size: int, num_labels: int, dropout: float, key: str, dtype: torch.dtype) -> nn.Sequential:
+    """A head with torch's usual initialisation for Linear, drawn from a generator of its own."""
+    generator = torch.Generator().manual_seed(
+        int.from_bytes(hashlib.blake2b(f"head/{key}".encode(), digest_size=8).digest(), "little") >> 1
+    )
+    layers = [nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, num_labels)]
+    with torch.no_grad():
+        for layer in layers:
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(hidden_size)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    # In float32 first, so that runs in float64 start from the same values.
+    return nn.Sequential(layers[0], nn.ReLU(), nn.Dropout(dropout), layers[1]).to(dtype)
