@@ -115,7 +115,3 @@ class Engine:
     def parameter_digests(self) -> dict[str, str]:
         """SHA-256 of each parameter of this rank, sorted by name."""
         return tensor_digests(dict(self.raw.named_parameters()))
-
-    def close(self) -> None:
-        """Leaves the process group."""
-        self.accelerator.end_training()

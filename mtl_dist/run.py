@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
+from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mtl_dist import checkpoint
@@ -20,6 +21,7 @@ from mtl_dist.optim import LearningRates, build_optimizer
 from mtl_dist.phases import Schedule, compile_schedule, trainable_units
 from mtl_dist.plan import Plan, shares
 from mtl_dist.plan_view import plan_table
+from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe
 from mtl_dist.run_folder import open_run_folder
 from mtl_dist.tracking import Console
@@ -29,6 +31,12 @@ from mtl_dist.trainer import Progression, TrainingSetup
 def run(command: Command) -> None:
     """Does what the command line asked for. Raises UserError or TrainingError, the same on every rank."""
     accelerator, processes = start_accelerator()
+    run_on(accelerator, processes, command)
+    accelerator.end_training()
+
+
+def run_on(accelerator: Accelerator, processes: Processes, command: Command) -> None:
+    """`run` among processes that have met already."""
     console = Console(processes.is_main)
     recipe = command.recipe
     accumulation = accelerator.gradient_accumulation_steps
@@ -79,7 +87,6 @@ def run(command: Command) -> None:
         console.say(f"going on from {found.folder.name}, step {progression.step} of {schedule.total_steps}")
     setup = TrainingSetup(recipe, engine, data, plan, rates, optimizer, micro_steps)
     Execution(setup, progression, console, digests).execute()
-    engine.close()
 
 
 def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:

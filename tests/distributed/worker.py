@@ -1,0 +1,74 @@
+"""Under `accelerate launch`: several runs of recipes one after another, among the same processes.
+
+`worker.py FILE`, where FILE is JSON: a list of {"arguments": [...], "accumulation": n, "without": null or a name of
+BREAKS}. Rank r writes the error that ended each run, or null, to FILE.<r>.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mtl_dist.cli import parse
+from mtl_dist.engine import Engine
+from mtl_dist.errors import TrainingError, UserError
+from mtl_dist.launch_guard import start_accelerator
+from mtl_dist.run import run_on
+
+
+def without_rewrap() -> None:
+    """The model stays wrapped as it was at the first phase."""
+    rewrap = Engine._rewrap
+    Engine._rewrap = lambda self: None if isinstance(self.model, nn.parallel.DistributedDataParallel) else rewrap(self)
+
+
+def without_rewrap_and_check() -> None:
+    """Nor do the ranks compare their parameters."""
+    without_rewrap()
+    Engine.check_equal = lambda self, when: None
+
+
+def with_a_stray_rank() -> None:
+    """Before the second phase the last rank nudges one weight, as a faulty device would."""
+    enter_phase = Engine.enter_phase
+
+    def stray(self: Engine, name: str, units: tuple[str, ...]) -> None:
+        if name == "upper" and self.processes.rank == self.processes.world_size - 1:
+            with torch.no_grad():
+                dict(self.raw.named_parameters())["heads.mood.3.bias"][0] += 1e-7
+        enter_phase(self, name, units)
+
+    Engine.enter_phase = stray
+
+
+BREAKS: dict[str, Callable[[], None]] = {
+    "rewrap": without_rewrap,
+    "rewrap and check": without_rewrap_and_check,
+    "stray rank": with_a_stray_rank,
+}
+
+
+def main(file: Path) -> None:
+    accelerator, processes = start_accelerator()
+    original = dict(vars(Engine))
+    errors: list[str | None] = []
+    for one in json.loads(file.read_text()):
+        accelerator.gradient_accumulation_steps = one["accumulation"]
+        if one["without"]:
+            BREAKS[one["without"]]()
+        try:
+            run_on(accelerator, processes, parse(one["arguments"]))
+            errors.append(None)
+        except (UserError, TrainingError) as error:
+            errors.append(str(error))
+        for name in ("_rewrap", "check_equal", "enter_phase"):
+            setattr(Engine, name, original[name])
+    file.with_name(f"{file.name}.{processes.rank}").write_text(json.dumps(errors))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
