@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import datasets
 import numpy as np
@@ -65,7 +66,7 @@ def collate(splits: Mapping[str, Split], task_ids: np.ndarray, rows: np.ndarray,
     for task, at in positions.items():
         if not len(at):
             continue
-        columns = splits[task].rows[rows[at]]
+        columns = cast(pa.Table, splits[task].rows[rows[at]])
         _fill(input_ids, attended, at, columns["input_ids"])
         if token_type_ids is not None and "token_type_ids" in columns.column_names:
             _fill(token_type_ids, attended, at, columns["token_type_ids"])

@@ -36,16 +36,16 @@ class Checkpoint:
     """What was given to `save`: step, counters, recipe."""
 
 
-def save(
-    root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> Path:
+def save(root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
     """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank."""
     final = root / f"step-{step:010d}"
     partial = root / f".partial-{step:010d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     parameters = dict(model.named_parameters())
-    save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, partial / "model.safetensors")
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in parameters.items()}, partial / "model.safetensors"
+    )
     save_file(_moments(parameters, optimizer), partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps({**state, "step": step}), encoding="utf-8")
     files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
@@ -72,21 +72,26 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Loads weights and moments in place; a parameter that had no moments when saved has none afterwards."""
+    """Loads weights and moments in place; a parameter that had no moments when saved has none afterwards.
+
+    Raises UserError, with nothing loaded, where names or shapes of the parameters differ.
+    """
     parameters = dict(model.named_parameters())
     weights = load_file(checkpoint.folder / "model.safetensors")
-    if weights.keys() != parameters.keys():
-        different = sorted(weights.keys() ^ parameters.keys())
-        raise UserError(f"{checkpoint.folder}: holds other parameters than this model, first {different[0]}")
+    held, wanted = ({name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (weights, parameters))
+    different = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
+    if different:
+        raise UserError(
+            f"{checkpoint.folder}: holds other parameters than this model, first {different[0]};"
+            " give back the encoder and data of its run, or start anew with checkpoint.resume=never"
+        )
     moments = load_file(checkpoint.folder / "optimizer.safetensors")
     optimizer.state.clear()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
             if f"{MOMENTS[0]}/{name}" in moments:
-                optimizer.state[parameter] = {
-                    key: moments[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
-                }
+                optimizer.state[parameter] = {key: moments[f"{key}/{name}"].to(parameter.device) for key in MOMENTS}
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

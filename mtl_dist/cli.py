@@ -143,7 +143,8 @@ def _value(override: str) -> Any:
     """What stands after the `=` of an override, read as YAML."""
     key, _, text = override.partition("=")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        layer: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        return layer["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{key}: {_yaml_problem(error)}") from error
 

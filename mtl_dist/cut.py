@@ -11,12 +11,17 @@ from mtl_dist.errors import UserError
 def micro_steps_for(batch_size: int, world_size: int, micro_batch_size: int | None, accumulation: int) -> int:
     """Forward passes of a process per optimizer step: `accumulation`, or more where `micro_batch_size` asks for more.
 
-    Raises UserError when `batch_size` is less than one example for each of them.
+    Raises UserError when `batch_size` has less than one example for each of them.
     """
-    micro_steps = accumulation
-    if micro_batch_size is not None:
-        micro_steps = max(accumulation, -(-batch_size // (world_size * micro_batch_size)))
-    _require_rows(batch_size, world_size, micro_steps)
+    _require_rows(batch_size, world_size, accumulation)
+    if micro_batch_size is None:
+        return accumulation
+    micro_steps = max(accumulation, -(-batch_size // (world_size * micro_batch_size)))
+    if batch_size < world_size * micro_steps:
+        raise UserError(
+            f"micro_batch_size: {micro_batch_size} is too small for {batch_size} examples in {world_size} processes,"
+            " which would not all have one in every micro-step; at least 2"
+        )
     return micro_steps
 
 

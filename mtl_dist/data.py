@@ -60,7 +60,7 @@ def prepare(recipe: Recipe, processes: Processes, say: Callable[[str], None]) ->
     """
     tokenizer = processes.together(lambda: load_tokenizer(recipe.model))
     bar = processes.is_main and sys.stderr.isatty()
-    folders = processes.together(lambda: _fill_cache(recipe, tokenizer, bar, say) if processes.is_local_main else None)
+    folders = processes.together(lambda: _fill_cache(recipe, tokenizer, bar, say) if processes.is_local_main else {})
     # Launchers number the ranks of a machine in a row, so this is the first of its own machine.
     folders = processes.all_gather(folders)[processes.rank - processes.local_rank]
     entries = processes.together(lambda: {name: _open(folder) for name, folder in folders.items()})

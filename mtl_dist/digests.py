@@ -13,7 +13,7 @@ def tensor_digest(name: str, tensor: torch.Tensor) -> str:
     """SHA-256 over name, shape and bytes."""
     digest = hashlib.sha256(f"{name}{tuple(tensor.shape)}".encode())
     # As bytes rather than numbers: numpy has no bfloat16.
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

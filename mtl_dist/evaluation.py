@@ -64,7 +64,7 @@ def evaluate(
             losses.append(loss)
         parts = processes.all_gather((confusion, losses))
         total = math.fsum(loss for _, part in parts for loss in part)
-        metrics[task] = TaskMetrics(sum(counts for counts, _ in parts), total / len(order))
+        metrics[task] = TaskMetrics(np.sum([counts for counts, _ in parts], axis=0), total / len(order))
     return metrics
 
 
@@ -89,6 +89,4 @@ def _measure(
 
 def flat_metrics(metrics: Mapping[str, TaskMetrics], prefix: str) -> dict[str, float]:
     """Metrics as `<prefix>/<task>/<name>`."""
-    return {
-        f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()
-    }
+    return {f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()}

@@ -90,9 +90,7 @@ class Execution:
         if self.recipe.checkpoint.every_steps is None or not self.processes.is_main:
             return
         state = {"recipe": asdict(self.recipe), "progression": asdict(self.progression)}
-        checkpoint.save(
-            self.folder / CHECKPOINTS, self.progression.step, self.engine.raw, self.setup.optimizer, state
-        )
+        checkpoint.save(self.folder / CHECKPOINTS, self.progression.step, self.engine.raw, self.setup.optimizer, state)
 
     def _save_model(self) -> None:
         partial = self.folder / f".{MODEL}.partial"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.config.config_args import SageMakerConfig, default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
@@ -64,6 +64,8 @@ def read_request(command: Sequence[str]) -> Asked:
     if path is None and Path(default_config_file).is_file() and not flags.cpu:
         path = default_config_file
     config = load_config_from_file(path) if path else None
+    if isinstance(config, SageMakerConfig):
+        raise UserError(f"{path}: launching on SageMaker is not supported; use compute_environment: LOCAL_MACHINE")
     engine = config.distributed_type if config else None
     for chosen, flag in (
         (DistributedType.MULTI_GPU, flags.multi_gpu),

@@ -85,9 +85,7 @@ def trainable_units(recipe: Recipe, num_blocks: int) -> list[tuple[str, ...]]:
     tasks = list(recipe.tasks)
     frozen = set(select(recipe.model.freeze, tasks, num_blocks, "model.freeze")) if recipe.model.freeze else set()
     return [
-        tuple(
-            unit for unit in select(phase.train, tasks, num_blocks, f"phases[{index}].train") if unit not in frozen
-        )
+        tuple(unit for unit in select(phase.train, tasks, num_blocks, f"phases[{index}].train") if unit not in frozen)
         for index, phase in enumerate(recipe.phases)
     ]
 

@@ -18,7 +18,7 @@ from mtl_dist.permutation import shuffled
 from mtl_dist.recipe import SamplingConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GlobalBatch:
     """The examples of one optimizer step, longest first; like lengths are ordered by task, then row."""
 

@@ -54,7 +54,7 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
     files = None
     if task.data_files:
         pattern = task.data_files[split]
-        if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):
+        if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):  # noqa: PTH207
             raise UserError(f"{key}.data_files.{split}: there is no file {pattern}")
         files = {split: pattern}
     # pandas would read texts and labels such as "NA" and "None" as missing.
@@ -72,7 +72,8 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
             if column not in rows.column_names:
                 hint = did_you_mean(column, rows.column_names)
                 raise UserError(f"{key}.{field}: the {split} split has no column {column!r}{hint}")
-    return rows.select_columns(list(dict.fromkeys([*task.text, task.label]))).with_format("arrow")
+    wanted = list(dict.fromkeys([*task.text, task.label]))
+    return cast(datasets.Dataset, rows.select_columns(wanted).with_format("arrow"))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +22,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises UserError when there is none, when it has no fast version, no vocabulary or no pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model.encoder, trust_remote_code=model.trust_remote_code)
+        loaded = AutoTokenizer.from_pretrained(model.encoder, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # hub, file formats and the tokenizers library have their own classes of errors
         raise UserError(f"model.encoder: cannot load the tokenizer of {model.encoder}: {reason(error)}") from error
+    tokenizer = cast(PreTrainedTokenizerBase, loaded)
     complaint = None
     if not tokenizer.is_fast:
         complaint = "is not a fast one; add its tokenizer.json"

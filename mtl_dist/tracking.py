@@ -85,30 +85,33 @@ class Tracker:
             self._file.close()
             self._file = None
         if self._wandb is not None:
-            run, self._wandb = self._wandb, None
-            if summary is not None:
-                self._guarded(lambda: run.summary.update({**summary}))
-            self._guarded(lambda: run.finish(exit_code=exit_code))
+            self._guarded(lambda: self._finish_wandb(summary, exit_code))
 
     def _start_wandb(self, folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -> None:
         # Imported here because a run without W&B should not pay for it, nor need it.
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        decided = os.environ.get("WANDB_MODE") or wandb.login(prompt=False, verify=False)
         self._wandb = wandb.init(
             project=config.wandb_project,
             dir=str(folder),
             config=recipe,
-            mode=mode,
+            mode=None if decided else "offline",
             settings=wandb.Settings(init_timeout=60, console="off", silent=True),
         )
         self._wandb.define_metric("step")
         self._wandb.define_metric("*", step_metric="step")
 
+    def _finish_wandb(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
+        run, self._wandb = self._wandb, None
+        if summary is not None:
+            run.summary.update({**summary})
+        run.finish(exit_code=exit_code)
+
     def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a service does must not end a training run
+        except Exception as error:  # noqa: BLE001 - whatever a service does must not end a training run
             self._wandb = None
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             self._console.say(f"W&B is off from here: {first}; metrics.jsonl goes on")

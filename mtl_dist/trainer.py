@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mtl_dist.cut import cut
 from mtl_dist.data import DataBundle
 from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
 from mtl_dist.optim import LearningRates, set_rates
 from mtl_dist.phases import Phase
-from mtl_dist.cut import cut
 from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.recipe import Recipe
 from mtl_dist.tracking import Progress, Tracker

@@ -22,7 +22,9 @@ def launch(script: Path | str, *arguments: str, processes: int = 1) -> subproces
         *arguments,
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
 
 
 def launched(script: Path | str, *arguments: str, processes: int = 1) -> str:

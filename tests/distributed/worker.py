@@ -6,7 +6,7 @@ BREAKS}. Rank r writes the error that ended each run, or null, to FILE.<r>.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ def with_a_stray_rank() -> None:
     """Before the second phase the last rank nudges one weight, as a faulty device would."""
     enter_phase = Engine.enter_phase
 
-    def stray(self: Engine, name: str, units: tuple[str, ...]) -> None:
+    def stray(self: Engine, name: str, units: Sequence[str]) -> None:
         if name == "upper" and self.processes.rank == self.processes.world_size - 1:
             with torch.no_grad():
                 dict(self.raw.named_parameters())["heads.mood.3.bias"][0] += 1e-7

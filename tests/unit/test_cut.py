@@ -117,7 +117,8 @@ def test_micro_steps_are_the_fewest_that_fit(
         steps for steps in itertools.count(accumulation) if world_size * steps * micro_batch_size >= batch_size
     )
     if batch_size < world_size * expected:
-        with pytest.raises(UserError, match=f"^batch_size: {batch_size} is too small"):
+        key = "batch_size" if batch_size < world_size * accumulation else "micro_batch_size"
+        with pytest.raises(UserError, match=f"^{key}: .* is too small"):
             micro_steps_for(batch_size, world_size, micro_batch_size, accumulation)
     else:
         assert micro_steps_for(batch_size, world_size, micro_batch_size, accumulation) == expected

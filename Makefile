@@ -1,0 +1,43 @@
+# Everything runs in .venv, which `make setup` creates. After set-up nothing needs the network.
+#   make train ARGS="output_dir=runs/mine optimizer.lr=1e-4"
+#   make setup PYTHON=/path/to/python3.11
+
+SHELL := bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+ARGS ?=
+
+.PHONY: help setup train test test-all lint format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## Create .venv, fetch the quickstart's data and encoder
+	$(BIN)/python -m mtl_dist.quickstart
+
+$(INSTALLED): pyproject.toml constraints.txt launch/install.sh
+	PYTHON="$(PYTHON)" launch/install.sh dev
+
+train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes the recipe
+	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml \
+		launch/train.py --config recipes/quickstart.yaml $(ARGS)
+
+test: lint setup  ## Lint, type checks, unit tests, tests on several processes
+	$(BIN)/pytest tests/unit tests/distributed
+
+test-all: lint setup  ## All tests, also those that build the container image
+	$(BIN)/pytest tests
+
+lint: $(INSTALLED)  ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyrefly check
+
+format: $(INSTALLED)  ## Mend style and format where that can be done by machine
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove .venv, the quickstart's data and encoder, and caches; runs/ stays
+	rm -rf .venv assets build *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

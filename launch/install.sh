@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# launch/install.sh [EXTRA...]: makes .venv with this package in editable mode and the extras of pyproject.toml named.
+# All versions are those of constraints.txt. torch comes first, because only its build depends on the machine: the one
+# for GPUs where nvidia-smi answers, the one for CPUs, a tenth of the size, on any other Linux, the only one on macOS.
+# PYTHON names the interpreter to use. Running this again changes nothing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf 'install: %s\n' "$*" >&2; }
+pip() { .venv/bin/python -m pip --disable-pip-version-check install "$@"; }
+pinned() { grep "^$1==" constraints.txt; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.11 python3 python}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: ${PYTHON:-no Python here} is not 3.11 or newer; name one that is: PYTHON=/path/to/python3.11" >&2
+  return 1
+}
+
+install_torch() {
+  local torch
+  torch=$(pinned torch)
+  if [[ $(uname -s) != Linux ]]; then
+    pip "$torch"
+  elif nvidia-smi >/dev/null 2>&1; then
+    say "an NVIDIA GPU is here: installing the GPU build of $torch"
+    pip "$torch"
+  # By itself: with constraints, pip reports a missing build as a conflict.
+  elif ! PIP_CONSTRAINT=/dev/null pip --no-deps "$torch+cpu"; then
+    say "pip finds no CPU build of $torch: uv fetches it from PyTorch's own index"
+    pip "$(pinned uv)"
+    .venv/bin/uv pip install --python .venv/bin/python --no-deps --torch-backend=cpu "$torch"
+  fi
+}
+
+export PIP_CONSTRAINT=$PWD/constraints.txt  # for pip's builds too, and instead of any that the machine sets
+extras=$(IFS=,; echo "$*")
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  python=$(find_python)
+  say "making .venv with $("$python" --version)"
+  "$python" -m venv --clear .venv
+fi
+install_torch
+# No build isolation: the build uses the pinned setuptools, and a later run needs no network.
+pip "$(pinned setuptools)"
+pip --no-build-isolation --editable ".${extras:+[$extras]}"
+touch .venv/.installed
+say "done"

@@ -1,0 +1,13 @@
+"""Set before anything is imported: tests run without network and leave the user's caches alone."""
+
+import os
+import tempfile
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the process that starts them has set
+    _caches = tempfile.TemporaryDirectory(prefix="mtl_dist-tests-")
+    os.environ |= {
+        "HF_HOME": f"{_caches.name}/huggingface",
+        "HF_HUB_OFFLINE": "1",
+        "MTL_DIST_CACHE": f"{_caches.name}/mtl_dist",
+        "WANDB_MODE": "offline",
+    }

@@ -1,0 +1,65 @@
+"""Runs, and the parts of runs, in the test's own process: one CPU process without a launcher."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from mtl_dist.cli import Command
+from mtl_dist.cut import micro_steps_for
+from mtl_dist.data import prepare
+from mtl_dist.encoder import load_encoder_config
+from mtl_dist.engine import Engine
+from mtl_dist.optim import LearningRates, build_optimizer
+from mtl_dist.phases import compile_schedule
+from mtl_dist.plan import Plan, shares
+from mtl_dist.processes import Processes
+from mtl_dist.recipe import Recipe
+from mtl_dist.run import build_model, run_on
+from mtl_dist.trainer import TrainingSetup
+
+# Tiny matrices: threads would wait for each other longer than they work.
+torch.set_num_threads(1)
+
+
+def accelerator_here(accumulation: int = 1, precision: str = "no") -> Accelerator:
+    """A fresh Accelerator on the CPU; Accelerate keeps the state of the one before."""
+    AcceleratorState._reset_state(True)
+    return Accelerator(cpu=True, gradient_accumulation_steps=accumulation, mixed_precision=precision)
+
+
+def run_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> None:
+    """The whole run of `recipe`."""
+    run_on(accelerator_here(accumulation, precision), Processes(), Command(recipe, plan_only=False))
+
+
+def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> TrainingSetup:
+    """What `run_on` puts together before the first step of `recipe`."""
+    processes = Processes()
+    data = prepare(recipe, processes, lambda line: None)
+    model = build_model(recipe, load_encoder_config(recipe.model), data)
+    engine = Engine(accelerator_here(accumulation, precision), processes, model)
+    lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
+    sizes = {task: len(rows) for task, rows in lengths.items()}
+    plan = Plan(
+        lengths,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        shares=shares(recipe.sampling, sizes),
+        batches=recipe.sampling.batches,
+        length_window=recipe.sampling.length_window,
+    )
+    num_blocks = model.anatomy.num_blocks
+    rates = LearningRates(recipe.optimizer, compile_schedule(recipe, num_blocks, sum(sizes.values())), num_blocks)
+    optimizer = build_optimizer(model, model.unit_parameters(), recipe.optimizer)
+    micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
+    return TrainingSetup(recipe, engine, data, plan, rates, optimizer, micro_steps)
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without how fast they were."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
