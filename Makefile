@@ -6,6 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 ARGS ?=
 
 .PHONY: help setup train test test-all lint format clean
@@ -24,10 +25,10 @@ train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes t
 		launch/train.py --config recipes/quickstart.yaml $(ARGS)
 
 test: lint setup  ## Lint, type checks, unit tests, tests on several processes
-	$(BIN)/pytest tests/unit tests/distributed
+	$(PYTEST) tests/unit tests/distributed
 
 test-all: lint setup  ## All tests, also those that build the container image
-	$(BIN)/pytest tests
+	$(PYTEST) tests
 
 lint: $(INSTALLED)  ## Check style, format and types
 	$(BIN)/ruff check

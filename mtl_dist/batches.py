@@ -62,21 +62,19 @@ def collate(splits: Mapping[str, Split], task_ids: np.ndarray, rows: np.ndarray,
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     typed = any("token_type_ids" in split.rows.column_names for split in splits.values())
     token_type_ids = np.zeros(shape, dtype=np.int64) if typed else None
-    labels = {task: np.empty(0, dtype=np.int64) for task in splits}
+    labels = {}
     for task, at in positions.items():
-        if not len(at):
-            continue
         columns = cast(pa.Table, splits[task].rows[rows[at]])
         _fill(input_ids, attended, at, columns["input_ids"])
         if token_type_ids is not None and "token_type_ids" in columns.column_names:
             _fill(token_type_ids, attended, at, columns["token_type_ids"])
-        labels[task] = columns["label"].to_numpy().copy()
+        labels[task] = torch.from_numpy(columns["label"].to_numpy().copy())
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(attended.astype(np.int64)),
         None if token_type_ids is None else torch.from_numpy(token_type_ids),
         {task: torch.from_numpy(at) for task, at in positions.items()},
-        {task: torch.from_numpy(values) for task, values in labels.items()},
+        labels,
         int(lengths.sum()),
     )
 

@@ -35,5 +35,5 @@ def require_equal(processes: Processes, when: str, digests: Mapping[str, str]) -
     everything = processes.all_gather(dict(digests))
     rank = next(rank for rank, other in enumerate(everything) if other != everything[0])
     reference, other = everything[0], everything[rank]
-    names = [name for name in [*reference, *other] if reference.get(name) != other.get(name)]
+    names = [name for name in reference | other if reference.get(name) != other.get(name)]
     raise TrainingError(f"{when}: rank {rank} differs from rank 0 in {names[0]} ({len(names)} differences in all)")

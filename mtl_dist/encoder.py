@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import nn
@@ -66,7 +66,8 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(model.encoder, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # hub, file formats and remote code have their own classes of errors
         found = "" if Path(model.encoder).is_dir() else "no folder here, and "
-        raise UserError(f"model.encoder: {model.encoder}: {found}cannot be loaded: {reason(error)}") from error
+        hint = "; model.trust_remote_code=true allows it" if "trust_remote_code" in str(error) else ""
+        raise UserError(f"model.encoder: {model.encoder}: {found}cannot be loaded: {reason(error)}{hint}") from error
     folder = Path(model.encoder)
     if folder.is_dir() and not any(folder.glob("model*.safetensors")):
         raise UserError(f"model.encoder: {folder} has no model.safetensors; weights as pickle files are not read")
@@ -80,17 +81,24 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
 
 
 def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The encoder without weights, on the meta device: for shapes and names, in milliseconds."""
-    with torch.device("meta"), _quiet():
-        encoder = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    return _without_pooler(encoder)
+    """The encoder without weights, on the meta device: for shapes and names, in milliseconds.
+
+    Raises UserError where transformers cannot build one from `config`.
+    """
+    try:
+        with torch.device("meta"), _quiet():
+            encoder = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a model's own code makes of its settings
+        raise UserError(f"model.encoder: cannot build a {config.model_type!r} encoder: {reason(error)}") from error
+    return without_pooler(encoder)
 
 
 def new_encoder(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """The encoder with random weights, for weights that are loaded into it."""
     with _quiet():
-        encoder = AutoModel.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    return _without_pooler(encoder)
+        encoder: Any = AutoModel.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    encoder.to(dtype)  # DeBERTa makes some of its own as float32
+    return without_pooler(encoder)
 
 
 def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedModel:
@@ -98,14 +106,16 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
 
     Raises UserError where the weights cannot be read or are incomplete.
     """
+    dtype = getattr(torch, model.dtype)
     try:
         with _quiet():
             encoder, info = AutoModel.from_pretrained(
                 model.encoder,
                 config=config,
-                dtype=getattr(torch, model.dtype),
+                dtype=dtype,
                 trust_remote_code=model.trust_remote_code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, with a name
                 output_loading_info=True,
             )
     except Exception as error:  # hub and file formats have their own classes of errors
@@ -113,7 +123,19 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise UserError(f"model.encoder: {model.encoder} has no weights for {missing[0]} ({len(missing)} missing)")
-    return _without_pooler(encoder)
+    misshapen = sorted(name for name, *_ in info["mismatched_keys"])
+    if misshapen:
+        raise UserError(f"model.encoder: {model.encoder}: the shape of {misshapen[0]} is not that of its config.json")
+    encoder.to(dtype)  # DeBERTa makes some of its own as float32
+    return without_pooler(encoder)
+
+
+def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
+    """`encoder` itself, with its pooler taken out if it has one."""
+    module: Any = encoder
+    if getattr(module, "pooler", None) is not None:
+        module.pooler = None
+    return encoder
 
 
 def find_anatomy(encoder: PreTrainedModel) -> Anatomy:
@@ -126,10 +148,11 @@ def find_anatomy(encoder: PreTrainedModel) -> Anatomy:
         raise _not_understood(config, "it has no list of equal blocks")
     stack = max(lists, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
     num_blocks = len(lists[stack])
-    if num_blocks != config.num_hidden_layers:
-        raise _not_understood(
-            config, f"it has {config.num_hidden_layers} layers but {num_blocks} blocks; layers that share are one"
-        )
+    num_layers = getattr(config, "num_hidden_layers", None)
+    if num_layers is None:
+        raise _not_understood(config, "its configuration has no num_hidden_layers")
+    if num_blocks != num_layers:
+        raise _not_understood(config, f"it has {num_layers} layers but {num_blocks} blocks; layers that share are one")
     units = {"embeddings": ["embeddings"]} | {f"blocks.{i}": [f"{stack}.{i}"] for i in range(num_blocks)}
     known = list(units)
     places = {"embeddings": known[0], "first block": known[1], "last block": known[-1]}
@@ -140,6 +163,8 @@ def find_anatomy(encoder: PreTrainedModel) -> Anatomy:
     unknown = [name for name, _ in encoder.named_parameters() if not name.startswith(prefixes)]
     if unknown:
         raise _not_understood(config, f"the place of {unknown[0]} is not known")
+    if not hasattr(encoder, "embeddings"):
+        raise _not_understood(config, "it has no embeddings")
     return Anatomy({unit: tuple(modules) for unit, modules in units.items()})
 
 
@@ -154,19 +179,12 @@ def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
         raise UserError(f"data.max_length: {max_length} is more than the {positions} positions of the encoder")
 
 
-def _is_stack(module: nn.Module) -> bool:
+def _is_stack(module: nn.Module) -> TypeGuard[nn.ModuleList]:
     return isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
 
 
 def _not_understood(config: PretrainedConfig, why: str) -> UserError:
     return UserError(f"model.encoder: the layout of {config.model_type!r} is not understood: {why}")
-
-
-def _without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    module: Any = encoder
-    if getattr(module, "pooler", None) is not None:
-        module.pooler = None
-    return encoder
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType
 from mtl_dist.errors import UserError
 from mtl_dist.processes import Processes
 
-GPU_ENGINES = {DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED}
+SUPPORTED_ENGINES = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def read_request(command: Sequence[str]) -> Asked:
     Explicit flags win over the file, as in Accelerate. An empty command (plain `python`, torchrun) asks for nothing.
     """
     if not command:
-        return Asked("the environment", processes=int(os.environ.get("WORLD_SIZE", "1")))
+        world_size = os.environ.get("WORLD_SIZE")  # not set by mpirun
+        return Asked("the environment", processes=int(world_size) if world_size else None)
     flags = launch_command_parser().parse_args(list(command))
     path = flags.config_file
     if path is None and Path(default_config_file).is_file() and not flags.cpu:
@@ -71,6 +72,8 @@ def read_request(command: Sequence[str]) -> Asked:
         (DistributedType.MULTI_GPU, flags.multi_gpu),
         (DistributedType.FSDP, flags.use_fsdp),
         (DistributedType.DEEPSPEED, flags.use_deepspeed),
+        (DistributedType.MEGATRON_LM, flags.use_megatron_lm),
+        (DistributedType.XLA, flags.tpu),
     ):
         engine = chosen if flag else engine
     file_processes = config.num_processes if config and config.num_processes > 0 else None
@@ -78,7 +81,7 @@ def read_request(command: Sequence[str]) -> Asked:
         source=path or f"accelerate launch {shlex.join(command[:4])} ...",
         processes=flags.num_processes or file_processes,
         machines=flags.num_machines or (config.num_machines if config else None),
-        precision=flags.mixed_precision or (str(config.mixed_precision) if config else None),
+        precision=flags.mixed_precision or (config.mixed_precision if config else None),
         engine=DistributedType(engine) if engine else None,
         cpu=bool(flags.cpu or (config and config.use_cpu)),
     )
@@ -100,9 +103,10 @@ def start_accelerator() -> tuple[Accelerator, Processes]:
 def check_request(asked: Asked) -> None:
     """Refuses what can be known to be impossible before any process group is made."""
     where = asked.source
-    if asked.engine in {DistributedType.FSDP, DistributedType.DEEPSPEED}:
+    if asked.engine is not None and asked.engine not in SUPPORTED_ENGINES:
         raise UserError(f"{where}: engine {asked.engine.value} is not supported yet; use one process or DDP")
-    if asked.engine in GPU_ENGINES and not asked.cpu and not torch.cuda.is_available() and not _cpu_by_environment():
+    on_cpu = asked.cpu or _cpu_by_environment()
+    if asked.engine == DistributedType.MULTI_GPU and not on_cpu and not torch.cuda.is_available():
         raise UserError(f"{where}: asks for GPUs, this machine has none; add use_cpu: true or ACCELERATE_USE_CPU=true")
     if asked.precision not in {None, "no", "bf16"}:
         raise UserError(f"{where}: mixed_precision {asked.precision} is not supported; use 'no' or bf16")

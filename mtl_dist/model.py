@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from mtl_dist.encoder import find_anatomy, new_encoder
+from mtl_dist.encoder import find_anatomy, new_encoder, without_pooler
 from mtl_dist.errors import UserError
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "mtl_dist"
 """Key of our settings in the encoder's own config.json."""
+POOLINGS = ("first_token", "mean")
 Routes = Mapping[str, Tensor]
 """For each task, the rows of a batch that are its own, int64."""
 
@@ -27,8 +28,11 @@ class SentenceTransformer(nn.Module):
     """An encoder that gives one vector for each text: the first token's last hidden state, or the mean over tokens."""
 
     def __init__(self, encoder: PreTrainedModel, pooling: str = "first_token", dropout: float = 0.1) -> None:
+        """`pooling`: `first_token` or `mean`. Takes a pooler out of `encoder`; raises UserError for another pooling."""
         super().__init__()
-        self.encoder = encoder
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling: {pooling!r} is not one of {', '.join(POOLINGS)}")
+        self.encoder = without_pooler(encoder)
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
 
@@ -132,6 +136,7 @@ class MultitaskTransformer(nn.Module):
         encoder = self.sentence_transformer.encoder
         config = copy.deepcopy(encoder.config)
         config.architectures = [type(encoder).__name__]
+        config.dtype = encoder.dtype  # the encoder may have been cast since it was made
         settings = {
             "pooling": self.sentence_transformer.pooling,
             "dropout": self.sentence_transformer.dropout.p,
@@ -155,7 +160,7 @@ class MultitaskTransformer(nn.Module):
         settings = getattr(config, SETTINGS, None)
         if settings is None:
             raise UserError(f"{source}: its config.json has no {SETTINGS!r}, so it is no MultitaskTransformer")
-        encoder = new_encoder(config, config.dtype or torch.float32, trust_remote_code)
+        encoder = new_encoder(config, cast(torch.dtype, config.dtype or torch.float32), trust_remote_code)
         sentences = SentenceTransformer(encoder, settings["pooling"], settings["dropout"])
         model = cls(sentences, settings["labels"], settings["dropout"])
         weights = load_file(str(cached_file(source, WEIGHTS, revision=revision)))

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 
 from mtl_dist.errors import UserError
 from mtl_dist.recipe import PhaseConfig, Recipe
@@ -55,7 +56,8 @@ def steps_of(phase: PhaseConfig, rows: int, batch_size: int) -> int:
     if phase.steps is not None:
         return phase.steps
     assert phase.epochs is not None, "checked with the recipe"
-    return max(1, math.ceil(phase.epochs * rows / batch_size))
+    # Epochs as they are written: in binary, 1.1 x 100 rows are more than 110.
+    return math.ceil(Fraction(str(phase.epochs)) * rows / batch_size)
 
 
 def compile_schedule(recipe: Recipe, num_blocks: int, rows: int) -> Schedule:

@@ -48,10 +48,13 @@ def _rates_text(rates: LearningRates, phase: Phase) -> str:
 
 
 def _turning_points(rates: LearningRates, phase: Phase) -> set[int]:
-    """Steps among which the phase's highest rates lie: rates rise to the end of a warm-up and fall after it."""
+    """Steps among which the phase's highest rates lie: rates rise to the end of the warm-up and fall after it.
+
+    While a thaw warms up they may do both, so that each of its steps counts.
+    """
     config = rates.config
-    ends = {phase.start, phase.stop - 1, config.warmup_steps, phase.start + config.thaw_warmup_steps}
-    return {min(max(step, phase.start), phase.stop - 1) for step in ends}
+    ends = {phase.start, phase.stop - 1, min(max(config.warmup_steps, phase.start), phase.stop - 1)}
+    return ends.union(range(phase.start, min(phase.stop, phase.start + config.thaw_warmup_steps + 1)))
 
 
 def _group_name(units: Sequence[str]) -> str:

@@ -62,12 +62,15 @@ def move_aside(folder: Path, entries: Sequence[str]) -> Path:
 
 
 def trim_metrics(path: Path, step: int) -> None:
-    """Drops the lines after `step`, which the continued run will write again, and a line that was cut short."""
+    """Drops what the continued run will write again: lines after `step`, the end's, and one that was cut short."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+        if not line.endswith("\n"):
+            break
+        values = json.loads(line)
+        if values["step"] > step or any(key.startswith("test/") for key in values):
             break
         kept.append(line)
     write_whole(path, "".join(kept))

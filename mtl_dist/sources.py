@@ -241,10 +241,9 @@ def _class_names(
     else:
         values = _integers(labels["train"])
         # Larger numbers are ids or ratings rather than classes; a head that wide would fill the memory.
-        limit = max(2, len(values))
         _refuse(
             f"{key}: train",
-            ((values < 0) | (values >= limit)) & usable,
+            ((values < 0) | (values >= len(values))) & usable,
             lambda row: f"label {values[row]} is no class index: these count from 0, and there are {len(values)} rows",
         )
         names = [str(index) for index in range(int(values[usable].max()) + 1)]
@@ -271,7 +270,7 @@ def _class_indices(place: str, labels: pa.ChunkedArray, names: tuple[str, ...], 
 
 def _draw(rows: np.ndarray, max_rows: int | None) -> np.ndarray:
     """`max_rows` of `rows`, ascending: the first of one fixed permutation, so that more rows contain fewer."""
-    if max_rows is None or max_rows >= len(rows):
+    if max_rows is None:
         return rows
     # RandomState rather than Generator: numpy promises that its stream never changes.
     return np.sort(np.random.RandomState(0).permutation(rows)[:max_rows])

@@ -42,7 +42,10 @@ def test_the_seed_recipe_is_the_seeds() -> None:
     recipe = parse(["--config", str(SEED)]).recipe
     assert recipe.model.encoder == "roberta-base"
     assert (recipe.model.pooling, recipe.model.dropout) == ("first_token", 0.1)
-    assert [(task.path, task.name) for task in recipe.tasks.values()] == [("ag_news", None), ("tweet_eval", "sentiment")]
+    assert [(task.path, task.name) for task in recipe.tasks.values()] == [
+        ("ag_news", None),
+        ("tweet_eval", "sentiment"),
+    ]
     assert recipe.optimizer == OptimizerConfig(lr=2e-5, head_lr_multiplier=5, weight_decay=0.01, warmup_steps=500)
     assert recipe.optimizer.max_grad_norm == 1.0
     assert recipe.batch_size == 8

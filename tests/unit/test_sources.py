@@ -228,6 +228,29 @@ def test_label_that_is_none(tmp_path: Path, kind: str, train: Rows, message: str
     assert refusal(a_task(tmp_path, train, GOOD, kind)) == f"tasks.t: {message}"
 
 
+BESIDE_EMPTY_TEXT = [
+    # JSON keeps such a column as JSON for all rows.
+    ("json", [row("a", 0), row("", "x"), row("b", 1)], "row 1 (from 0): label 'x': use integers only, or strings only"),
+    (
+        "json",
+        [row("", None), row("a", 0), row("b", "x")],
+        "row 2 (from 0): label 'x': use integers only, or strings only",
+    ),
+    (
+        "csv",
+        [row("a", 0.5), row("", None), row("b", 1)],
+        "row 0 (from 0): label 0.5 is neither an integer nor a string",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "train", "message"), BESIDE_EMPTY_TEXT)
+def test_labels_of_a_wrong_type_beside_rows_that_are_left_out(
+    tmp_path: Path, kind: str, train: Rows, message: str
+) -> None:
+    assert refusal(a_task(tmp_path, train, GOOD, kind), "skip").startswith(f"tasks.t: train {message}")
+
+
 def test_integer_label_above_those_of_the_training_split(tmp_path: Path) -> None:
     task = a_task(tmp_path, GOOD, [*GOOD, row("c", 2), row("d", 9)])
     assert refusal(task) == "tasks.t: test row 2 (from 0): label 2 is out of range 0..1; 1 more like it"
@@ -305,11 +328,21 @@ def test_empty_text_is_left_out_and_counted(tmp_path: Path, kind: str) -> None:
     )
 
 
-def test_pair_with_one_empty_text_counts_as_empty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [["a", "b"], ["b", "a"]])
+def test_pair_with_one_empty_text_counts_as_empty(tmp_path: Path, text: list[str]) -> None:
     rows = [{"a": "x", "b": "y", "label": 0}, {"a": "x", "b": "", "label": 1}, {"a": "x", "b": "z", "label": 1}]
-    task = a_task(tmp_path, rows, rows, text=["a", "b"])
+    task = a_task(tmp_path, rows, rows, text=text)
     assert refusal(task).startswith("tasks.t: train row 1 (from 0): text is empty")
     assert checked(task, "skip").splits["test"].rows.tolist() == [0, 2]
+
+
+def test_label_of_a_row_that_is_left_out_may_be_anything(tmp_path: Path) -> None:
+    rows = [row("a", "no"), row(" ", "other"), row("b", "yes")]
+    examples = checked(a_task(tmp_path, rows, rows), "skip")
+    assert examples.labels == ("no", "yes")
+    assert contents(examples)["test"] == [("a", "no"), ("b", "yes")]
+    named = with_class_names(["no", "yes"], ["a", "", "b"], [0, -1, 1])
+    assert contents(checked(a_task(tmp_path, named, named, "parquet"), "skip"))["test"] == [("a", "no"), ("b", "yes")]
 
 
 NO_ROWS = {"json": ["", "\n"], "csv": ["", "text,label\n"], "parquet": [pa.table({"text": [""], "label": [0]})[:0]]}
@@ -352,10 +385,12 @@ def test_unreadable_file_is_one_line_and_nothing_else(
 
 
 def test_loading_leaves_the_settings_of_datasets_as_they_were(tmp_path: Path) -> None:
-    before = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity_warning()
+    datasets.enable_progress_bars()
     checked(a_task(tmp_path, GOOD))
     refusal(a_task(tmp_path, "broken"))
-    assert (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()) == before
+    assert datasets.logging.get_verbosity() == datasets.logging.WARNING
+    assert not datasets.are_progress_bars_disabled()
 
 
 def test_data_set_that_cannot_be_reached(tmp_path: Path) -> None:

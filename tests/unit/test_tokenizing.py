@@ -1,9 +1,10 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from transformers import BertConfig, CanineTokenizer
+from transformers import BertConfig, ByT5Tokenizer
 
 from mtl_dist import tokenizing
 from mtl_dist.errors import UserError
@@ -104,7 +105,7 @@ def test_tokenizer_without_pad_token(tmp_path: Path) -> None:
 
 
 def test_tokenizer_without_fast_version(tmp_path: Path) -> None:
-    CanineTokenizer().save_pretrained(tmp_path)
+    ByT5Tokenizer().save_pretrained(tmp_path)
     complaint = "is not a fast one; add its tokenizer.json"
     assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"
 
@@ -115,14 +116,17 @@ def test_without_a_terminal_one_line_says_what_begins() -> None:
     assert lines == ["t: train 25 rows"]
 
 
-def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing, "LOG_LINE_SECONDS", 0.0)
+def test_without_a_terminal_a_line_every_ten_seconds_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(tokenizing, "time", SimpleNamespace(monotonic=lambda: clock.now))
     lines: list[str] = []
-    list(starts_shown(range(0, 25, 10), "t: train", bar=False, say=lines.append))
-    assert lines == ["t: train 25 rows", *(f"t: train {done}/25 rows" for done in (10, 20, 25))]
+    for _ in starts_shown(range(0, 65, 10), "t: train", bar=False, say=lines.append):
+        clock.now += 4.0
+    assert lines == ["t: train 65 rows", "t: train 30/65 rows", "t: train 60/65 rows"]
 
 
-def test_on_a_terminal_a_bar_ends_full(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_terminal_a_bar_ends_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "LOG_LINE_SECONDS", 0.0)
     lines: list[str] = []
     assert list(starts_shown(range(0, 25, 10), "t: train", bar=True, say=lines.append)) == [0, 10, 20]
     assert lines == []
