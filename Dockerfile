@@ -20,5 +20,5 @@ COPY . .
 RUN install --directory --owner trainer runs
 USER trainer
 ENV HOME=/home/trainer HF_HUB_OFFLINE=1 WANDB_MODE=offline
-ENTRYPOINT ["accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml", "launch/train.py"]
+ENTRYPOINT ["accelerate", "launch", "--quiet", "--config_file", "accelerate_configs/cpu.yaml", "launch/train.py"]
 CMD ["--config", "recipes/quickstart.yaml"]

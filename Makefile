@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt launch/install.sh
 	PYTHON="$(PYTHON)" launch/install.sh dev
 
 train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes the recipe
-	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml \
+	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml \
 		launch/train.py --config recipes/quickstart.yaml $(ARGS)
 
 test: lint setup  ## Lint, type checks, unit tests, tests on several processes

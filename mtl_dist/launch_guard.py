@@ -37,9 +37,8 @@ class Asked:
     cpu: bool = False
 
 
-def launcher_command() -> list[str]:
+def launcher_command(parent: psutil.Process | None) -> list[str]:
     """Command line of the parent process when it is `accelerate launch`, without the program's own words; else []."""
-    parent = psutil.Process().parent()
     try:
         words = parent.cmdline() if parent else []
     except psutil.Error:  # another user's process, or gone: nothing was asked for that we could read
@@ -89,7 +88,7 @@ def read_request(command: Sequence[str]) -> Asked:
 
 def start_accelerator() -> tuple[Accelerator, Processes]:
     """The Accelerator of this process, or UserError where it is not what the launcher was asked for."""
-    asked = read_request(launcher_command())
+    asked = read_request(launcher_command(psutil.Process().parent()))
     check_request(asked)
     accelerator = Accelerator(
         cpu=asked.cpu or _cpu_by_environment() or not torch.cuda.is_available(),

@@ -72,14 +72,14 @@ def run_on(accelerator: Accelerator, processes: Processes, command: Command) -> 
         "schedule": schedule.digest,
     }
     require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
+    engine = Engine(accelerator, processes, processes.together(lambda: build_model(recipe, config, data)))
+    optimizer = build_optimizer(engine.raw, engine.raw.unit_parameters(), recipe.optimizer)
+    # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
     found = processes.together(
         lambda: open_run_folder(folder, asdict(recipe), resume, console) if processes.is_main else None
     )
     found = processes.all_gather(found)[0]
-
-    engine = Engine(accelerator, processes, processes.together(lambda: build_model(recipe, config, data)))
-    optimizer = build_optimizer(engine.raw, engine.raw.unit_parameters(), recipe.optimizer)
     progression = Progression()
     if found is not None:
         processes.together(lambda: checkpoint.restore(found, engine.raw, optimizer))

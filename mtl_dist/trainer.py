@@ -192,6 +192,7 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             seconds[phase.name] = before + time.monotonic() - started
             if every and done % every == 0 and done < phase.stop:
                 self.save()
+                before, started = seconds[phase.name], time.monotonic()
 
     def _log(self, phase: Phase, result: StepResult, tokens_per_second: float) -> float:
         """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients."""

@@ -177,9 +177,7 @@ def test_loads_what_was_saved(tmp_path: Path, dtype: str) -> None:
             assert torch.equal(weight, saved[name].to(weight.dtype))
 
 
-def test_loads_the_encoder_of_a_model_with_a_head_in_silence(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_loads_the_encoder_of_a_model_with_a_head_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As most checkpoints are: weights under a prefix, a head too many, a pooler too few."""
     torch.manual_seed(0)
     whole: Any = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **tiny_config("bert")))
@@ -253,7 +251,9 @@ def test_weights_that_are_no_weights(folder: Path) -> None:
     assert refusal(folder).startswith(f"model.encoder: cannot load the weights of {folder}: ")
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "not a valid JSON file"), ('{"model_type": "nonesuch"}', "nonesuch")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "not a valid JSON file"), ('{"model_type": "nonesuch"}', "nonesuch")]
+)
 def test_settings_that_say_nothing(folder: Path, text: str, words: str) -> None:
     (folder / "config.json").write_text(text)
     message = refusal(folder)
@@ -276,7 +276,9 @@ def test_code_in_the_folder_runs_only_where_it_is_trusted(folder: Path, tmp_path
     expected = loaded(folder).state_dict()
     change_config(folder, model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"})
     message = refusal(folder)
-    assert message.startswith(f"model.encoder: {folder}: cannot be loaded: The repository {folder} contains custom code")
+    assert message.startswith(
+        f"model.encoder: {folder}: cannot be loaded: The repository {folder} contains custom code"
+    )
     assert message.endswith("; model.trust_remote_code=true allows it")
     assert not ran.exists()
     encoder = loaded(folder, trust_remote_code=True)

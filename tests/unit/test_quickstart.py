@@ -23,7 +23,7 @@ RATED = [
     ("amazon", -0.51, "Bad enough"),
     ("amazon", 1.0, "Good enough"),
     ("nyt", -4.0, "The café closed \x0b"),
-    *(("nyt", number % 9 - 4.0, f"Number {number} of the newspaper") for number in range(600)),
+    *(("nyt", number % 9 - 4.0, f"Number {number} of the newspaper") for number in range(1000)),
 ]
 FILES = {
     "tweets": "tweets_GroundTruth.txt",

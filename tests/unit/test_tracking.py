@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,7 +195,7 @@ print("the run goes on")
 def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Standard error is no terminal here."""
     clock = [0.0]
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     progress = Progress(Console(True), total=8, start=3)
     for step, seconds in ((4, 1.0), (5, 9.5), (6, 10.5), (7, 20.0), (8, 20.1)):
         clock[0] = seconds

@@ -1,0 +1,238 @@
+"""Bad input on two processes: one line of ours, exit code 2, no hang, and nothing touched in the run folder."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtl_dist.selectors import GRAMMAR
+from tests.distributed.launching import ROOT, launch, launched
+from tests.tiny import tiny_recipe_file
+
+Row = dict[str, Any]
+EARLIER = {"recipe.yaml": "an earlier run's\n", "summary.json": "{}\n"}
+"""What stands in each output_dir, and must stay as it is."""
+
+
+def fifth(**changes: Any) -> Callable[[list[Row]], list[Row]]:
+    """Changes the row with number 5."""
+    return lambda rows: [row | changes if number == 5 else row for number, row in enumerate(rows)]
+
+
+# Task and split whose rows are edited, how, and what the line says after the task's key; rows count from 0.
+BAD_ROWS: dict[str, tuple[str, str, Callable[[list[Row]], list[Row]], str]] = {
+    "label out of range": ("mood", "test", fifth(label=3), ": test row 5 (from 0): label 3 is out of range 0..2"),
+    "unknown class": (
+        "topic",
+        "test",
+        fifth(label="dog"),
+        ": test row 5 (from 0): label 'dog' is not one of the classes; choose from art, cat, law, sea",
+    ),
+    "null label": ("topic", "train", fifth(label=None), ": train row 5 (from 0): label is null"),
+    "empty text": (
+        "topic",
+        "train",
+        fifth(text=" "),
+        ": train row 5 (from 0): text is empty; data.empty_text=skip leaves such rows out",
+    ),
+    "text of another type": (
+        "topic",
+        "test",
+        lambda rows: [row | {"text": number} for number, row in enumerate(rows)],
+        ": test row 0 (from 0): text column 'text' holds 0, no string; 11 more like it",
+    ),
+    "missing column": (
+        "mood",
+        "test",
+        lambda rows: [{"txt": row["text"], "label": row["label"]} for row in rows],
+        ".text: the test split has no column 'text'; did you mean txt?",
+    ),
+    "empty split": ("mood", "train", lambda rows: [], ": the train split has no rows"),
+}
+BAD_RECIPES: dict[str, tuple[str, str]] = {
+    "a typo in a key": ("optimizer.lrr=1", "command line: optimizer.lrr: unknown key; did you mean optimizer.lr?"),
+    "a wrong type": ("batch_size=many", "command line: batch_size: 'many' is not a whole number"),
+    "an unknown task in a phase": (
+        "phases.0.train=[heads.topics]",
+        "phases[0].train: no task 'topics'; did you mean topic?",
+    ),
+    "overlapping selectors": (
+        "phases.1.train=[heads, heads.mood]",
+        "phases[1].train: heads and heads.mood both name heads.mood",
+    ),
+    "blocks that overlap in this encoder": (
+        'phases.1.train=["blocks[-2:]", "blocks[2]"]',
+        "phases[1].train: blocks[-2:] and blocks[2] both name blocks.2",
+    ),
+    "a phase that trains nothing": (
+        "phases.0.train=[]",
+        f"phases[0].train: empty; name what trains: {GRAMMAR}",
+    ),
+    "a phase of which nothing is left": (
+        "model.freeze=[heads]",
+        "phases[0].train: model.freeze leaves phase 'heads' nothing to train",
+    ),
+    "a block that the encoder lacks": (
+        'phases.1.train=["blocks[4]"]',
+        "phases[1].train: blocks[4]: the encoder has 4 blocks, 0 to 3",
+    ),
+    "a batch smaller than its tasks": ("batch_size=1", "batch_size: 1 is smaller than its 2 tasks"),
+    "a batch smaller than the processes": (
+        "batch_size=3",
+        "batch_size: 3 is too small for 2 processes x 2 micro-steps; at least 4, one example for each",
+    ),
+    "more tokens than positions": (
+        "data.max_length=41",
+        "data.max_length: 41 is more than the 40 positions of the encoder",
+    ),
+    "a missing file": (
+        "tasks.mood.data_files.test={folder}/nowhere.json",
+        "tasks.mood.data_files.test: there is no file {folder}/nowhere.json",
+    ),
+    "a missing encoder": (
+        "model.encoder={folder}/nowhere",
+        "model.encoder: {folder}/nowhere: no folder here, and cannot be loaded: ",
+    ),
+    "an encoder cut short": (
+        "model.encoder={folder}/cut",
+        "model.encoder: cannot load the weights of {folder}/cut: ",
+    ),
+    "a cache that cannot be written": (
+        "data.cache_dir={folder}/recipe.yaml",
+        "data.cache_dir: cannot write {folder}/recipe.yaml (File exists)",
+    ),
+}
+OPEN_END = ("a missing encoder", "an encoder cut short")
+"""Cases whose line ends in a library's words."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good recipe with encoder and data, and beside them what is bad."""
+    folder = tiny_recipe_file(tmp_path_factory.mktemp("bad_input")).parent
+    for case, (task, split, edit, _) in BAD_ROWS.items():
+        rows = list(map(json.loads, (folder / f"data/{task}.{split}.json").read_text().splitlines()))
+        bad_file(folder, case).write_text("".join(json.dumps(row) + "\n" for row in edit(rows)))
+    (folder / "cut").mkdir()
+    for path in (folder / "encoder").iterdir():
+        content = path.read_bytes()
+        (folder / "cut" / path.name).write_bytes(content[:-8] if path.suffix == ".safetensors" else content)
+    for case in (*BAD_RECIPES, *BAD_ROWS):
+        run = folder / "runs" / case
+        run.mkdir(parents=True)
+        for name, text in EARLIER.items():
+            (run / name).write_text(text)
+    return folder
+
+
+def bad_file(folder: Path, case: str) -> Path:
+    return folder / "data" / f"{case}.json"
+
+
+def arguments_of(folder: Path, case: str) -> list[str]:
+    if case in BAD_ROWS:
+        task, split, *_ = BAD_ROWS[case]
+        override = f"tasks.{task}.data_files.{split}={bad_file(folder, case)}"
+    else:
+        override = BAD_RECIPES[case][0].replace("{folder}", str(folder))
+    return ["--config", str(folder / "recipe.yaml"), f"output_dir={folder / 'runs' / case}", override]
+
+
+def line_of(folder: Path, case: str) -> str:
+    """What the case must say, or how that begins."""
+    if case in BAD_ROWS:
+        task, *_, words = BAD_ROWS[case]
+        return f"tasks.{task}{words}"
+    return BAD_RECIPES[case][1].replace("{folder}", str(folder))
+
+
+def untouched(folder: Path, case: str) -> bool:
+    run = folder / "runs" / case
+    return {path.name: path.read_text() for path in run.iterdir()} == EARLIER
+
+
+@pytest.fixture(scope="module")
+def errors(folder: Path) -> Mapping[str, list[str | None]]:
+    """By case, how each of two ranks ended; all cases go through one pair of processes."""
+    cases = [*BAD_RECIPES, *BAD_ROWS]
+    # A rank that waits for the other, instead of raising the error with it, would spoil all cases after its own.
+    jobs = [{"arguments": arguments_of(folder, case), "accumulation": 2, "without": None} for case in cases]
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    launched("tests/distributed/worker.py", str(file), processes=2)
+    by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2)]
+    return {case: list(ended) for case, *ended in zip(cases, *by_rank, strict=True)}
+
+
+@pytest.mark.parametrize("case", [*BAD_RECIPES, *BAD_ROWS])
+def test_bad_input_is_one_line_on_every_rank(folder: Path, errors: Mapping[str, list[str | None]], case: str) -> None:
+    first, second = errors[case]
+    assert first == second
+    assert first is not None
+    assert len(first.splitlines()) == 1
+    if case in OPEN_END:
+        assert first.startswith(line_of(folder, case))
+    else:
+        assert first == line_of(folder, case)
+    assert untouched(folder, case)
+
+
+@pytest.mark.parametrize("case", ["a typo in a key", "a missing encoder", "null label"])
+def test_a_launch_with_bad_input_ends_with_one_line_and_code_2(folder: Path, case: str) -> None:
+    """Before torch is loaded, at the encoder, in the data."""
+    done = launch("launch/train.py", *arguments_of(folder, case), processes=2)
+    assert done.returncode == 1  # the launcher's own, whatever its processes ended with
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error:"))
+    assert line.startswith(f"error: {line_of(folder, case)}")
+    # By rank: 2, or SIGTERM where the launcher was faster than the rank's own end.
+    codes = dict(re.findall(r"^  rank +: (\d).*\n  exitcode +: (-?\d+) ", done.stderr, re.MULTILINE))
+    assert codes["0"] == "2"
+    assert codes.get("1", "2") in {"2", str(-signal.SIGTERM)}
+    assert not re.search(r'File ".*(mtl_dist|launch/train\.py)', done.stderr)
+    assert untouched(folder, case)
+
+
+@pytest.fixture
+def rank_1() -> Iterator[subprocess.Popen[str]]:
+    """Rank 1 of a command with a typo, as a launcher starts it."""
+    process = subprocess.Popen(
+        [sys.executable, "launch/train.py", "optimizer.lrr=1"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        yield process
+        process.kill()
+
+
+def test_another_rank_that_is_faster_leaves_the_word_to_rank_0(rank_1: subprocess.Popen[str]) -> None:
+    """Else the launcher, which ends all processes when one has ended, would end rank 0 before it has said a word."""
+
+    def catches_sigterm() -> bool:
+        caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{rank_1.pid}/status").read_text())
+        return bool(caught and int(caught[1], 16) & 1 << signal.SIGTERM - 1)
+
+    while not catches_sigterm():
+        assert rank_1.poll() is None
+    rank_1.terminate()
+    _, said = rank_1.communicate()
+    assert said == ""
+    assert rank_1.returncode == 2
+
+
+def test_an_error_that_rank_0_does_not_have_is_said_by_its_own_rank() -> None:
+    code = "import sys; from launch import train; train.SECONDS_FOR_RANK_0 = 0; sys.exit(train.main(['x']))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: command line: 'x' is not key=value; a recipe file needs --config before it\n"
