@@ -8,21 +8,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtl_dist.errors import UserError
 
 FORMAT = 1
 KEEP = 2
 """Checkpoints kept: the newest, and one more in case the newest is damaged."""
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 # Keys that may change between stop and resume, because they cannot change the run's samples or weights.
 FREE_KEYS = ("output_dir", "micro_batch_size", "data.cache_dir", "evaluation.", "checkpoint.", "tracking.")
 
@@ -36,17 +34,19 @@ class Checkpoint:
     """What was given to `save`: step, counters, recipe."""
 
 
-def save(root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
-    """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank."""
+def save(
+    root: Path, step: int, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank.
+
+    `weights` and `moments` are as `Engine.weights` and `Engine.moments` give them.
+    """
     final = root / f"step-{step:010d}"
     partial = root / f".partial-{step:010d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    parameters = dict(model.named_parameters())
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in parameters.items()}, partial / "model.safetensors"
-    )
-    save_file(_moments(parameters, optimizer), partial / "optimizer.safetensors")
+    save_file(dict(weights), partial / "model.safetensors")
+    save_file(dict(moments), partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps({**state, "step": step}), encoding="utf-8")
     files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
     (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
@@ -71,42 +71,27 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Loads weights and moments in place; a parameter that had no moments when saved has none afterwards.
+def load(checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and moments of a checkpoint, as `save` got them; `shapes` are those of the model's parameters by name.
 
-    Raises UserError, with nothing loaded, where names or shapes of the parameters differ.
+    Raises UserError where names or shapes differ.
     """
-    parameters = dict(model.named_parameters())
     weights = load_file(checkpoint.folder / "model.safetensors")
-    held, wanted = ({name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (weights, parameters))
+    held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wanted = {name: tuple(shape) for name, shape in shapes.items()}
     different = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
     if different:
         raise UserError(
             f"{checkpoint.folder}: holds other parameters than this model, first {different[0]};"
             " give back the encoder and data of its run, or start anew with checkpoint.resume=never"
         )
-    moments = load_file(checkpoint.folder / "optimizer.safetensors")
-    optimizer.state.clear()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-            if f"{MOMENTS[0]}/{name}" in moments:
-                optimizer.state[parameter] = {key: moments[f"{key}/{name}"].to(parameter.device) for key in MOMENTS}
+    return weights, load_file(checkpoint.folder / "optimizer.safetensors")
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Dotted keys of two recipes that differ and could change the run."""
     old, new = _flat(before), _flat(now)
     return sorted(key for key in old | new if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS))
-
-
-def _moments(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{key}/{name}": optimizer.state[parameter][key].cpu().contiguous()
-        for name, parameter in parameters.items()
-        if parameter in optimizer.state
-        for key in MOMENTS
-    }
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,9 +1,12 @@
-"""All that differs between one process and several: wrapping, gradient synchronisation, the phase boundary.
+"""All that differs between ways of running: wrapping, exchange of gradients, the phase boundary, gathering of state.
 
-Every method is called by every rank, in the same order.
+`Engine` is the interface and what all have in common; `DataParallel` is one process, or several with the whole model
+each. Every method is called by every rank, in the same order.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -11,30 +14,63 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_dist.digests import require_equal, tensor_digests
+from mtl_dist.batches import Batch
+from mtl_dist.digests import require_equal, tensor_digest
 from mtl_dist.model import MultitaskTransformer
+from mtl_dist.optim import build_optimizer, set_rates
 from mtl_dist.processes import Processes
+from mtl_dist.recipe import OptimizerConfig
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps for a parameter."""
 
 
-class Engine:
-    """One process, or several that each hold the whole model and average their gradients (DDP).
+class Engine(ABC):
+    """A model with its optimizer on the processes of a run.
 
-    DDP's reducer holds only the parameters that required a gradient when it was built, so that what thaws later would
-    train unsynchronised, in silence. Therefore the model is wrapped again at each phase boundary.
+    `raw` is the model itself, `model` what is called: the same, or a wrapper around it.
     """
 
-    def __init__(self, accelerator: Accelerator, processes: Processes, model: MultitaskTransformer) -> None:
+    name: str
+
+    def __init__(
+        self, accelerator: Accelerator, processes: Processes, model: MultitaskTransformer, config: OptimizerConfig
+    ) -> None:
         self.accelerator = accelerator
         self.processes = processes
-        self.raw = model.to(accelerator.device)
+        self.device = accelerator.device
+        self.config = config
+        self.raw = self._placed(model.to(self.device))
         self.model: nn.Module = self.raw
         self.units: tuple[str, ...] = ()
-        # Micro-steps and the mean are ours; Accelerate would divide the loss once more.
-        accelerator.gradient_accumulation_steps = 1
+        self.optimizer = build_optimizer(self.raw, self.raw.unit_parameters(), config)
 
-    @property
-    def name(self) -> str:
-        return "ddp" if self.processes.world_size > 1 else "single"
+    # Where the engines differ
+
+    def _placed(self, model: MultitaskTransformer) -> MultitaskTransformer:
+        """The model with its parameters as this engine keeps them."""
+        return model
+
+    @abstractmethod
+    def _rewrap(self) -> None:
+        """Makes `model` exchange the gradients of what is trainable now."""
+
+    @abstractmethod
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-step: gradients are exchanged in the last one only."""
+
+    def _settle(self) -> None:
+        """Leaves parameters as this engine keeps them, after forwards that no backward followed."""
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """All of a parameter, a gradient or a moment, of which this rank may hold a part."""
+        return tensor
+
+    def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """This rank's part of a whole `tensor`, as it keeps that of `parameter`."""
+        return tensor.to(parameter.device)
+
+    # The phase boundary
 
     def enter_phase(self, name: str, units: Sequence[str]) -> None:
         """Makes exactly `units` trainable, and checks that the ranks agree on them and on every parameter.
@@ -42,13 +78,17 @@ class Engine:
         Raises TrainingError on every rank, naming the first difference, where they do not.
         """
         self.units = tuple(units)
-        by_unit = self.raw.unit_parameters()
-        trainable = {parameter for unit in units for parameter in by_unit[unit]}
-        for parameter_name, parameter in self.raw.named_parameters():
-            parameter.requires_grad_(parameter_name in trainable)
-            parameter.grad = None
+        self._set_trainable()
+        # Before wrapping, in which the first rank's weights might paper over a difference.
         self.check_equal(f"start of phase {name!r}")
         self._rewrap()
+
+    def _set_trainable(self) -> None:
+        by_unit = self.raw.unit_parameters()
+        trainable = {parameter for unit in self.units for parameter in by_unit[unit]}
+        for name, parameter in self.raw.named_parameters():
+            parameter.requires_grad_(name in trainable)
+            parameter.grad = None
 
     def check_equal(self, when: str) -> None:
         """Compares trainable set and parameters among the ranks; raises TrainingError where they differ."""
@@ -56,62 +96,134 @@ class Engine:
             f"the trainable set ({name})": str(parameter.requires_grad)
             for name, parameter in self.raw.named_parameters()
         }
-        parameters = tensor_digests(dict(self.raw.named_parameters()))
-        require_equal(self.processes, when, trainable | {f"parameter {key}": parameters[key] for key in parameters})
+        digests = {f"parameter {name}": digest for name, digest in self.parameter_digests().items()}
+        require_equal(self.processes, when, trainable | digests)
 
-    def _rewrap(self) -> None:
-        raw = self.raw
-        # Accelerate marks what it has prepared and hands it back as it was: take off its marks, and its autocast.
-        if raw.__dict__.pop("_original_forward", None) is not None:
-            raw.__dict__.pop("forward", None)
-        raw.__dict__.pop("_is_accelerate_prepared", None)
-        self.accelerator._models.clear()
-        # With nothing trainable there is nothing to synchronise, and DDP refuses to wrap.
-        self.model = self.accelerator.prepare_model(raw, evaluation_mode=not self.units)
-        if self.units and self.processes.world_size > 1 and not isinstance(self.model, DistributedDataParallel):
-            raise RuntimeError("Accelerate did not wrap the model for several processes")
+    # The training step
 
     def train_mode(self) -> None:
         """Trainable units in train mode, frozen ones in eval mode: a frozen module has no dropout."""
         self.raw.train_units(self.units)
 
     @contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        """The model for forwards that need no gradient, in eval mode; afterwards as before."""
+    def evaluating(self) -> Iterator[None]:
+        """Around forwards that need no gradient: eval mode; afterwards as before."""
         self.raw.eval()
         with torch.no_grad():
-            yield self.raw
+            yield
+        self._settle()
         self.train_mode()
 
-    def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-step: gradients are exchanged in the last one only."""
-        return nullcontext() if last else self.accelerator.no_sync(self.model)
+    def logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits [its rows, num_labels] of every task, in the type of the weights, whatever precision they came from."""
+        with self.accelerator.autocast():
+            logits = self.model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids)
+        return {task: values.to(self.raw.sentence_transformer.encoder.dtype) for task, values in logits.items()}
 
     def backward(self, loss: Tensor) -> None:
         """Adds this rank's share of the global batch's gradient. The shares' sum is what the ranks hold afterwards."""
-        # DDP divides by the world size; our shares are parts of one mean already.
-        self.accelerator.backward(loss * self.processes.world_size)
+        # The engines divide by the number of ranks; our shares are parts of one mean already.
+        (loss * self.processes.world_size).backward()
 
-    def drop_gradients(self, units: Sequence[str]) -> None:
-        """Takes the gradients of `units` away, so that the optimizer leaves them untouched in this step.
+    def step(self, rates: Mapping[str, float], absent: Sequence[str]) -> float:
+        """Clips and applies the gradient, and clears it; returns its norm before clipping.
 
-        Heads absent from the global batch took part with no row at all, because DDP waits for every parameter.
+        `rates` are by unit. The units in `absent` have no row in the global batch and are left untouched. Nothing is
+        applied where the norm is not finite.
         """
+        self._drop_gradients(absent)
+        norm = self._clip()
+        if math.isfinite(norm):
+            set_rates(self.optimizer, rates)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _drop_gradients(self, units: Sequence[str]) -> None:
+        """Heads without rows took part all the same, because all ranks wait for every parameter."""
         parameters = dict(self.raw.named_parameters())
         by_unit = self.raw.unit_parameters()
         for unit in units:
             for name in by_unit[unit]:
                 parameters[name].grad = None
 
-    def gradient_norm(self, max_norm: float | None) -> Tensor:
-        """Norm of the whole gradient before clipping, a scalar; the gradient is clipped to `max_norm` in place."""
+    def _clip(self) -> float:
+        """Clips the gradient to `max_grad_norm` in place; returns its norm before."""
         gradients = [parameter.grad for parameter in self.raw.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if max_norm is not None:
+        norm = self._whole(nn.utils.get_total_norm(gradients))
+        if self.config.max_grad_norm is not None:
             trainable = [parameter for parameter in self.raw.parameters() if parameter.requires_grad]
-            nn.utils.clip_grads_with_norm_(trainable, max_norm, norm)
-        return norm
+            nn.utils.clip_grads_with_norm_(trainable, self.config.max_grad_norm, norm)
+        return float(norm)
+
+    # State, whole and by name
 
     def parameter_digests(self) -> dict[str, str]:
-        """SHA-256 of each parameter of this rank, sorted by name."""
-        return tensor_digests(dict(self.raw.named_parameters()))
+        """SHA-256 of each parameter, sorted by name."""
+        digests = {name: tensor_digest(name, tensor) for name, tensor in self._whole_parameters()}
+        return dict(sorted(digests.items()))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter by name, on the CPU of the first rank; empty on the others."""
+        return self._gathered(self._whole_parameters())
+
+    def moments(self) -> dict[str, Tensor]:
+        """Every moment as `<moment>/<parameter>`, on the CPU of the first rank; empty on the others."""
+        return self._gathered(self._whole_moments())
+
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Puts weights and moments, named as by `weights` and `moments`, in place of those here."""
+        self.optimizer.state.clear()
+        with torch.no_grad():
+            for name, parameter in self.raw.named_parameters():
+                parameter.copy_(self._part(weights[name], parameter))
+                if f"{MOMENTS[0]}/{name}" in moments:
+                    step, *rest = (moments[f"{key}/{name}"] for key in MOMENTS)
+                    parts = [step.to(parameter.device), *(self._part(moment, parameter) for moment in rest)]
+                    self.optimizer.state[parameter] = dict(zip(MOMENTS, parts, strict=True))
+
+    def _gathered(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        kept = {}
+        for name, tensor in tensors:  # one by one, so that no device holds a second model
+            if self.processes.is_main:
+                kept[name] = tensor.cpu().contiguous()
+        return kept
+
+    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.raw.named_parameters():
+            yield name, self._whole(parameter.detach())
+
+    def _whole_moments(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.raw.named_parameters():
+            if parameter in self.optimizer.state:
+                for key in MOMENTS:
+                    yield f"{key}/{name}", self._whole(self.optimizer.state[parameter][key])
+
+
+class DataParallel(Engine):
+    """One process, or several that each hold the whole model and average their gradients (DDP).
+
+    DDP's reducer holds only the parameters that required a gradient when it was built, so that what thaws later would
+    train unsynchronised, in silence. Therefore the model is wrapped again at each phase boundary.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, processes: Processes, model: MultitaskTransformer, config: OptimizerConfig
+    ) -> None:
+        super().__init__(accelerator, processes, model, config)
+        self.name = "ddp" if processes.world_size > 1 else "single"
+
+    def _rewrap(self) -> None:
+        self.model = self.raw
+        # With nothing trainable there is nothing to exchange, and DDP refuses to wrap.
+        if self.units and self.processes.world_size > 1:
+            self.model = DistributedDataParallel(
+                self.raw,
+                device_ids=None if self.device.type == "cpu" else [self.device],
+                broadcast_buffers=False,
+                init_sync=False,  # the ranks have just compared their parameters
+                gradient_as_bucket_view=True,
+            )
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()

@@ -1,7 +1,8 @@
 """Per-task evaluation, sharded over the ranks with exact counts.
 
 Batches are formed over the whole split, whatever the number of ranks, and dealt out; confusion counts are integers
-and batch losses are added by `math.fsum`, so that the figures do not depend on the dealing.
+and batch losses are added by `math.fsum`, so that the figures do not depend on the dealing. All ranks make the same
+number of forwards, because with sharded parameters each forward needs them all.
 """
 
 import math
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
+from mtl_dist.batches import Batch
 from mtl_dist.data import DataBundle
-from mtl_dist.processes import Processes
+from mtl_dist.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,10 @@ class TaskMetrics:
         return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
 
 
-def evaluate(
-    model: nn.Module,
-    data: DataBundle,
-    split: str,
-    batch_size: int,
-    processes: Processes,
-    device: torch.device,
-) -> dict[str, TaskMetrics]:
-    """Metrics of every task on `split`. `model` is in eval mode; every rank calls this and gets the same figures."""
+def evaluate(engine: Engine, data: DataBundle, split: str, batch_size: int) -> dict[str, TaskMetrics]:
+    """Metrics of every task on `split`; every rank calls this and gets the same figures."""
     metrics = {}
+    rank, world_size = engine.processes.rank, engine.processes.world_size
     for index, (task, source) in enumerate(data.tasks.items()):
         # Rows of like length together; dealt in turn, so that every rank gets long and short batches alike.
         order = np.argsort(source.splits[split].lengths, kind="stable")
@@ -58,29 +53,25 @@ def evaluate(
         num_labels = len(source.labels)
         confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
         losses = []
-        for rows in batches[processes.rank :: processes.world_size]:
-            counts, loss = _measure(model, data, split, task, np.full(len(rows), index), rows, device)
-            confusion += counts
-            losses.append(loss)
-        parts = processes.all_gather((confusion, losses))
+        with engine.evaluating():
+            for first in range(0, len(batches), world_size):
+                mine = first + rank
+                # A rank that has no batch left goes along with the first one and counts nothing.
+                rows = batches[mine if mine < len(batches) else 0]
+                counts, loss = _measure(engine, data.batch(split, np.full(len(rows), index), rows), task)
+                if mine < len(batches):
+                    confusion += counts
+                    losses.append(loss)
+        parts = engine.processes.all_gather((confusion, losses))
         total = math.fsum(loss for _, part in parts for loss in part)
         metrics[task] = TaskMetrics(np.sum([counts for counts, _ in parts], axis=0), total / len(order))
     return metrics
 
 
-def _measure(
-    model: nn.Module,
-    data: DataBundle,
-    split: str,
-    task: str,
-    task_ids: np.ndarray,
-    rows: np.ndarray,
-    device: torch.device,
-) -> tuple[np.ndarray, float]:
+def _measure(engine: Engine, batch: Batch, task: str) -> tuple[np.ndarray, float]:
     """Confusion counts and summed loss of one batch."""
-    batch = data.batch(split, task_ids, rows).to(device)
-    logits = model(batch.input_ids, batch.attention_mask, task, batch.token_type_ids)
-    labels = batch.labels[task]
+    batch = batch.to(engine.device)
+    logits, labels = engine.logits(batch)[task], batch.labels[task]
     loss = cross_entropy(logits, labels, reduction="sum")
     num_labels = logits.shape[-1]
     cells = torch.bincount(labels * num_labels + logits.argmax(dim=-1), minlength=num_labels**2)

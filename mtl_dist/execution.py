@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mtl_dist import checkpoint
 from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined
@@ -45,8 +47,9 @@ class Execution:
             # The last boundary: nothing trains any more, and the ranks compare what they have become.
             self.engine.enter_phase("the end", ())
             summary = self._summary(self._measure_end())
+            weights = self.engine.weights()
             if self.processes.is_main:
-                self._save_model()
+                self._save_model(weights)
                 write_summary(self.folder, summary)
             self.console.say(f"model, metrics and summary are in {self.folder}")
         finally:
@@ -63,9 +66,7 @@ class Execution:
             progress.close()
 
     def _measure(self, split: str) -> dict[str, TaskMetrics]:
-        with self.engine.evaluating() as model:
-            device = self.engine.accelerator.device
-            return evaluate(model, self.setup.data, split, self.recipe.evaluation.batch_size, self.processes, device)
+        return evaluate(self.engine, self.setup.data, split, self.recipe.evaluation.batch_size)
 
     def _measure_phase(self, phase: Phase) -> None:
         metrics = self._measure(self.recipe.evaluation.split)
@@ -87,16 +88,18 @@ class Execution:
         self.console.say(f"{when}: {figures}")
 
     def _save_checkpoint(self) -> None:
-        if self.recipe.checkpoint.every_steps is None or not self.processes.is_main:
+        if self.recipe.checkpoint.every_steps is None:
             return
-        state = {"recipe": asdict(self.recipe), "progression": asdict(self.progression)}
-        checkpoint.save(self.folder / CHECKPOINTS, self.progression.step, self.engine.raw, self.setup.optimizer, state)
+        weights, moments = self.engine.weights(), self.engine.moments()
+        if self.processes.is_main:
+            state = {"recipe": asdict(self.recipe), "progression": asdict(self.progression)}
+            checkpoint.save(self.folder / CHECKPOINTS, self.progression.step, weights, moments, state)
 
-    def _save_model(self) -> None:
+    def _save_model(self, weights: dict[str, Tensor]) -> None:
         partial = self.folder / f".{MODEL}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        self.engine.raw.save_pretrained(partial)
+        self.engine.raw.save_pretrained(partial, weights)
         self.setup.data.tokenizer.save_pretrained(partial)
         shutil.rmtree(self.folder / MODEL, ignore_errors=True)
         partial.rename(self.folder / MODEL)

@@ -7,13 +7,14 @@ What was asked for stands on the command line of the parent process, `accelerate
 
 import os
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.commands.config.config_args import SageMakerConfig, default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
@@ -21,7 +22,14 @@ from accelerate.utils import DistributedType
 from mtl_dist.errors import UserError
 from mtl_dist.processes import Processes
 
-SUPPORTED_ENGINES = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+SUPPORTED_ENGINES = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
+FSDP_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "fsdp_version": (2,),
+    "fsdp_reshard_after_forward": (True, False),
+    "fsdp_offload_params": (False,),
+}
+"""What `fsdp_config` may hold. Blocks are always the units of sharding; state is always saved whole."""
+GPU_ENGINES = {DistributedType.MULTI_GPU, DistributedType.FSDP}
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Asked:
     precision: str | None = None
     engine: DistributedType | None = None
     cpu: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The engine's own section of the config file."""
 
 
 def launcher_command(parent: psutil.Process | None) -> list[str]:
@@ -83,32 +93,45 @@ def read_request(command: Sequence[str]) -> Asked:
         precision=flags.mixed_precision or (config.mixed_precision if config else None),
         engine=DistributedType(engine) if engine else None,
         cpu=bool(flags.cpu or (config and config.use_cpu)),
+        settings=(config.fsdp_config or config.deepspeed_config or {}) if config else {},
     )
 
 
-def start_accelerator() -> tuple[Accelerator, Processes]:
-    """The Accelerator of this process, or UserError where it is not what the launcher was asked for."""
+def start_accelerator() -> tuple[Accelerator, Processes, Asked]:
+    """The Accelerator of this process and what was asked for, or UserError where the one is not the other."""
     asked = read_request(launcher_command(psutil.Process().parent()))
     check_request(asked)
-    accelerator = Accelerator(
-        cpu=asked.cpu or _cpu_by_environment() or not torch.cuda.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
+    # Accelerate brings processes, device and precision; its own engines fall back to DDP on CPUs, so ours wrap.
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
+    accelerator = Accelerator(cpu=asked.cpu or _cpu_by_environment() or not torch.cuda.is_available())
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
     check_given(asked, accelerator)
-    return accelerator, processes
+    return accelerator, processes, asked
 
 
 def check_request(asked: Asked) -> None:
     """Refuses what can be known to be impossible before any process group is made."""
     where = asked.source
     if asked.engine is not None and asked.engine not in SUPPORTED_ENGINES:
-        raise UserError(f"{where}: engine {asked.engine.value} is not supported yet; use one process or DDP")
+        raise UserError(f"{where}: engine {asked.engine.value} is not supported yet; use one process, DDP or FSDP2")
+    if asked.engine == DistributedType.FSDP:
+        _check_fsdp(where, asked.settings)
     on_cpu = asked.cpu or _cpu_by_environment()
-    if asked.engine == DistributedType.MULTI_GPU and not on_cpu and not torch.cuda.is_available():
+    if asked.engine in GPU_ENGINES and not on_cpu and not torch.cuda.is_available():
         raise UserError(f"{where}: asks for GPUs, this machine has none; add use_cpu: true or ACCELERATE_USE_CPU=true")
     if asked.precision not in {None, "no", "bf16"}:
         raise UserError(f"{where}: mixed_precision {asked.precision} is not supported; use 'no' or bf16")
+
+
+def _check_fsdp(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuses what FSDP2 here does not do, or does in one way only."""
+    if settings.get("fsdp_version") != 2:
+        raise UserError(f"{where}: fsdp_version: only 2 is supported; say so under fsdp_config")
+    for key, value in settings.items():
+        if key not in FSDP_SETTINGS:
+            raise UserError(f"{where}: {key} is not supported; leave {', '.join(FSDP_SETTINGS)}")
+        if value not in FSDP_SETTINGS[key]:
+            raise UserError(f"{where}: {key}: {value} is not supported; use {FSDP_SETTINGS[key][0]}")
 
 
 def check_given(asked: Asked, accelerator: Accelerator) -> None:

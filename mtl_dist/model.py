@@ -131,8 +131,11 @@ class MultitaskTransformer(nn.Module):
             for module in modules[unit]:
                 module.train()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, from which `transformers.AutoModel` reads the encoder as well."""
+    def save_pretrained(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Writes config.json and model.safetensors, from which `transformers.AutoModel` reads the encoder as well.
+
+        `weights`, by parameter name, are written in place of the model's own, of which a rank may hold only parts.
+        """
         encoder = self.sentence_transformer.encoder
         config = copy.deepcopy(encoder.config)
         config.architectures = [type(encoder).__name__]
@@ -144,8 +147,9 @@ class MultitaskTransformer(nn.Module):
         }
         setattr(config, SETTINGS, settings)
         config.save_pretrained(folder)
-        weights = {self._name_in_file(name): weight.contiguous() for name, weight in self.state_dict().items()}
-        save_file(weights, Path(folder) / WEIGHTS, metadata={"format": "pt"})
+        whole = {**self.state_dict(), **(weights or {})}
+        named = {self._name_in_file(name): weight.contiguous() for name, weight in whole.items()}
+        save_file(named, Path(folder) / WEIGHTS, metadata={"format": "pt"})
 
     @classmethod
     def from_pretrained(

@@ -13,11 +13,12 @@ from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import DataBundle, prepare
 from mtl_dist.digests import require_equal
 from mtl_dist.encoder import check_max_length, encoder_skeleton, find_anatomy, load_encoder, load_encoder_config
-from mtl_dist.engine import Engine
+from mtl_dist.engine import DataParallel
+from mtl_dist.engines import EngineClass, engine_class_of
 from mtl_dist.execution import Execution
 from mtl_dist.launch_guard import bf16_hint, start_accelerator
 from mtl_dist.model import MultitaskTransformer, SentenceTransformer, check_task_names
-from mtl_dist.optim import LearningRates, build_optimizer
+from mtl_dist.optim import LearningRates
 from mtl_dist.phases import Schedule, compile_schedule, trainable_units
 from mtl_dist.plan import Plan, shares
 from mtl_dist.plan_view import plan_table
@@ -30,12 +31,14 @@ from mtl_dist.trainer import Progression, TrainingSetup
 
 def run(command: Command) -> None:
     """Does what the command line asked for. Raises UserError or TrainingError, the same on every rank."""
-    accelerator, processes = start_accelerator()
-    run_on(accelerator, processes, command)
+    accelerator, processes, asked = start_accelerator()
+    run_on(accelerator, processes, command, engine_class_of(asked))
     accelerator.end_training()
 
 
-def run_on(accelerator: Accelerator, processes: Processes, command: Command) -> None:
+def run_on(
+    accelerator: Accelerator, processes: Processes, command: Command, engine_class: EngineClass = DataParallel
+) -> None:
     """`run` among processes that have met already."""
     console = Console(processes.is_main)
     recipe = command.recipe
@@ -72,8 +75,9 @@ def run_on(accelerator: Accelerator, processes: Processes, command: Command) -> 
         "schedule": schedule.digest,
     }
     require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
-    engine = Engine(accelerator, processes, processes.together(lambda: build_model(recipe, config, data)))
-    optimizer = build_optimizer(engine.raw, engine.raw.unit_parameters(), recipe.optimizer)
+    model = processes.together(lambda: build_model(recipe, config, data))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    engine = engine_class(accelerator, processes, model, recipe.optimizer)
     # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
     found = processes.together(
@@ -82,10 +86,10 @@ def run_on(accelerator: Accelerator, processes: Processes, command: Command) -> 
     found = processes.all_gather(found)[0]
     progression = Progression()
     if found is not None:
-        processes.together(lambda: checkpoint.restore(found, engine.raw, optimizer))
+        engine.load(*processes.together(lambda: checkpoint.load(found, shapes)))
         progression = Progression(**found.state["progression"])
         console.say(f"going on from {found.folder.name}, step {progression.step} of {schedule.total_steps}")
-    setup = TrainingSetup(recipe, engine, data, plan, rates, optimizer, micro_steps)
+    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps)
     Execution(setup, progression, console, digests).execute()
 
 

@@ -1,6 +1,7 @@
 """The loop: one step at a time (`LayerwiseLearningRateTrainer`), phase by phase (`TransferLearningTrainer`)."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from mtl_dist.cut import cut
 from mtl_dist.data import DataBundle
 from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
-from mtl_dist.optim import LearningRates, set_rates
+from mtl_dist.optim import LearningRates
 from mtl_dist.phases import Phase
 from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.recipe import Recipe
@@ -30,7 +31,6 @@ class TrainingSetup:
     data: DataBundle
     plan: Plan
     rates: LearningRates
-    optimizer: torch.optim.Optimizer
     micro_steps: int
     """Forward and backward passes of a process per optimizer step."""
 
@@ -80,7 +80,6 @@ class LayerwiseLearningRateTrainer:
         self.data = setup.data
         self.plan = setup.plan
         self.rates = setup.rates
-        self.optimizer = setup.optimizer
         self.micro_steps = setup.micro_steps
         self.progression = progression
 
@@ -92,16 +91,12 @@ class LayerwiseLearningRateTrainer:
         """
         batch = self.plan.batch(step)
         parts = cut(batch.lengths, self.engine.processes.world_size, self.micro_steps, self.recipe.micro_batch_size)
-        losses = torch.zeros(len(self.recipe.tasks), dtype=torch.float64, device=self.engine.accelerator.device)
+        losses = torch.zeros(len(self.recipe.tasks), dtype=torch.float64, device=self.engine.device)
         for micro_step, of_ranks in enumerate(parts):
             losses += self._micro_step(batch, of_ranks[self.engine.processes.rank], step, micro_step)
         absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, batch.counts, strict=True) if not count]
-        self.engine.drop_gradients(absent)
-        norm = float(self.engine.gradient_norm(self.recipe.optimizer.max_grad_norm))
-        if self._count_nonfinite(norm):
-            set_rates(self.optimizer, self.rates.at(step))
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self.engine.step(self.rates.at(step), absent)
+        self._count_nonfinite(norm)
         self.progression.step = step + 1
         return StepResult(batch, losses, norm)
 
@@ -109,10 +104,10 @@ class LayerwiseLearningRateTrainer:
         """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached."""
         rank = self.engine.processes.rank
         inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions])
-        inputs = inputs.to(self.engine.accelerator.device)
+        inputs = inputs.to(self.engine.device)
         torch.manual_seed(dropout_seed(self.recipe.seed, step, rank, micro_step))
         with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
-            logits = self.engine.model(inputs.input_ids, inputs.attention_mask, inputs.rows, inputs.token_type_ids)
+            logits = self.engine.logits(inputs)
             # A task without rows here gives a zero with a graph: DDP waits for every head's gradient.
             losses = torch.stack(
                 [
@@ -124,11 +119,10 @@ class LayerwiseLearningRateTrainer:
             self.engine.backward((losses * weights).sum())
         return losses.detach()
 
-    def _count_nonfinite(self, norm: float) -> bool:
-        """Whether the step may be taken; keeps the counters."""
-        if torch.isfinite(torch.tensor(norm)):
+    def _count_nonfinite(self, norm: float) -> None:
+        if math.isfinite(norm):
             self.progression.nonfinite_in_row = 0
-            return True
+            return
         self.progression.nonfinite_total += 1
         self.progression.nonfinite_in_row += 1
         limit = self.recipe.optimizer.max_nonfinite_steps
@@ -137,7 +131,6 @@ class LayerwiseLearningRateTrainer:
                 f"the gradient was not finite in {limit} steps in a row (optimizer.max_nonfinite_steps);"
                 " lower optimizer.lr, or look at the data of these steps"
             )
-        return False
 
 
 class TransferLearningTrainer(LayerwiseLearningRateTrainer):

@@ -1,19 +1,22 @@
 """Under `accelerate launch`: several runs of recipes one after another, among the same processes.
 
-`worker.py FILE`, where FILE is JSON: a list of {"arguments": [...], "accumulation": n, "without": null or a name of
-BREAKS}. Rank r writes the error that ended each run, or null, to FILE.<r>.
+`worker.py FILE`, where FILE is JSON: a list of {"arguments": [...], "accumulation": n, "engine": a name of ENGINES,
+"without": null or a name of BREAKS}. Rank r writes the error that ended each run, or null, to FILE.<r>.
 """
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mtl_dist.cli import parse
-from mtl_dist.engine import Engine
+from mtl_dist.engine import DataParallel, Engine
+from mtl_dist.engine_fsdp2 import FullySharded
+from mtl_dist.engines import EngineClass
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.launch_guard import start_accelerator
 from mtl_dist.run import run_on
@@ -21,8 +24,8 @@ from mtl_dist.run import run_on
 
 def without_rewrap() -> None:
     """The model stays wrapped as it was at the first phase."""
-    rewrap = Engine._rewrap
-    Engine._rewrap = lambda self: None if isinstance(self.model, nn.parallel.DistributedDataParallel) else rewrap(self)
+    rewrap = DataParallel._rewrap
+    DataParallel._rewrap = lambda self: None if isinstance(self.model, DistributedDataParallel) else rewrap(self)
 
 
 def without_rewrap_and_check() -> None:
@@ -44,28 +47,39 @@ def with_a_stray_rank() -> None:
     Engine.enter_phase = stray
 
 
+def without_reshard() -> None:
+    """What is still gathered at a boundary is switched in place of what is sharded."""
+    FullySharded._settle = Engine._settle
+
+
+ENGINES: dict[str, EngineClass] = {"data parallel": DataParallel, "fsdp2": FullySharded}
 BREAKS: dict[str, Callable[[], None]] = {
     "rewrap": without_rewrap,
+    "reshard": without_reshard,
     "rewrap and check": without_rewrap_and_check,
     "stray rank": with_a_stray_rank,
 }
 
 
+def methods(engine: type[Engine]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(engine).items() if callable(value)]
+
+
 def main(file: Path) -> None:
-    accelerator, processes = start_accelerator()
-    original = dict(vars(Engine))
+    accelerator, processes, _ = start_accelerator()
+    intact = [(engine, name, value) for engine in (Engine, DataParallel, FullySharded) for name, value in methods(engine)]
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):
         accelerator.gradient_accumulation_steps = one["accumulation"]
         if one["without"]:
             BREAKS[one["without"]]()
         try:
-            run_on(accelerator, processes, parse(one["arguments"]))
+            run_on(accelerator, processes, parse(one["arguments"]), ENGINES[one["engine"]])
             errors.append(None)
         except (UserError, TrainingError) as error:
             errors.append(str(error))
-        for name in ("_rewrap", "check_equal", "enter_phase"):
-            setattr(Engine, name, original[name])
+        for engine, name, value in intact:
+            setattr(engine, name, value)
     file.with_name(f"{file.name}.{processes.rank}").write_text(json.dumps(errors))
     accelerator.end_training()
 
