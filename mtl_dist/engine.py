@@ -59,7 +59,7 @@ class Engine(ABC):
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-step: gradients are exchanged in the last one only."""
 
-    def _settle(self) -> None:
+    def _settle(self) -> None:  # noqa: B027 - most engines have nothing to do here
         """Leaves parameters as this engine keeps them, after forwards that no backward followed."""
 
     def _whole(self, tensor: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Engine(ABC):
         self.train_mode()
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits [its rows, num_labels] of every task, in the type of the weights, whatever precision they came from."""
+        """Logits [its rows, num_labels] of every task, in the weights' type whatever precision they come from."""
         with self.accelerator.autocast():
             logits = self.model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids)
         return {task: values.to(self.raw.sentence_transformer.encoder.dtype) for task, values in logits.items()}

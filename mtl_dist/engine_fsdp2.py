@@ -43,7 +43,8 @@ class FullySharded(Engine):
         for unit in modules:
             if unit.startswith("blocks."):
                 fully_shard(modules[unit][0], mesh=mesh, reshard_after_forward=self._reshard_after_forward)
-        return fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh)  # in place
+        return model
 
     def _settle(self) -> None:
         # What a forward gathered stays gathered until its backward. Until then `named_parameters` are not those that

@@ -126,10 +126,10 @@ def check_request(asked: Asked) -> None:
 def _check_fsdp(where: str, settings: Mapping[str, Any]) -> None:
     """Refuses what FSDP2 here does not do, or does in one way only."""
     if settings.get("fsdp_version") != 2:
-        raise UserError(f"{where}: fsdp_version: only 2 is supported; say so under fsdp_config")
+        raise UserError(f"{where}: fsdp_version: only 2 is supported; say so under fsdp_config of a config file")
     for key, value in settings.items():
         if key not in FSDP_SETTINGS:
-            raise UserError(f"{where}: {key} is not supported; leave {', '.join(FSDP_SETTINGS)}")
+            raise UserError(f"{where}: {key} is not supported; leave only {', '.join(FSDP_SETTINGS)}")
         if value not in FSDP_SETTINGS[key]:
             raise UserError(f"{where}: {key}: {value} is not supported; use {FSDP_SETTINGS[key][0]}")
 
@@ -143,6 +143,8 @@ def check_given(asked: Asked, accelerator: Accelerator) -> None:
             f"{asked.source}: asks for {asked.processes} processes, {given} started"
             + (hint if asked.engine == DistributedType.MULTI_CPU else "")
         )
+    if asked.engine == DistributedType.FSDP and given == 1:
+        raise UserError(f"{asked.source}: one process has nothing to shard; use at least 2, or a file without FSDP")
     if asked.machines is not None and asked.machines > given:
         raise UserError(f"{asked.source}: asks for {asked.machines} machines, this run has {given} process(es)")
     if asked.precision is not None and asked.precision != accelerator.mixed_precision:

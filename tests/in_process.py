@@ -12,8 +12,8 @@ from mtl_dist.cli import Command
 from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import prepare
 from mtl_dist.encoder import load_encoder_config
-from mtl_dist.engine import Engine
-from mtl_dist.optim import LearningRates, build_optimizer
+from mtl_dist.engine import DataParallel
+from mtl_dist.optim import LearningRates
 from mtl_dist.phases import compile_schedule
 from mtl_dist.plan import Plan, shares
 from mtl_dist.processes import Processes
@@ -41,7 +41,7 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> 
     processes = Processes()
     data = prepare(recipe, processes, lambda line: None)
     model = build_model(recipe, load_encoder_config(recipe.model), data)
-    engine = Engine(accelerator_here(accumulation, precision), processes, model)
+    engine = DataParallel(accelerator_here(accumulation, precision), processes, model, recipe.optimizer)
     lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
     sizes = {task: len(rows) for task, rows in lengths.items()}
     plan = Plan(
@@ -54,9 +54,8 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> 
     )
     num_blocks = model.anatomy.num_blocks
     rates = LearningRates(recipe.optimizer, compile_schedule(recipe, num_blocks, sum(sizes.values())), num_blocks)
-    optimizer = build_optimizer(model, model.unit_parameters(), recipe.optimizer)
     micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
-    return TrainingSetup(recipe, engine, data, plan, rates, optimizer, micro_steps)
+    return TrainingSetup(recipe, engine, data, plan, rates, micro_steps)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

@@ -14,12 +14,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
-from mtl_dist.processes import Processes
 from mtl_dist.trainer import TrainingSetup
 from tests.in_process import setup_here
 from tests.tiny import MOODS, TOPICS, tiny_recipe
-
-CPU = torch.device("cpu")
 
 
 def confusion_of(pairs: list[tuple[int, int]], num_labels: int) -> np.ndarray:
@@ -102,7 +99,7 @@ def by_rows(folder: Path, setup: TrainingSetup, split: str, task: str) -> tuple[
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: TrainingSetup, batch_size: int) -> None:
     for split in ("train", "test"):
-        metrics = evaluate(setup.engine.raw, setup.data, split, batch_size, Processes(), CPU)
+        metrics = evaluate(setup.engine, setup.data, split, batch_size)
         assert list(metrics) == ["topic", "mood"]
         for task, one in metrics.items():
             confusion, loss = by_rows(folder, setup, split, task)
@@ -112,7 +109,7 @@ def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: TrainingSetup, b
 
 def test_the_model_of_these_tests_gives_every_answer(setup: TrainingSetup) -> None:
     """Else the test above would not see labels and predictions exchanged, or rows in another order."""
-    metrics = evaluate(setup.engine.raw, setup.data, "train", 64, Processes(), CPU)
+    metrics = evaluate(setup.engine, setup.data, "train", 64)
     for one, classes in zip(metrics.values(), (TOPICS, MOODS), strict=True):
         assert np.count_nonzero(one.confusion.sum(axis=0)) == len(classes)
         assert not np.array_equal(one.confusion, one.confusion.T)

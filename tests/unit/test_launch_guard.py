@@ -14,6 +14,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from mtl_dist import launch_guard
+from mtl_dist.engines import engine_class_of
 from mtl_dist.errors import UserError
 from mtl_dist.launch_guard import Asked, bf16_hint, check_given, check_request, launcher_command, read_request
 from tests.in_process import accelerator_here
@@ -149,7 +150,6 @@ def test_without_accelerates_launcher_only_the_world_size_is_asked_for(monkeypat
 @pytest.mark.parametrize(
     ("flag", "engine"),
     [
-        ("--use_fsdp", "FSDP"),
         ("--use_deepspeed", "DEEPSPEED"),
         ("--use_megatron_lm", "MEGATRON_LM"),
         ("--tpu", "XLA"),
@@ -157,14 +157,44 @@ def test_without_accelerates_launcher_only_the_world_size_is_asked_for(monkeypat
 )
 def test_engines_that_are_not_there_yet(tmp_path: Path, flag: str, engine: str) -> None:
     path = written(tmp_path / "config.yaml", {"distributed_type": engine, "num_processes": 2, "use_cpu": True})
-    ending = f": engine {engine} is not supported yet; use one process or DDP"
+    ending = f": engine {engine} is not supported yet; use one process, DDP or FSDP2"
     assert refusal(read_request(["--config_file", path, *SCRIPT])) == path + ending
     assert refusal(read_request([flag, "train.py"])) == f"accelerate launch {flag} train.py ..." + ending
 
 
+def fsdp(tmp_path: Path, **settings: object) -> Asked:
+    """The request of a config file with these settings of FSDP."""
+    file = {"distributed_type": "FSDP", "num_processes": 2, "use_cpu": True, "fsdp_config": settings}
+    return read_request(["--config_file", written(tmp_path / "config.yaml", file), *SCRIPT])
+
+
+def test_fsdp2_with_settings_that_it_follows(tmp_path: Path) -> None:
+    asked = fsdp(tmp_path, fsdp_version=2, fsdp_reshard_after_forward=False)
+    check_request(asked)
+    assert engine_class_of(asked).keywords == {"reshard_after_forward": False}  # pyrefly: ignore
+    check_request(fsdp(tmp_path, fsdp_version=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "ending"),
+    [
+        ({}, "fsdp_version: only 2 is supported; say so under fsdp_config of a config file"),
+        ({"fsdp_version": 1}, "fsdp_version: only 2 is supported; say so under fsdp_config of a config file"),
+        ({"fsdp_version": 2, "fsdp_offload_params": True}, "fsdp_offload_params: True is not supported; use False"),
+        (
+            {"fsdp_version": 2, "fsdp_min_num_params": 5},
+            f"fsdp_min_num_params is not supported; leave only {', '.join(launch_guard.FSDP_SETTINGS)}",
+        ),
+    ],
+)
+def test_fsdp_settings_that_would_be_passed_over(tmp_path: Path, settings: dict[str, object], ending: str) -> None:
+    asked = fsdp(tmp_path, **settings)
+    assert refusal(asked) == f"{asked.source}: {ending}"
+
+
 def test_gpus_of_another_make() -> None:
     asked = Asked("a.yaml", engine=DistributedType.MULTI_XPU)
-    assert refusal(asked) == "a.yaml: engine MULTI_XPU is not supported yet; use one process or DDP"
+    assert refusal(asked) == "a.yaml: engine MULTI_XPU is not supported yet; use one process, DDP or FSDP2"
 
 
 @without_gpu

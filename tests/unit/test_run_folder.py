@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from mtl_dist import checkpoint
 from mtl_dist.checkpoint import Checkpoint
@@ -36,10 +35,8 @@ def left_by_a_run(folder: Path, *checkpoints: int, finished: bool = False) -> di
         texts[SUMMARY] = "{}\n"
     for name, text in texts.items():
         (folder / name).write_text(text)
-    model = nn.Linear(1, 1)
     for step in checkpoints:
-        optimizer = torch.optim.AdamW(model.parameters())
-        checkpoint.save(folder / CHECKPOINTS, step, model, optimizer, {"recipe": RECIPE_OF_RUN})
+        checkpoint.save(folder / CHECKPOINTS, step, {"weight": torch.ones(1)}, {}, {"recipe": RECIPE_OF_RUN})
     return texts
 
 

@@ -197,7 +197,7 @@ def test_the_first_phase_trains_weights_and_biases_of_heads_only(build: Build) -
 
 def test_a_head_absent_from_the_batch_is_untouched_though_it_has_moments(build: Build) -> None:
     setup = build("sampling.batches=one_task", "optimizer.warmup_steps=0", "phases.2.steps=8")
-    model, state = setup.engine.raw, setup.optimizer.state
+    model, state = setup.engine.raw, setup.engine.optimizer.state
     start = setup.rates.schedule.phases[2].start
     trainer = in_phase(setup, 2)
     seen: set[str] = set()
@@ -285,8 +285,8 @@ def snapshot(setup: TrainingSetup) -> tuple[dict[str, str], dict[str, str]]:
     moments = {
         f"{name}/{key}": value
         for name, parameter in parameters.items()
-        if parameter in setup.optimizer.state
-        for key, value in setup.optimizer.state[parameter].items()
+        if parameter in setup.engine.optimizer.state
+        for key, value in setup.engine.optimizer.state[parameter].items()
     }
     return tensor_digests(parameters), tensor_digests(moments)
 
@@ -340,7 +340,7 @@ def test_bf16_computes_in_bf16_in_every_phase_and_keeps_weights_in_fp32(build: B
     assert {parameter.dtype for parameter in setup.engine.raw.parameters()} == {torch.float32}
     # Evaluation too, which uses the model without its wrapping.
     batch = setup.data.batch("test", np.zeros(2, dtype=np.int64), np.arange(2))
-    with setup.engine.evaluating() as model:
-        logits = model(batch.input_ids, batch.attention_mask, "topic")
+    with setup.engine.evaluating():
+        logits = setup.engine.logits(batch)["topic"]
     assert seen[TOTAL_STEPS:] == [torch.bfloat16]
     assert logits.dtype == torch.float32
