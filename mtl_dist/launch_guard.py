@@ -118,7 +118,7 @@ def check_request(asked: Asked) -> None:
         _check_fsdp(where, asked.settings)
     on_cpu = asked.cpu or _cpu_by_environment()
     if asked.engine in GPU_ENGINES and not on_cpu and not torch.cuda.is_available():
-        raise UserError(f"{where}: asks for GPUs, this machine has none; add use_cpu: true or ACCELERATE_USE_CPU=true")
+        raise UserError(f"{where}: asks for GPUs, this machine has none; set ACCELERATE_USE_CPU=true to run on CPUs")
     if asked.precision not in {None, "no", "bf16"}:
         raise UserError(f"{where}: mixed_precision {asked.precision} is not supported; use 'no' or bf16")
 

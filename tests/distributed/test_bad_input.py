@@ -163,7 +163,8 @@ def errors(folder: Path) -> Mapping[str, list[str | None]]:
     """By case, how each of two ranks ended; all cases go through one pair of processes."""
     cases = [*BAD_RECIPES, *BAD_ROWS]
     # A rank that waits for the other, instead of raising the error with it, would spoil all cases after its own.
-    jobs = [{"arguments": arguments_of(folder, case), "accumulation": 2, "without": None} for case in cases]
+    common = {"accumulation": 2, "engine": "data parallel", "without": None}
+    jobs = [{"arguments": arguments_of(folder, case)} | common for case in cases]
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
     launched("tests/distributed/worker.py", str(file), processes=2)

@@ -162,10 +162,11 @@ def test_where_nothing_was_saved_there_is_none(tmp_path: Path) -> None:
 
 
 def test_a_torn_one_is_ignored_and_written_over(tmp_path: Path) -> None:
-    older = save(tmp_path, 3, *tensors(), STATE)
     torn = tmp_path / ".partial-0000000005"
     torn.mkdir()
     (torn / "stray").write_text("of a run that was killed")
+    assert newest(tmp_path) == (None, [])
+    older = save(tmp_path, 3, *tensors(), STATE)
     assert found(tmp_path).folder == older
     newer = save(tmp_path, 5, *tensors(), STATE)
     assert found(tmp_path).folder == newer

@@ -196,6 +196,17 @@ def test_what_the_recipe_freezes_stays_as_it_was(folder: Path, freeze: str, froz
     assert {name for name in after if name.startswith("heads.topic.")} <= moved
 
 
+def test_a_frozen_encoder_has_no_dropout_in_the_whole_run(folder: Path) -> None:
+    """Also after measuring at a boundary, which puts all of the model into eval mode."""
+    phases = 'phases=[{name: "first", train: heads, steps: 3}, {name: "second", train: heads, steps: 3}]'
+    runs = []
+    for dropout in (0.0, 0.5):
+        recipe = recipe_of(folder, f"dropout {dropout}", phases, f"model.encoder_dropout={dropout}")
+        run_here(recipe)
+        runs.append(Path(recipe.output_dir))
+    stays_the_same(*runs)
+
+
 def test_a_second_run_moves_the_first_aside(folder: Path) -> None:
     recipe = recipe_of(folder, "twice")
     run_here(recipe)
@@ -296,7 +307,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     expected = [] if saved is None else [f"going on from step-{saved:010d}, step {saved} of 12"]
     assert [line for line in lines if line.startswith("going on")] == expected
     stays_the_same(Path(recipe.output_dir), unbroken)
-    assert summary_of(Path(recipe.output_dir))["steps"] == 12
+    summary = summary_of(Path(recipe.output_dir))
+    assert summary["steps"] == 12
+    assert all(phase["seconds"] > 0 for phase in summary["phases"])  # of what came before the kill, too
 
 
 def test_a_phases_seconds_leave_saving_and_measuring_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ def test_gpus_of_another_make() -> None:
 def test_gpus_on_a_machine_without(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked("a.yaml", 2, engine=DistributedType.MULTI_GPU)
     assert refusal(asked) == (
-        "a.yaml: asks for GPUs, this machine has none; add use_cpu: true or ACCELERATE_USE_CPU=true"
+        "a.yaml: asks for GPUs, this machine has none; set ACCELERATE_USE_CPU=true to run on CPUs"
     )
     check_request(Asked("a.yaml", 2, engine=DistributedType.MULTI_GPU, cpu=True))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -216,6 +216,9 @@ progress.advance(11, "upper", None)
 console.say("a line")
 progress.advance(12, "all", 0.5)
 progress.close()
+other_rank = Progress(Console(False), total=99, start=0)
+other_rank.advance(99, "all", 0.5)
+other_rank.close()
 """
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 100))
@@ -232,6 +235,7 @@ progress.close()
         os.close(follower)
         shown = screen.read(65536).decode()
     assert done.stdout == "a line\n"
+    assert "/99" not in shown
     assert " 10/12 " in shown.split("\r")[1]
     last = shown.rstrip().split("\r")[-1]
     assert "100%" in last

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, relu
 
 from mtl_dist.cli import parse
-from mtl_dist.digests import tensor_digests
+from mtl_dist.digests import tensor_digest
 from mtl_dist.errors import TrainingError
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, Progression, StepResult, TrainingSetup, dropout_seed
@@ -179,9 +179,9 @@ def test_what_is_thawed_moves_and_every_frozen_byte_stays(build: Build) -> None:
     assert len(setup.rates.schedule.phases) == 3
     for index, phase in enumerate(setup.rates.schedule.phases):
         trainer = in_phase(setup, index)
-        before = tensor_digests(dict(model.named_parameters()))
+        before = setup.engine.parameter_digests()
         trainer.training_step(phase.start)
-        after = tensor_digests(dict(model.named_parameters()))
+        after = setup.engine.parameter_digests()
         moved = {name for name in before if after[name] != before[name]}
         assert moved == {name for name in before if thawed_at(name) <= phase.start}
 
@@ -224,9 +224,9 @@ def test_a_phase_may_train_a_head_that_a_batch_lacks(build: Build) -> None:
     setup = build("sampling.batches=one_task", "phases.0.train=[heads.mood]", "optimizer.warmup_steps=0")
     trainer = in_phase(setup, 0)
     step = next(step for step in range(4) if not setup.plan.batch(step).counts[TASKS.index("mood")])
-    before = tensor_digests(dict(setup.engine.raw.named_parameters()))
+    before = setup.engine.parameter_digests()
     assert trainer.training_step(step).gradient_norm == 0.0
-    assert tensor_digests(dict(setup.engine.raw.named_parameters())) == before
+    assert setup.engine.parameter_digests() == before
     assert trainer.progression == Progression(step=step + 1)
 
 
@@ -281,14 +281,8 @@ def poison(setup: TrainingSetup, task: str) -> None:
 
 def snapshot(setup: TrainingSetup) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of all parameters and of all moments."""
-    parameters = dict(setup.engine.raw.named_parameters())
-    moments = {
-        f"{name}/{key}": value
-        for name, parameter in parameters.items()
-        if parameter in setup.engine.optimizer.state
-        for key, value in setup.engine.optimizer.state[parameter].items()
-    }
-    return tensor_digests(parameters), tensor_digests(moments)
+    moments = setup.engine.moments()
+    return setup.engine.parameter_digests(), {name: tensor_digest(name, value) for name, value in moments.items()}
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(build: Build) -> None:
