@@ -35,6 +35,7 @@ def test_a_digest_is_of_the_values_not_of_how_they_lie_in_memory(dtype: torch.dt
         tensor.repeat(1, 2)[:, :4],
     ):
         assert tensor_digest("a", like) == tensor_digest("a", tensor)
+    assert tensor_digest("a", tensor[:, 1]) == tensor_digest("a", tensor[:, 1].clone())
     assert tensor_digest("a", tensor[0, 0]) == hashlib.sha256(b"a()" + bytes(dtype.itemsize)).hexdigest()
 
 

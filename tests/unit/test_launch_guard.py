@@ -21,6 +21,8 @@ from tests.in_process import accelerator_here
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ["launch/train.py", "--config", "recipe.yaml", "--num_processes", "9"]
+WAITING = "echo begun; read line\n"
+"""A shell script that ends when its input does."""
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 FILES: dict[str, dict[str, Any]] = {
@@ -63,8 +65,10 @@ def refusal(asked: Asked) -> str:
 
 @contextmanager
 def running(*words: str) -> Iterator[psutil.Process]:
-    """A process with this command line, which waits."""
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+    """A process of WAITING with this command line; it has begun."""
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         yield psutil.Process(process.pid)
         process.communicate()
 
@@ -72,14 +76,14 @@ def running(*words: str) -> Iterator[psutil.Process]:
 @pytest.mark.parametrize("name", ["accelerate", "accelerate-launch", "python"])
 def test_the_launchers_command_line_is_found(tmp_path: Path, name: str) -> None:
     program = tmp_path / name
-    program.write_text("read line\n")
+    program.write_text(WAITING)
     words = {"accelerate": ["launch"], "accelerate-launch": [], "python": ["-m", "accelerate.commands.launch"]}[name]
     with running("/bin/sh", str(program), *words, "--cpu", *SCRIPT) as process:
         assert launcher_command(process) == ["--cpu", *SCRIPT]
 
 
 def test_other_parents_ask_for_nothing(tmp_path: Path) -> None:
-    (tmp_path / "accelerate").write_text("read line\n")
+    (tmp_path / "accelerate").write_text(WAITING)
     with running("/bin/sh", str(tmp_path / "accelerate"), "config") as process:
         assert launcher_command(process) == []
     assert launcher_command(process) == []  # it has ended

@@ -175,7 +175,6 @@ def test_micro_batch_size_changes_nothing_but_the_cut(build: Build) -> None:
 
 def test_what_is_thawed_moves_and_every_frozen_byte_stays(build: Build) -> None:
     setup = build("optimizer.warmup_steps=0", "optimizer.weight_decay=0")
-    model = setup.engine.raw
     assert len(setup.rates.schedule.phases) == 3
     for index, phase in enumerate(setup.rates.schedule.phases):
         trainer = in_phase(setup, index)
