@@ -100,12 +100,13 @@ class MultitaskTransformer(nn.Module):
 
         `task` is a task's name for all rows, which gives logits [n, num_labels]; or a name for each row; or the rows
         of each task, maybe none. The latter two give, for each task named, logits [its rows, num_labels], its rows in
-        their order. The other arguments are [n, tokens], int64. Raises KeyError for an unknown task.
+        their order. The other arguments are [n, tokens], int64. Raises KeyError for an unknown task, and ValueError
+        for names that are not as many as rows.
         """
         vectors = self.sentence_transformer(input_ids, attention_mask, token_type_ids)
         if isinstance(task, str):
             return self.heads[task](vectors)
-        routes = task if isinstance(task, Mapping) else _routes(task, vectors.device)
+        routes = task if isinstance(task, Mapping) else _routes(task, vectors)
         return {name: self.heads[name](vectors[rows]) for name, rows in routes.items()}
 
     def unit_modules(self) -> dict[str, list[nn.Module]]:
@@ -185,10 +186,12 @@ def check_task_names(tasks: Iterable[str]) -> None:
             raise UserError(f"tasks: {task!r} is a word that torch modules use themselves; choose another name")
 
 
-def _routes(tasks: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+def _routes(tasks: Sequence[str], vectors: Tensor) -> dict[str, Tensor]:
     """The rows of each task, tasks in the order in which they first occur."""
+    if len(tasks) != len(vectors):
+        raise ValueError(f"{len(tasks)} names of tasks for {len(vectors)} rows")
     return {
-        name: torch.tensor([row for row, task in enumerate(tasks) if task == name], device=device)
+        name: torch.tensor([row for row, task in enumerate(tasks) if task == name], device=vectors.device)
         for name in dict.fromkeys(tasks)
     }
 

@@ -10,7 +10,7 @@ HEADER = ("phase", "steps", "trains", "parameters", "learning rates", "draws (ep
 
 
 def plan_table(rates: LearningRates, plan: Plan, sizes: Mapping[str, int], unit_sizes: Mapping[str, int]) -> str:
-    """A line for each phase, and the whole run's numbers under it.
+    """A line for each phase, and the whole run's numbers under it. Steps count from 1, as in metrics.jsonl.
 
     `sizes` are training rows by task, `unit_sizes` parameters by unit.
     """
@@ -23,7 +23,7 @@ def plan_table(rates: LearningRates, plan: Plan, sizes: Mapping[str, int], unit_
         rows.append(
             (
                 phase.name,
-                f"{phase.start}-{phase.stop - 1}" if phase.steps > 1 else str(phase.start),
+                f"{phase.start + 1}-{phase.stop}" if phase.steps > 1 else str(phase.stop),
                 short_names(phase.units),
                 f"{parameters:,} ({parameters / sum(unit_sizes.values()):.1%})",
                 _rates_text(rates, phase),

@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the process th
     os.environ |= {
         "HF_HOME": f"{_caches.name}/huggingface",
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # tiny matrices: threads would wait for each other longer than they work
         "MTL_DIST_CACHE": f"{_caches.name}/mtl_dist",
         "WANDB_MODE": "offline",
     }

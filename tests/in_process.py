@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -20,9 +19,6 @@ from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe
 from mtl_dist.run import build_model, run_on
 from mtl_dist.trainer import TrainingSetup
-
-# Tiny matrices: threads would wait for each other longer than they work.
-torch.set_num_threads(1)
 
 
 def accelerator_here(accumulation: int = 1, precision: str = "no") -> Accelerator:

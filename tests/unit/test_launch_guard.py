@@ -84,7 +84,7 @@ def test_the_launchers_command_line_is_found(tmp_path: Path, name: str) -> None:
 
 def test_other_parents_ask_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "accelerate").write_text(WAITING)
-    with running("/bin/sh", str(tmp_path / "accelerate"), "config") as process:
+    with running("/bin/sh", str(tmp_path / "accelerate"), "config", "update") as process:
         assert launcher_command(process) == []
     assert launcher_command(process) == []  # it has ended
     assert launcher_command(None) == []

@@ -128,6 +128,12 @@ def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:
             model(*padded(texts(3, 3)), task)
 
 
+def test_names_that_are_not_as_many_as_rows_are_refused(tmp_path: Path) -> None:
+    model = model_of(tmp_path)
+    with pytest.raises(ValueError, match="^2 names of tasks for 3 rows$"):
+        model(*padded(texts(3, 3, 3)), ["topic", "mood"])
+
+
 def test_another_pooling_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^pooling: 'max' is not one of first_token, mean$"):
         SentenceTransformer(AutoModel.from_pretrained(tiny_encoder(tmp_path)), "max")

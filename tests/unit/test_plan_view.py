@@ -70,9 +70,9 @@ def test_a_line_for_each_phase() -> None:
     rows = cells(rates, plan)
     # 1350 rows in batches of 16 are 85 steps.
     assert [row[:4] for row in rows[:-1]] == [
-        ["heads", "0-29", "heads.topic heads.mood", "500 (0.9%)"],
-        ["upper", "30-114", "blocks[4:6] heads.topic heads.mood", "2,509 (4.4%)"],
-        ["all", "115", "embeddings blocks[0:6] heads.topic heads.mood", "56,515 (100.0%)"],
+        ["heads", "1-30", "heads.topic heads.mood", "500 (0.9%)"],
+        ["upper", "31-115", "blocks[4:6] heads.topic heads.mood", "2,509 (4.4%)"],
+        ["all", "116", "embeddings blocks[0:6] heads.topic heads.mood", "56,515 (100.0%)"],
     ]
     assert rows[-1][0].startswith("116 steps; ")
 

@@ -62,9 +62,9 @@ def test_the_plan_is_printed_without_weights(
     lines = capsys.readouterr().out.splitlines()
     [rule] = [index for index, line in enumerate(lines) if line.startswith("---")]
     assert [line.split()[:2] for line in lines[rule + 1 : rule + 4]] == [
-        ["heads", "0-3"],
-        ["upper", "4-7"],
-        ["all", "8-11"],
+        ["heads", "1-4"],
+        ["upper", "5-8"],
+        ["all", "9-12"],
     ]
     assert lines[rule + 4].startswith("12 steps; topic 72 (1.50), mood 72 (1.50)")
     assert sum("warning: optimizer.warmup_steps: 12, " in line for line in lines) == 1
