@@ -130,7 +130,7 @@ def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:
 
 def test_names_that_are_not_as_many_as_rows_are_refused(tmp_path: Path) -> None:
     model = model_of(tmp_path)
-    with pytest.raises(ValueError, match="^2 names of tasks for 3 rows$"):
+    with pytest.raises(ValueError, match=r"^2 names of tasks for 3 rows$"):
         model(*padded(texts(3, 3, 3)), ["topic", "mood"])
 
 
