@@ -31,7 +31,7 @@ class Checkpoint:
 
     folder: Path
     state: dict[str, Any]
-    """What was given to `save`: step, counters, recipe."""
+    """What was given to `save`: step, counters, identity."""
 
 
 def save(
@@ -89,7 +89,7 @@ def load(checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]]) -> tuple[d
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted keys of two recipes that differ and could change the run."""
+    """Dotted keys that differ between two runs' recipes, or other identities, and could change the run."""
     old, new = _flat(before), _flat(now)
     return sorted(key for key in old | new if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS))
 

@@ -17,11 +17,6 @@ def tensor_digest(name: str, tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Digest of each tensor, sorted by name."""
-    return {name: tensor_digest(name, tensors[name]) for name in sorted(tensors)}
-
-
 def combined(digests: Mapping[str, str]) -> str:
     """One SHA-256 for all of `digests`, in their order."""
     return hashlib.sha256("".join(digests.values()).encode()).hexdigest()

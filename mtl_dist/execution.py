@@ -24,13 +24,19 @@ class Execution:
     """Carries a run out. Every rank does all of it; files are written by the first."""
 
     def __init__(
-        self, setup: TrainingSetup, progression: Progression, console: Console, digests: dict[str, str]
+        self,
+        setup: TrainingSetup,
+        progression: Progression,
+        console: Console,
+        digests: dict[str, str],
+        identity: dict[str, Any],
     ) -> None:
-        """`digests`, of what the run is made from, go into the summary."""
+        """`digests`, of what the run is made from, go into the summary; `identity`, by key, into checkpoints."""
         self.setup = setup
         self.progression = progression
         self.console = console
         self.digests = digests
+        self.identity = identity
         self.recipe = setup.recipe
         self.engine = setup.engine
         self.processes = setup.engine.processes
@@ -92,7 +98,7 @@ class Execution:
             return
         weights, moments = self.engine.weights(), self.engine.moments()
         if self.processes.is_main:
-            state = {"recipe": asdict(self.recipe), "progression": asdict(self.progression)}
+            state = {"identity": self.identity, "progression": asdict(self.progression)}
             checkpoint.save(self.folder / CHECKPOINTS, self.progression.step, weights, moments, state)
 
     def _save_model(self, weights: dict[str, Tensor]) -> None:

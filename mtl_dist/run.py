@@ -80,8 +80,9 @@ def run_on(
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
     # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
+    identity = {**asdict(recipe), "data_sha256": data.digest}
     found = processes.together(
-        lambda: open_run_folder(folder, asdict(recipe), resume, console) if processes.is_main else None
+        lambda: open_run_folder(folder, identity, resume, console) if processes.is_main else None
     )
     found = processes.all_gather(found)[0]
     progression = Progression()
@@ -90,7 +91,7 @@ def run_on(
         progression = Progression(**found.state["progression"])
         console.say(f"going on from {found.folder.name}, step {progression.step} of {schedule.total_steps}")
     setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps)
-    Execution(setup, progression, console, digests).execute()
+    Execution(setup, progression, console, digests, identity).execute()
 
 
 def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:

@@ -16,11 +16,11 @@ PREVIOUS = "previous"
 """Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
 
 
-def open_run_folder(folder: Path, recipe: dict[str, Any], resume: str, console: Console) -> Checkpoint | None:
+def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console: Console) -> Checkpoint | None:
     """Makes `folder` ready and returns the checkpoint to go on from, or None to start anew. Called by one rank.
 
     An unfinished run with a checkpoint is continued if `resume` is "auto"; any other earlier run is moved aside.
-    Raises UserError where the recipe differs from the checkpoint's in a key that could change the run, and where the
+    Raises UserError where `identity` differs from the checkpoint's in a key that could change the run, and where the
     folder cannot be written.
     """
     try:
@@ -37,10 +37,10 @@ def open_run_folder(folder: Path, recipe: dict[str, Any], resume: str, console: 
         for line in skipped:
             console.say(line)
         if checkpoint is not None:
-            changed = changed_keys(checkpoint.state["recipe"], recipe)
+            changed = changed_keys(checkpoint.state["identity"], identity)
             if changed:
                 raise UserError(
-                    f"{folder}: its checkpoint belongs to a recipe that differs in {', '.join(changed)};"
+                    f"{folder}: its checkpoint belongs to a run that differs in {', '.join(changed)};"
                     " change back, or start anew with checkpoint.resume=never"
                 )
             trim_metrics(folder / METRICS, checkpoint.state["step"])

@@ -4,6 +4,7 @@ Only rank 0 writes. A failure of W&B is reported once and never stops training: 
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -70,11 +71,13 @@ class Tracker:
                 self._guarded(lambda: self._start_wandb(folder, config, recipe))
 
     def log(self, step: int, phase: str, values: Mapping[str, float | str]) -> None:
-        """One line: `values` with the number of steps done and the phase's name."""
+        """One line: `values` with the number of steps done and the phase's name; null for what is not a number."""
         if self._file is None:
             return
         line = {"step": step, "phase": phase, **values}
-        self._file.write(json.dumps(line) + "\n")
+        # JSON has no NaN, and readers other than Python's refuse it.
+        finite = {key: None if isinstance(it, float) and not math.isfinite(it) else it for key, it in line.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
         if self._wandb is not None:
             self._guarded(lambda: self._wandb.log(line))

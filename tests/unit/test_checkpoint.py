@@ -14,7 +14,7 @@ from mtl_dist.errors import UserError
 from mtl_dist.recipe import Recipe
 
 SHAPES = {"thawed": (2, 3), "frozen": (2, 2)}
-STATE = {"recipe": {"seed": 1, "optimizer": {"lr": 2e-5}}, "progression": {"nonfinite_total": 3}}
+STATE = {"identity": {"seed": 1, "optimizer": {"lr": 2e-5}}, "progression": {"nonfinite_total": 3}}
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -15,12 +15,12 @@ from transformers import AutoModel, AutoTokenizer
 
 from mtl_dist import checkpoint, execution, trainer
 from mtl_dist.cli import parse
-from mtl_dist.errors import TrainingError
+from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.recipe import Recipe
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
 from tests.in_process import metrics_of, run_here, setup_here
-from tests.tiny import TOPICS, tiny_recipe_file
+from tests.tiny import TOPICS, tiny_recipe, tiny_recipe_file
 
 TASKS = ("topic", "mood")
 # A run that repeats exactly must repeat its dropout too.
@@ -310,6 +310,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     summary = summary_of(Path(recipe.output_dir))
     assert summary["steps"] == 12
     assert all(phase["seconds"] > 0 for phase in summary["phases"])  # of what came before the kill, too
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, "checkpoint.every_steps=3")
+    with monkeypatch.context() as patch:
+        killed_before_step(4)(patch)
+        with pytest.raises(Killed):
+            run_here(recipe)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    file = tmp_path / "data" / "topic.train.json"
+    file.write_text(file.read_text().replace("cat1", "cat2"))
+    with pytest.raises(UserError, match="belongs to a run that differs in data_sha256; change back"):
+        run_here(recipe)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
 def test_a_phases_seconds_leave_saving_and_measuring_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

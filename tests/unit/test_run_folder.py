@@ -36,7 +36,7 @@ def left_by_a_run(folder: Path, *checkpoints: int, finished: bool = False) -> di
     for name, text in texts.items():
         (folder / name).write_text(text)
     for step in checkpoints:
-        checkpoint.save(folder / CHECKPOINTS, step, {"weight": torch.ones(1)}, {}, {"recipe": RECIPE_OF_RUN})
+        checkpoint.save(folder / CHECKPOINTS, step, {"weight": torch.ones(1)}, {}, {"identity": RECIPE_OF_RUN})
     return texts
 
 
@@ -89,7 +89,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path, capsys: p
     left_by_a_run(tmp_path, 2, 4)
     found = opened(tmp_path)
     assert found is not None
-    assert found.state == {"recipe": RECIPE_OF_RUN, "step": 4}
+    assert found.state == {"identity": RECIPE_OF_RUN, "step": 4}
     assert (tmp_path / METRICS).read_text() == metrics_lines(1, 2, 3, 4)
     assert files_in(tmp_path) == {RECIPE, METRICS, CHECKPOINTS, "notes.txt"}
     assert capsys.readouterr().out == ""
@@ -122,7 +122,7 @@ def test_a_changed_recipe_is_refused_by_its_keys_and_nothing_is_touched(tmp_path
     with pytest.raises(UserError) as error:
         opened(tmp_path, RECIPE_OF_RUN | {"seed": 2, "optimizer": {"lr": 2e-4, "eps": 1e-8}})
     assert str(error.value) == (
-        f"{tmp_path}: its checkpoint belongs to a recipe that differs in optimizer.lr, seed;"
+        f"{tmp_path}: its checkpoint belongs to a run that differs in optimizer.lr, seed;"
         " change back, or start anew with checkpoint.resume=never"
     )
     assert {name: (tmp_path / name).read_text() for name in texts} == texts

@@ -64,6 +64,14 @@ def items(entries: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.startswith("_")}
 
 
+def test_what_is_not_a_number_is_null(tmp_path: Path) -> None:
+    tracker = tracker_in(tmp_path, TrackingConfig())
+    tracker.log(1, "heads", {"train/loss": float("nan"), "optim/grad_norm": float("inf"), "plan/digest": "12"})
+    tracker.finish(None)
+    [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert line == '{"step": 1, "phase": "heads", "train/loss": null, "optim/grad_norm": null, "plan/digest": "12"}'
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     """The folder of a whole run with `tracking.wandb`, and what W&B recorded of it."""
