@@ -49,17 +49,9 @@ def run_on(
         lambda: micro_steps_for(recipe.batch_size, processes.world_size, recipe.micro_batch_size, accumulation)
     )
     data = prepare(recipe, processes, console.say)
-    lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
-    sizes = {task: len(rows) for task, rows in lengths.items()}
+    sizes = {task: len(source.splits["train"].lengths) for task, source in data.tasks.items()}
     schedule = processes.together(lambda: compile_schedule(recipe, num_blocks, sum(sizes.values())))
-    plan = Plan(
-        lengths,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        shares=shares(recipe.sampling, sizes),
-        batches=recipe.sampling.batches,
-        length_window=recipe.sampling.length_window,
-    )
+    plan = build_plan(recipe, data)
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
     for line in [*data.warnings, *warnings_of(recipe, schedule)]:
         console.say(f"warning: {line}")
@@ -106,6 +98,19 @@ def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:
     check_max_length(skeleton, recipe.data.max_length)
     trainable_units(recipe, find_anatomy(skeleton).num_blocks)
     return config, skeleton
+
+
+def build_plan(recipe: Recipe, data: DataBundle) -> Plan:
+    """The plan over the training rows of `data`."""
+    lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
+    return Plan(
+        lengths,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        shares=shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
+        batches=recipe.sampling.batches,
+        length_window=recipe.sampling.length_window,
+    )
 
 
 def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> MultitaskTransformer:

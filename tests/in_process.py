@@ -14,10 +14,9 @@ from mtl_dist.encoder import load_encoder_config
 from mtl_dist.engine import DataParallel
 from mtl_dist.optim import LearningRates
 from mtl_dist.phases import compile_schedule
-from mtl_dist.plan import Plan, shares
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe
-from mtl_dist.run import build_model, run_on
+from mtl_dist.run import build_model, build_plan, run_on
 from mtl_dist.trainer import TrainingSetup
 
 
@@ -38,20 +37,11 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> 
     data = prepare(recipe, processes, lambda line: None)
     model = build_model(recipe, load_encoder_config(recipe.model), data)
     engine = DataParallel(accelerator_here(accumulation, precision), processes, model, recipe.optimizer)
-    lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
-    sizes = {task: len(rows) for task, rows in lengths.items()}
-    plan = Plan(
-        lengths,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        shares=shares(recipe.sampling, sizes),
-        batches=recipe.sampling.batches,
-        length_window=recipe.sampling.length_window,
-    )
+    rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
     num_blocks = model.anatomy.num_blocks
-    rates = LearningRates(recipe.optimizer, compile_schedule(recipe, num_blocks, sum(sizes.values())), num_blocks)
+    rates = LearningRates(recipe.optimizer, compile_schedule(recipe, num_blocks, rows), num_blocks)
     micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
-    return TrainingSetup(recipe, engine, data, plan, rates, micro_steps)
+    return TrainingSetup(recipe, engine, data, build_plan(recipe, data), rates, micro_steps)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
