@@ -29,6 +29,11 @@ FSDP_SETTINGS: dict[str, tuple[Any, ...]] = {
     "fsdp_offload_params": (False,),
 }
 """What `fsdp_config` may hold. Blocks are always the units of sharding; state is always saved whole."""
+ENGINE_VARIABLES = {
+    "ACCELERATE_USE_FSDP": DistributedType.FSDP,
+    "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
+}
+"""How `accelerate launch` tells its processes of an engine."""
 GPU_ENGINES = {DistributedType.MULTI_GPU, DistributedType.FSDP}
 
 
@@ -112,6 +117,9 @@ def start_accelerator() -> tuple[Accelerator, Processes, Asked]:
 def check_request(asked: Asked) -> None:
     """Refuses what can be known to be impossible before any process group is made."""
     where = asked.source
+    for variable, engine in ENGINE_VARIABLES.items():
+        if _is_set(variable) and asked.engine != engine:
+            raise UserError(f"{variable}: {where} does not ask for {engine.value}; ask by accelerate launch and a file")
     if asked.engine is not None and asked.engine not in SUPPORTED_ENGINES:
         raise UserError(f"{where}: engine {asked.engine.value} is not supported yet; use one process, DDP or FSDP2")
     if asked.engine == DistributedType.FSDP:
@@ -164,4 +172,8 @@ def bf16_hint(accelerator: Accelerator) -> str | None:
 
 
 def _cpu_by_environment() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
+    return _is_set("ACCELERATE_USE_CPU")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in {"1", "true", "yes"}

@@ -196,6 +196,14 @@ def test_fsdp_settings_that_would_be_passed_over(tmp_path: Path, settings: dict[
     assert refusal(asked) == f"{asked.source}: {ending}"
 
 
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_an_engine_that_only_the_environment_asks_for(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "true")
+    engine = variable.rpartition("_")[2]
+    ending = f"does not ask for {engine}; ask by accelerate launch and a file"
+    assert refusal(read_request([])) == f"{variable}: the environment {ending}"
+
+
 def test_gpus_of_another_make() -> None:
     asked = Asked("a.yaml", engine=DistributedType.MULTI_XPU)
     assert refusal(asked) == "a.yaml: engine MULTI_XPU is not supported yet; use one process, DDP or FSDP2"
