@@ -18,7 +18,7 @@ setup: $(INSTALLED)  ## Create .venv, fetch the quickstart's data and encoder
 	$(BIN)/python -m mtl_dist.quickstart
 
 $(INSTALLED): pyproject.toml constraints.txt launch/install.sh
-	PYTHON="$(PYTHON)" launch/install.sh dev
+	PYTHON="$(PYTHON)" launch/install.sh dev deepspeed
 
 train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes the recipe
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml \

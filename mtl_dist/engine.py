@@ -103,12 +103,13 @@ class Engine(ABC):
 
     def train_mode(self) -> None:
         """Trainable units in train mode, frozen ones in eval mode: a frozen module has no dropout."""
+        self.model.train()  # wrappers
         self.raw.train_units(self.units)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Around forwards that need no gradient: eval mode; afterwards as before."""
-        self.raw.eval()
+        self.model.eval()
         with torch.no_grad():
             yield
         self._settle()
@@ -172,15 +173,25 @@ class Engine(ABC):
         return self._gathered(self._whole_moments())
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Puts weights and moments, named as by `weights` and `moments`, in place of those here."""
+        """Puts weights and moments, named as by `weights` and `moments`, in place of those here.
+
+        A phase is entered next.
+        """
+        self._load_weights(weights)
+        self._load_moments(moments)
+
+    @torch.no_grad()
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.raw.named_parameters():
+            parameter.copy_(self._part(weights[name], parameter))
+
+    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
         self.optimizer.state.clear()
-        with torch.no_grad():
-            for name, parameter in self.raw.named_parameters():
-                parameter.copy_(self._part(weights[name], parameter))
-                if f"{MOMENTS[0]}/{name}" in moments:
-                    step, *rest = (moments[f"{key}/{name}"] for key in MOMENTS)
-                    parts = [step.to(parameter.device), *(self._part(moment, parameter) for moment in rest)]
-                    self.optimizer.state[parameter] = dict(zip(MOMENTS, parts, strict=True))
+        for name, parameter in self.raw.named_parameters():
+            if f"{MOMENTS[0]}/{name}" in moments:
+                step, *rest = (moments[f"{key}/{name}"] for key in MOMENTS)
+                parts = [step.to(parameter.device), *(self._part(moment, parameter) for moment in rest)]
+                self.optimizer.state[parameter] = dict(zip(MOMENTS, parts, strict=True))
 
     def _gathered(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
         kept = {}

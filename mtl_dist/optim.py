@@ -6,6 +6,7 @@ One optimizer lives from the first step to the last: moments survive a thaw, and
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,13 @@ def build_optimizer(
 
     Each group carries `unit`, by which `set_rates` finds it. Frozen parameters belong to their groups from the start.
     """
+    return adamw(parameter_groups(model, unit_parameters, config), config)
+
+
+def parameter_groups(
+    model: nn.Module, unit_parameters: Mapping[str, Sequence[str]], config: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """The groups of `build_optimizer`, while each parameter still has its shape."""
     parameters = dict(model.named_parameters())
     groups = []
     for unit, names in unit_parameters.items():
@@ -29,6 +37,11 @@ def build_optimizer(
             if members:
                 decay = config.weight_decay if decays else 0.0
                 groups.append({"params": members, "unit": unit, "weight_decay": decay})
+    return groups
+
+
+def adamw(groups: Sequence[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over `groups`, some or all of those of `parameter_groups`."""
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 

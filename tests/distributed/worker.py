@@ -6,7 +6,9 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtl_dist.cli import parse
 from mtl_dist.engine import DataParallel, Engine
 from mtl_dist.engine_fsdp2 import FullySharded
+from mtl_dist.engine_zero import ZeroRedundancy
 from mtl_dist.engines import EngineClass
 from mtl_dist.errors import UserError
 from mtl_dist.launch_guard import start_accelerator
@@ -53,7 +56,11 @@ def without_settling_and_check() -> None:
     Engine.check_equal = lambda self, when: None
 
 
-ENGINES: dict[str, EngineClass] = {"data parallel": DataParallel, "fsdp2": FullySharded}
+ENGINES: dict[str, EngineClass] = {
+    "data parallel": DataParallel,
+    "fsdp2": FullySharded,
+    **{f"zero{stage}": partial(ZeroRedundancy, stage=stage, persistence_threshold=0) for stage in (1, 2, 3)},
+}
 BREAKS: dict[str, Callable[[], None]] = {
     "rewrap": without_rewrap,
     "settling and check": without_settling_and_check,
@@ -80,8 +87,9 @@ def main(file: Path) -> None:
             errors.append(None)
         except UserError as error:
             errors.append(str(error))
-        except RuntimeError as error:  # one of torch's has many lines
-            errors.append(str(error).splitlines()[0])
+        except RuntimeError as error:
+            traceback.print_exc()
+            errors.append(str(error).splitlines()[0])  # one of torch's has many
         for engine, name, value in intact:
             setattr(engine, name, value)
     file.with_name(f"{file.name}.{processes.rank}").write_text(json.dumps(errors))
