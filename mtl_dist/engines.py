@@ -1,5 +1,6 @@
 """Which engine a launch asks for. The only module that knows them all."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -8,16 +9,36 @@ from accelerate.utils import DistributedType
 
 from mtl_dist.engine import DataParallel, Engine
 from mtl_dist.engine_fsdp2 import FullySharded
+from mtl_dist.errors import UserError
 from mtl_dist.launch_guard import Asked
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.processes import Processes
-from mtl_dist.recipe import OptimizerConfig
+from mtl_dist.recipe import OptimizerConfig, Recipe
 
 EngineClass = Callable[[Accelerator, Processes, MultitaskTransformer, OptimizerConfig], Engine]
 
 
-def engine_class_of(asked: Asked) -> EngineClass:
-    """What makes the engine that was asked for."""
-    if asked.engine == DistributedType.FSDP:
-        return partial(FullySharded, reshard_after_forward=asked.settings.get("fsdp_reshard_after_forward", True))
-    return DataParallel
+def engine_class_of(asked: Asked, recipe: Recipe, device_type: str) -> EngineClass:
+    """What makes the engine that was asked for. Raises UserError where it cannot run `recipe`."""
+    match asked.engine:
+        case DistributedType.FSDP:
+            return partial(FullySharded, reshard_after_forward=asked.settings.get("fsdp_reshard_after_forward", True))
+        case DistributedType.DEEPSPEED:
+            return zero_class(asked.settings["zero_stage"], recipe, device_type)
+        case _:
+            return DataParallel
+
+
+def zero_class(stage: int, recipe: Recipe, device_type: str) -> EngineClass:
+    """What makes a ZeRO engine of `stage`. Raises UserError where DeepSpeed cannot run `recipe`."""
+    if recipe.model.dtype != "float32":
+        raise UserError(
+            f"model.dtype: DeepSpeed keeps weights and moments in float32, not {recipe.model.dtype};"
+            " use float32, or one process, DDP or FSDP2"
+        )
+    if device_type == "cpu":  # else DeepSpeed takes a GPU where there is one
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # Imported here because DeepSpeed is an extra of this package, and takes its time.
+    from mtl_dist.engine_zero import ZeroRedundancy
+
+    return partial(ZeroRedundancy, stage=stage)

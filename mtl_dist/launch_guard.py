@@ -5,36 +5,65 @@ the CPU, fp16 on a CPU is fp32. Each of these would be another run than the one 
 What was asked for stands on the command line of the parent process, `accelerate launch`, and in its config file.
 """
 
+import argparse
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
+import yaml
 from accelerate import Accelerator
-from accelerate.commands.config.config_args import SageMakerConfig, default_config_file, load_config_from_file
+from accelerate.commands.config.config_args import (
+    ClusterConfig,
+    SageMakerConfig,
+    default_config_file,
+    load_config_from_file,
+)
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
 
 from mtl_dist.errors import UserError
 from mtl_dist.processes import Processes
 
-SUPPORTED_ENGINES = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
-FSDP_SETTINGS: dict[str, tuple[Any, ...]] = {
-    "fsdp_version": (2,),
-    "fsdp_reshard_after_forward": (True, False),
-    "fsdp_offload_params": (False,),
+SUPPORTED_ENGINES = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+    DistributedType.DEEPSPEED,
 }
-"""What `fsdp_config` may hold. Blocks are always the units of sharding; state is always saved whole."""
+SETTINGS: dict[DistributedType, dict[str, tuple[Any, ...]]] = {
+    DistributedType.FSDP: {
+        "fsdp_version": (2,),
+        "fsdp_reshard_after_forward": (True, False),
+        "fsdp_offload_params": (False,),
+    },
+    DistributedType.DEEPSPEED: {
+        "zero_stage": (1, 2, 3),
+        "deepspeed_multinode_launcher": ("standard",),
+        "offload_optimizer_device": ("none",),
+        "offload_param_device": ("none",),
+        "zero3_init_flag": (False,),
+        "zero3_save_16bit_model": (False,),
+    },
+}
+"""What an engine's section of the file, or its flags, may hold; the first key must be there.
+
+Blocks are always FSDP's units of sharding, the recipe has DeepSpeed's clipping, and state is always saved whole.
+"""
 ENGINE_VARIABLES = {
     "ACCELERATE_USE_FSDP": DistributedType.FSDP,
     "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
 }
 """How `accelerate launch` tells its processes of an engine."""
-GPU_ENGINES = {DistributedType.MULTI_GPU, DistributedType.FSDP}
+GPU_ENGINES = {DistributedType.MULTI_GPU, *SETTINGS}
+ACCUMULATION = "gradient_accumulation_steps"
+CPU_VARIABLE = "ACCELERATE_USE_CPU"
+"""Takes a file for GPUs to CPUs."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +76,10 @@ class Asked:
     machines: int | None = None
     precision: str | None = None
     engine: DistributedType | None = None
-    cpu: bool = False
+    device: Literal["cpu", "gpu"] | None = None
+    accumulation: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The engine's own section of the config file."""
+    """The engine's own: what its section of the file says, with its flags in place of that."""
 
 
 def launcher_command(parent: psutil.Process | None) -> list[str]:
@@ -81,7 +111,7 @@ def read_request(command: Sequence[str]) -> Asked:
     config = load_config_from_file(path) if path else None
     if isinstance(config, SageMakerConfig):
         raise UserError(f"{path}: launching on SageMaker is not supported; use compute_environment: LOCAL_MACHINE")
-    engine = config.distributed_type if config else None
+    engine = DistributedType(config.distributed_type) if config else None
     for chosen, flag in (
         (DistributedType.MULTI_GPU, flags.multi_gpu),
         (DistributedType.FSDP, flags.use_fsdp),
@@ -90,16 +120,52 @@ def read_request(command: Sequence[str]) -> Asked:
         (DistributedType.XLA, flags.tpu),
     ):
         engine = chosen if flag else engine
+    settings = _settings(engine, flags, config)
+    accumulation = settings.pop(ACCUMULATION, None)
     file_processes = config.num_processes if config and config.num_processes > 0 else None
     return Asked(
         source=path or f"accelerate launch {shlex.join(command[:4])} ...",
         processes=flags.num_processes or file_processes,
         machines=flags.num_machines or (config.num_machines if config else None),
         precision=flags.mixed_precision or (config.mixed_precision if config else None),
-        engine=DistributedType(engine) if engine else None,
-        cpu=bool(flags.cpu or (config and config.use_cpu)),
-        settings=(config.fsdp_config or config.deepspeed_config or {}) if config else {},
+        engine=engine,
+        device=_device(engine, flags.cpu, path),
+        accumulation=None if accumulation is None else int(accumulation),
+        settings=settings,
     )
+
+
+def _settings(
+    engine: DistributedType | None, flags: argparse.Namespace, config: ClusterConfig | None
+) -> dict[str, Any]:
+    """What file and flags say about `engine` alone, and accumulation, which Accelerate counts with DeepSpeed."""
+    sections = {"FSDP Arguments": DistributedType.FSDP, "DeepSpeed Arguments": DistributedType.DEEPSPEED}
+    parser: Any = launch_command_parser()
+    members = {
+        action.dest
+        for group in parser._action_groups
+        if group.title in sections and engine == sections[group.title]
+        for action in group._group_actions
+    }
+    section: dict[str, Any] = {}
+    if config is not None and engine in SETTINGS:
+        section = dict((config.fsdp_config if engine == DistributedType.FSDP else config.deepspeed_config) or {})
+        if engine == DistributedType.FSDP:  # Accelerate adds the prefix where it is left out
+            section = {f"fsdp_{key.removeprefix('fsdp_')}": value for key, value in section.items()}
+    given = {
+        key: yaml.safe_load(str(getattr(flags, key)))
+        for key in flags.nondefault  # where Accelerate keeps what stood on the command line
+        if key in members or key == ACCUMULATION
+    }
+    return {**section, **given}
+
+
+def _device(engine: DistributedType | None, cpu_flag: bool, path: str | None) -> Literal["cpu", "gpu"] | None:
+    """`use_cpu` says "gpu" too where a file has it and it is false; Accelerate passes over that."""
+    file = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    if cpu_flag or file.get("use_cpu"):
+        return "cpu"
+    return "gpu" if engine in GPU_ENGINES or "use_cpu" in file else None
 
 
 def start_accelerator() -> tuple[Accelerator, Processes, Asked]:
@@ -107,8 +173,12 @@ def start_accelerator() -> tuple[Accelerator, Processes, Asked]:
     asked = read_request(launcher_command(psutil.Process().parent()))
     check_request(asked)
     # Accelerate brings processes, device and precision; its own engines fall back to DDP on CPUs, so ours wrap.
-    os.environ.pop("ACCELERATE_USE_FSDP", None)
-    accelerator = Accelerator(cpu=asked.cpu or _cpu_by_environment() or not torch.cuda.is_available())
+    for variable in ENGINE_VARIABLES:
+        os.environ.pop(variable, None)
+    accelerator = Accelerator(
+        cpu=asked.device == "cpu" or _is_set(CPU_VARIABLE) or not torch.cuda.is_available(),
+        gradient_accumulation_steps=asked.accumulation or 1,
+    )
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
     check_given(asked, accelerator)
     return accelerator, processes, asked
@@ -121,44 +191,55 @@ def check_request(asked: Asked) -> None:
         if _is_set(variable) and asked.engine != engine:
             raise UserError(f"{variable}: {where} does not ask for {engine.value}; ask by accelerate launch and a file")
     if asked.engine is not None and asked.engine not in SUPPORTED_ENGINES:
-        raise UserError(f"{where}: engine {asked.engine.value} is not supported yet; use one process, DDP or FSDP2")
-    if asked.engine == DistributedType.FSDP:
-        _check_fsdp(where, asked.settings)
-    on_cpu = asked.cpu or _cpu_by_environment()
-    if asked.engine in GPU_ENGINES and not on_cpu and not torch.cuda.is_available():
-        raise UserError(f"{where}: asks for GPUs, this machine has none; set ACCELERATE_USE_CPU=true to run on CPUs")
+        raise UserError(
+            f"{where}: engine {asked.engine.value} is not supported; use one process, DDP, FSDP2 or DeepSpeed"
+        )
+    if asked.engine in SETTINGS:
+        _check_settings(where, asked.settings, SETTINGS[asked.engine])
+    if asked.device == "gpu" and not _is_set(CPU_VARIABLE) and not torch.cuda.is_available():
+        # Starting one process, Accelerate overwrites the variable.
+        override = f"set {CPU_VARIABLE}=true" if asked.engine in GPU_ENGINES else "add --cpu to accelerate launch"
+        raise UserError(f"{where}: asks for GPUs, this machine has none; {override} to run on CPUs")
     if asked.precision not in {None, "no", "bf16"}:
         raise UserError(f"{where}: mixed_precision {asked.precision} is not supported; use 'no' or bf16")
 
 
-def _check_fsdp(where: str, settings: Mapping[str, Any]) -> None:
-    """Refuses what FSDP2 here does not do, or does in one way only."""
-    if settings.get("fsdp_version") != 2:
-        raise UserError(f"{where}: fsdp_version: only 2 is supported; say so under fsdp_config of a config file")
+def _check_settings(where: str, settings: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuses what an engine here does not do, or does in one way only."""
+    needed = next(iter(known))
+    if needed not in settings:
+        raise UserError(f"{where}: {needed}: missing; use {_words(known[needed])}")
     for key, value in settings.items():
-        if key not in FSDP_SETTINGS:
-            raise UserError(f"{where}: {key} is not supported; leave only {', '.join(FSDP_SETTINGS)}")
-        if value not in FSDP_SETTINGS[key]:
-            raise UserError(f"{where}: {key}: {value} is not supported; use {FSDP_SETTINGS[key][0]}")
+        if key not in known:
+            raise UserError(f"{where}: {key} is not supported; leave only {', '.join(known)}")
+        if value not in known[key]:
+            raise UserError(f"{where}: {key}: {value} is not supported; use {_words(known[key])}")
+
+
+def _words(values: Sequence[Any]) -> str:
+    return " or ".join(str(value) for value in values)
 
 
 def check_given(asked: Asked, accelerator: Accelerator) -> None:
-    """Refuses a run that is not the one asked for: process count, machines, precision."""
-    given = accelerator.num_processes
+    """Refuses a run that is not the one asked for: process count, machines, precision, accumulation, compilation."""
+    where, given = asked.source, accelerator.num_processes
     if asked.processes is not None and asked.processes != given:
         hint = "; MULTI_CPU starts more than one only through mpirun, accelerate_configs/multi_cpu.yaml shows the way"
         raise UserError(
-            f"{asked.source}: asks for {asked.processes} processes, {given} started"
+            f"{where}: asks for {asked.processes} processes, {given} started"
             + (hint if asked.engine == DistributedType.MULTI_CPU else "")
         )
-    if asked.engine == DistributedType.FSDP and given == 1:
-        raise UserError(f"{asked.source}: one process has nothing to shard; use at least 2, or a file without FSDP")
+    if asked.engine in SETTINGS and given == 1:
+        raise UserError(f"{where}: one process has nothing to share out; use at least 2, or a file for one")
     if asked.machines is not None and asked.machines > given:
-        raise UserError(f"{asked.source}: asks for {asked.machines} machines, this run has {given} process(es)")
-    if asked.precision is not None and asked.precision != accelerator.mixed_precision:
-        raise UserError(
-            f"{asked.source}: asks for mixed_precision {asked.precision}, got {accelerator.mixed_precision}"
-        )
+        raise UserError(f"{where}: asks for {asked.machines} machines, this run has {given} process(es)")
+    for key, wanted in (("mixed_precision", asked.precision), (ACCUMULATION, asked.accumulation)):
+        got = getattr(accelerator, key)
+        if wanted is not None and wanted != got:
+            raise UserError(f"{where}: asks for {key} {wanted}, got {got}")
+    compilation = accelerator.state.dynamo_plugin
+    if compilation is not None and compilation.backend != DynamoBackend.NO:
+        raise UserError(f"{where}: dynamo_backend is not supported; leave it out")
 
 
 def bf16_hint(accelerator: Accelerator) -> str | None:
@@ -169,10 +250,6 @@ def bf16_hint(accelerator: Accelerator) -> str | None:
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     found = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
     return f"this CPU has {found}: bf16 would pay; add --mixed_precision bf16 to accelerate launch" if found else None
-
-
-def _cpu_by_environment() -> bool:
-    return _is_set("ACCELERATE_USE_CPU")
 
 
 def _is_set(variable: str) -> bool:

@@ -32,7 +32,7 @@ from mtl_dist.trainer import Progression, TrainingSetup
 def run(command: Command) -> None:
     """Does what the command line asked for. Raises UserError or TrainingError, the same on every rank."""
     accelerator, processes, asked = start_accelerator()
-    run_on(accelerator, processes, command, engine_class_of(asked))
+    run_on(accelerator, processes, command, engine_class_of(asked, command.recipe, accelerator.device.type))
     accelerator.end_training()
 
 

@@ -1,8 +1,10 @@
 """Starting real processes as a user does: `accelerate launch` with a file of accelerate_configs."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -11,24 +13,30 @@ TIMEOUT = 600
 
 
 def launch(
-    script: Path | str, *arguments: str, processes: int = 1, config: str | None = None, on_cpu: bool = False
+    script: Path | str,
+    *arguments: str,
+    processes: int = 1,
+    config: str | None = None,
+    on_cpu: bool = False,
+    flags: tuple[str, ...] = ("--main_process_port", "0"),
 ) -> subprocess.CompletedProcess[str]:
     """Runs `script` in this many CPU processes from the repository's root; its output is captured.
 
-    `config` is a file of accelerate_configs; `on_cpu` sets what takes a file for GPUs to CPUs.
+    `config` is a file of accelerate_configs; `on_cpu` sets what takes a file for GPUs to CPUs; `flags` are the
+    launcher's, at first a free port, so that launches side by side do not meet.
     """
     config = config or ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if on_cpu and processes == 1:
+        flags = (*flags, "--cpu")
+    elif on_cpu:
+        environment["ACCELERATE_USE_CPU"] = "true"
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", f"accelerate_configs/{config}", "--num_processes", str(processes)),
-        # A free port, so that launches side by side do not meet.
-        *("--main_process_port", "0"),
+        *("--config_file", f"accelerate_configs/{config}", "--num_processes", str(processes), *flags),
         str(script),
         *arguments,
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if on_cpu:
-        environment["ACCELERATE_USE_CPU"] = "true"
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
@@ -38,6 +46,24 @@ def launched(
     script: Path | str, *arguments: str, processes: int = 1, config: str | None = None, on_cpu: bool = False
 ) -> str:
     """As `launch`, and returns what was printed; fails with it where the exit code is not 0."""
-    done = launch(script, *arguments, processes=processes, config=config, on_cpu=on_cpu)
+    return _require_success(launch(script, *arguments, processes=processes, config=config, on_cpu=on_cpu))
+
+
+def launched_on_nodes(script: Path | str, *arguments: str, nodes: int, config: str) -> list[str]:
+    """What each of several launchers printed, which start one CPU process each, as the machines of a cluster do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def on_node(rank: int) -> subprocess.CompletedProcess[str]:
+        machine = ("--num_machines", str(nodes), "--machine_rank", str(rank))
+        flags = (*machine, "--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
+        return launch(script, *arguments, processes=nodes, config=config, on_cpu=True, flags=flags)
+
+    with ThreadPoolExecutor(nodes) as pool:
+        return [_require_success(done) for done in pool.map(on_node, range(nodes))]
+
+
+def _require_success(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -14,9 +14,13 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from mtl_dist import launch_guard
+from mtl_dist.engine import DataParallel
+from mtl_dist.engine_fsdp2 import FullySharded
+from mtl_dist.engine_zero import ZeroRedundancy
 from mtl_dist.engines import engine_class_of
 from mtl_dist.errors import UserError
 from mtl_dist.launch_guard import Asked, bf16_hint, check_given, check_request, launcher_command, read_request
+from mtl_dist.recipe import ModelConfig, Recipe
 from tests.in_process import accelerator_here
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +37,16 @@ FILES: dict[str, dict[str, Any]] = {
     "cpus": {"distributed_type": "MULTI_CPU", "num_processes": 4, "num_machines": 2, "use_cpu": True},
     "fp16": {"distributed_type": "NO", "mixed_precision": "fp16", "num_machines": 1},
     "fsdp": {"distributed_type": "FSDP", "num_processes": 2, "mixed_precision": "bf16"},
+    "fsdp with settings": {
+        "distributed_type": "FSDP",
+        "num_processes": 2,
+        "fsdp_config": {"fsdp_version": 2, "reshard_after_forward": True},
+    },
+    "deepspeed": {
+        "distributed_type": "DEEPSPEED",
+        "num_processes": 2,
+        "deepspeed_config": {"zero_stage": 2, "gradient_accumulation_steps": 4},
+    },
 }
 FLAGS: list[list[str]] = [
     [],
@@ -40,6 +54,7 @@ FLAGS: list[list[str]] = [
     ["--mixed_precision", "bf16", "--num_machines", "1"],
     ["--cpu"],
     ["--multi_gpu", "--num_processes", "2"],
+    ["--zero_stage", "3", "--fsdp-reshard-after-forward", "false", "--gradient_accumulation_steps", "2"],
 ]
 
 
@@ -103,9 +118,14 @@ def test_a_request_is_what_accelerate_makes_of_flags_and_file(tmp_path: Path, fi
         (asked.precision, resolved.mixed_precision),
     ):
         assert ours in (None, theirs)
-    assert asked.cpu == bool(resolved.cpu or resolved.use_cpu)
+    assert (asked.device == "cpu") == bool(resolved.cpu or resolved.use_cpu)
     assert (asked.engine == DistributedType.MULTI_GPU) == resolved.multi_gpu
     assert (asked.engine == DistributedType.FSDP) == resolved.use_fsdp
+    assert (asked.engine == DistributedType.DEEPSPEED) == resolved.use_deepspeed
+    for key, value in asked.settings.items():
+        assert str(getattr(resolved, key)).lower() == str(value).lower()
+    if asked.accumulation is not None:
+        assert asked.accumulation == int(resolved.gradient_accumulation_steps)
     assert asked.source == (path or f"accelerate launch {' '.join(command[:4])} ...")
 
 
@@ -113,29 +133,45 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     path = written(tmp_path / "config.yaml", FILES["fsdp"])
     flags = ["--num_processes", "3", "--num_machines", "2", "--mixed_precision", "no", "--multi_gpu"]
     engine = DistributedType.MULTI_GPU
-    assert read_request(["--config_file", path, *SCRIPT]) == Asked(path, 2, 1, "bf16", DistributedType.FSDP)
-    assert read_request(["--config_file", path, *flags, *SCRIPT]) == Asked(path, 3, 2, "no", engine)
+    assert read_request(["--config_file", path, *SCRIPT]) == Asked(path, 2, 1, "bf16", DistributedType.FSDP, "gpu")
+    assert read_request(["--config_file", path, *flags, *SCRIPT]) == Asked(path, 3, 2, "no", engine, "gpu")
 
 
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("cpu.yaml", {"processes": 1, "engine": DistributedType.NO}),
-        ("multi_cpu.yaml", {"processes": 2, "engine": DistributedType.MULTI_GPU}),
-    ],
-)
-def test_the_files_that_come_with_the_project(file: str, expected: dict[str, Any]) -> None:
-    path = str(ROOT / "accelerate_configs" / file)
-    asked = read_request(["--config_file", path, *SCRIPT])
-    assert asked == Asked(path, machines=1, precision="no", cpu=True, **expected)
+def test_an_engines_flags_win_over_its_section_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", FILES["deepspeed"])
+    flags = ["--zero_stage", "3", "--fsdp_reshard_after_forward", "false"]  # the latter is no business of DeepSpeed's
+    assert read_request(["--config_file", path, *flags, *SCRIPT]).settings == {"zero_stage": 3}
+    assert read_request(["--config_file", path, *SCRIPT]).settings == {"zero_stage": 2}
+    assert read_request(["--config_file", path, *SCRIPT]).accumulation == 4
+    flags = ["--gradient_accumulation_steps", "2"]
+    assert read_request(["--config_file", path, *flags, *SCRIPT]).accumulation == 2
+    assert read_request([*flags, "train.py"]).accumulation == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").iterdir()), ids=lambda path: path.stem)
+def test_the_files_that_come_with_the_project(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each asks for what its name says, Accelerate reads all of it, and it can be run."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    asked = read_request(["--config_file", str(path), *SCRIPT])
     check_request(asked)
+    assert asked.machines == (2 if path.stem.startswith("multi_node") else 1)
+    assert asked.processes == (1 if path.stem in ("cpu", "gpu") else 2 * (asked.machines or 0))
+    assert asked.device == ("cpu" if path.stem.endswith("cpu") else "gpu")
+    assert asked.precision == "no"
+    engine = path.stem.removeprefix("multi_node_")
+    if "zero" in engine:
+        assert (asked.engine, asked.settings["zero_stage"]) == (DistributedType.DEEPSPEED, int(engine[-1]))
+    elif engine == "fsdp2":
+        assert (asked.engine, asked.settings["fsdp_version"]) == (DistributedType.FSDP, 2)
+    else:
+        assert asked.engine == (DistributedType.NO if path.stem in ("cpu", "gpu") else DistributedType.MULTI_GPU)
 
 
 def test_the_users_own_file_counts_unless_cpu_is_asked_for() -> None:
     path = written(Path(launch_guard.default_config_file), FILES["bf16"])
     assert read_request(SCRIPT) == Asked(path, 1, 1, "bf16", DistributedType.NO)
     assert read_request(["--cpu", *SCRIPT]) == Asked(
-        "accelerate launch --cpu launch/train.py --config recipe.yaml ...", cpu=True
+        "accelerate launch --cpu launch/train.py --config recipe.yaml ...", device="cpu"
     )
 
 
@@ -153,46 +189,89 @@ def test_without_accelerates_launcher_only_the_world_size_is_asked_for(monkeypat
 
 @pytest.mark.parametrize(
     ("flag", "engine"),
-    [
-        ("--use_deepspeed", "DEEPSPEED"),
-        ("--use_megatron_lm", "MEGATRON_LM"),
-        ("--tpu", "XLA"),
-    ],
+    [("--use_megatron_lm", "MEGATRON_LM"), ("--tpu", "XLA")],
 )
-def test_engines_that_are_not_there_yet(tmp_path: Path, flag: str, engine: str) -> None:
+def test_engines_that_are_not_there(tmp_path: Path, flag: str, engine: str) -> None:
     path = written(tmp_path / "config.yaml", {"distributed_type": engine, "num_processes": 2, "use_cpu": True})
-    ending = f": engine {engine} is not supported yet; use one process, DDP or FSDP2"
+    ending = f": engine {engine} is not supported; use one process, DDP, FSDP2 or DeepSpeed"
     assert refusal(read_request(["--config_file", path, *SCRIPT])) == path + ending
     assert refusal(read_request([flag, "train.py"])) == f"accelerate launch {flag} train.py ..." + ending
 
 
-def fsdp(tmp_path: Path, **settings: object) -> Asked:
-    """The request of a config file with these settings of FSDP."""
-    file = {"distributed_type": "FSDP", "num_processes": 2, "use_cpu": True, "fsdp_config": settings}
+def with_section(tmp_path: Path, engine: str, **settings: object) -> Asked:
+    """The request of a config file with these settings of an engine."""
+    file = {"distributed_type": engine, "num_processes": 2, "use_cpu": True, SECTIONS[engine]: settings}
     return read_request(["--config_file", written(tmp_path / "config.yaml", file), *SCRIPT])
 
 
-def test_fsdp2_with_settings_that_it_follows(tmp_path: Path) -> None:
-    asked = fsdp(tmp_path, fsdp_version=2, fsdp_reshard_after_forward=False)
+SECTIONS = {"FSDP": "fsdp_config", "DEEPSPEED": "deepspeed_config"}
+
+
+def test_the_engine_follows_its_settings(tmp_path: Path) -> None:
+    recipe = Recipe()
+    asked = with_section(tmp_path, "FSDP", fsdp_version=2, fsdp_reshard_after_forward=False)
     check_request(asked)
-    assert engine_class_of(asked).keywords == {"reshard_after_forward": False}  # pyrefly: ignore
-    check_request(fsdp(tmp_path, fsdp_version=2))
+    fsdp2: Any = engine_class_of(asked, recipe, "cpu")
+    assert (fsdp2.func, fsdp2.keywords) == (FullySharded, {"reshard_after_forward": False})
+    check_request(with_section(tmp_path, "FSDP", version=2))
+    for stage in (1, 2, 3):
+        asked = with_section(tmp_path, "DEEPSPEED", zero_stage=stage, offload_param_device="none")
+        check_request(asked)
+        zero: Any = engine_class_of(asked, recipe, "cpu")
+        assert (zero.func, zero.keywords) == (ZeroRedundancy, {"stage": stage})
+    assert engine_class_of(Asked("a.yaml"), recipe, "cpu") is DataParallel
+
+
+def test_what_an_engine_cannot_run_is_refused(tmp_path: Path) -> None:
+    asked = with_section(tmp_path, "DEEPSPEED", zero_stage=2)
+    recipe = Recipe(model=ModelConfig(dtype="float64"))
+    with pytest.raises(
+        UserError, match=r"^model\.dtype: DeepSpeed keeps weights and moments in float32, not float64; "
+    ):
+        engine_class_of(asked, recipe, "cpu")
+
+
+FSDP_KEYS, DEEPSPEED_KEYS = (", ".join(settings) for settings in launch_guard.SETTINGS.values())
 
 
 @pytest.mark.parametrize(
-    ("settings", "ending"),
+    ("engine", "settings", "ending"),
     [
-        ({}, "fsdp_version: only 2 is supported; say so under fsdp_config of a config file"),
-        ({"fsdp_version": 1}, "fsdp_version: only 2 is supported; say so under fsdp_config of a config file"),
-        ({"fsdp_version": 2, "fsdp_offload_params": True}, "fsdp_offload_params: True is not supported; use False"),
+        ("FSDP", {}, "fsdp_version: missing; use 2"),
+        ("FSDP", {"fsdp_version": 1}, "fsdp_version: 1 is not supported; use 2"),
         (
-            {"fsdp_version": 2, "fsdp_min_num_params": 5},
-            f"fsdp_min_num_params is not supported; leave only {', '.join(launch_guard.FSDP_SETTINGS)}",
+            "FSDP",
+            {"fsdp_version": 2, "fsdp_offload_params": True},
+            "fsdp_offload_params: True is not supported; use False",
+        ),
+        (
+            "FSDP",
+            {"fsdp_version": 2, "min_num_params": 5},
+            f"fsdp_min_num_params is not supported; leave only {FSDP_KEYS}",
+        ),
+        ("DEEPSPEED", {}, "zero_stage: missing; use 1 or 2 or 3"),
+        ("DEEPSPEED", {"zero_stage": 0}, "zero_stage: 0 is not supported; use 1 or 2 or 3"),
+        (
+            "DEEPSPEED",
+            {"zero_stage": 3, "offload_param_device": "cpu"},
+            "offload_param_device: cpu is not supported; use none",
+        ),
+        (
+            "DEEPSPEED",
+            {"zero_stage": 3, "gradient_clipping": 1.0},
+            f"gradient_clipping is not supported; leave only {DEEPSPEED_KEYS}",
+        ),
+        (
+            "DEEPSPEED",
+            {"zero_stage": 3, "deepspeed_config_file": "ds.json"},
+            f"deepspeed_config_file is not supported; leave only {DEEPSPEED_KEYS}",
         ),
     ],
 )
-def test_fsdp_settings_that_would_be_passed_over(tmp_path: Path, settings: dict[str, object], ending: str) -> None:
-    asked = fsdp(tmp_path, **settings)
+def test_settings_that_would_be_passed_over(
+    tmp_path: Path, engine: str, settings: dict[str, object], ending: str
+) -> None:
+    asked = with_section(tmp_path, engine, **settings)
     assert refusal(asked) == f"{asked.source}: {ending}"
 
 
@@ -206,16 +285,16 @@ def test_an_engine_that_only_the_environment_asks_for(variable: str, monkeypatch
 
 def test_gpus_of_another_make() -> None:
     asked = Asked("a.yaml", engine=DistributedType.MULTI_XPU)
-    assert refusal(asked) == "a.yaml: engine MULTI_XPU is not supported yet; use one process, DDP or FSDP2"
+    assert refusal(asked) == "a.yaml: engine MULTI_XPU is not supported; use one process, DDP, FSDP2 or DeepSpeed"
 
 
 @without_gpu
 def test_gpus_on_a_machine_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked("a.yaml", 2, engine=DistributedType.MULTI_GPU)
+    asked = Asked("a.yaml", 2, engine=DistributedType.MULTI_GPU, device="gpu")
     assert refusal(asked) == (
         "a.yaml: asks for GPUs, this machine has none; set ACCELERATE_USE_CPU=true to run on CPUs"
     )
-    check_request(Asked("a.yaml", 2, engine=DistributedType.MULTI_GPU, cpu=True))
+    check_request(Asked("a.yaml", 2, engine=DistributedType.MULTI_GPU, device="cpu"))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     check_request(asked)
 
@@ -248,6 +327,11 @@ def test_what_can_be_run_is_let_through(precision: str | None) -> None:
         ),
         (Asked("a.yaml", 1, 2), "a.yaml: asks for 2 machines, this run has 1 process(es)"),
         (Asked("a.yaml", 1, 1, "bf16"), "a.yaml: asks for mixed_precision bf16, got no"),
+        (Asked("a.yaml", accumulation=2), "a.yaml: asks for gradient_accumulation_steps 2, got 1"),
+        (
+            Asked("a.yaml", 1, engine=DistributedType.DEEPSPEED),
+            "a.yaml: one process has nothing to share out; use at least 2, or a file for one",
+        ),
     ],
 )
 def test_another_run_than_asked_for_is_refused(asked: Asked, message: str) -> None:
@@ -256,9 +340,22 @@ def test_another_run_than_asked_for_is_refused(asked: Asked, message: str) -> No
     assert str(error.value) == message
 
 
+def test_compilation_that_would_not_happen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")  # what `--dynamo_backend inductor` sets
+    with pytest.raises(UserError, match=r"^a\.yaml: dynamo_backend is not supported; leave it out$"):
+        check_given(Asked("a.yaml"), accelerator_here())
+
+
+def test_a_file_says_gpu_where_it_denies_the_cpu(tmp_path: Path) -> None:
+    """Accelerate passes over `use_cpu: false` where there is no GPU."""
+    for words, device in (({}, None), ({"use_cpu": False}, "gpu"), ({"use_cpu": True}, "cpu")):
+        path = written(tmp_path / "config.yaml", {"distributed_type": "NO", "num_processes": 1, **words})
+        assert read_request(["--config_file", path, *SCRIPT]).device == device
+
+
 def test_the_run_that_was_asked_for_goes_on() -> None:
     check_given(Asked("a.yaml"), accelerator_here())
-    check_given(Asked("a.yaml", 1, 1, "no", DistributedType.MULTI_CPU, cpu=True), accelerator_here())
+    check_given(Asked("a.yaml", 1, 1, "no", DistributedType.MULTI_CPU, device="cpu"), accelerator_here())
     check_given(Asked("a.yaml", 1, 1, "bf16"), accelerator_here(precision="bf16"))
 
 
