@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_dist.batches import Batch
-from mtl_dist.digests import require_equal, tensor_digest
+from mtl_dist.digests import combined, require_equal, tensor_digest
+from mtl_dist.errors import TrainingError
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.optim import build_optimizer, set_rates
 from mtl_dist.processes import Processes
@@ -66,6 +67,10 @@ class Engine(ABC):
         """All of a parameter, a gradient or a moment, of which this rank may hold a part."""
         return tensor
 
+    def _local(self, tensor: Tensor) -> Tensor:
+        """What this rank holds of a parameter or a moment, as a plain tensor."""
+        return tensor
+
     def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """This rank's part of a whole `tensor`, as it keeps that of `parameter`."""
         return tensor.to(parameter.device)
@@ -73,15 +78,20 @@ class Engine(ABC):
     # The phase boundary
 
     def enter_phase(self, name: str, units: Sequence[str]) -> None:
-        """Makes exactly `units` trainable, and checks that the ranks agree on them and on every parameter.
+        """Makes exactly `units` trainable.
 
-        Raises TrainingError on every rank, naming the first difference, where they do not.
+        Checks that the ranks agree on them and on their state, that the optimizer has all that trains now, and that it
+        has its moments from before: what trained keeps them, what thaws for the first time has none. Raises
+        TrainingError on every rank, naming the first difference, where it is not so.
         """
+        when = f"start of phase {name!r}"
         self.units = tuple(units)
         self._set_trainable()
         # Before wrapping, in which the first rank's weights might paper over a difference.
-        self.check_equal(f"start of phase {name!r}")
+        self.check_equal(when)
+        before = self._moment_digests()
         self._rewrap()
+        self.processes.together(lambda: self._check_optimizer(when, before))
 
     def _set_trainable(self) -> None:
         by_unit = self.raw.unit_parameters()
@@ -97,7 +107,36 @@ class Engine(ABC):
             for name, parameter in self.raw.named_parameters()
         }
         digests = {f"parameter {name}": digest for name, digest in self.parameter_digests().items()}
-        require_equal(self.processes, when, trainable | digests)
+        require_equal(self.processes, when, trainable | digests | self._replicated_moments())
+
+    def _replicated_moments(self) -> dict[str, str]:
+        """Digests of moments that every rank should have alike, by what they are called in a message."""
+        return {}
+
+    def _check_optimizer(self, when: str, before: Mapping[str, str]) -> None:
+        """Raises TrainingError where the optimizer is not the one this phase needs; `before` as in enter_phase."""
+        where = f"{when}: rank {self.processes.rank}"
+        known = self._optimized()
+        for name, parameter in self.raw.named_parameters():
+            if parameter.requires_grad and name not in known:
+                raise TrainingError(f"{where}: {name} is to train, and the optimizer does not have it")
+        after = self._moment_digests()
+        for name in sorted({**before, **after}):
+            if before.get(name) != after.get(name):
+                raise TrainingError(f"{where}: the moments of {name} are not those from before")
+
+    def _optimized(self) -> set[str]:
+        """Names of the parameters that the optimizer's step would change."""
+        held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        return {name for name, parameter in self.raw.named_parameters() if parameter in held}
+
+    def _moment_digests(self) -> dict[str, str]:
+        """A digest of this rank's part of each parameter's moments, by name; those without are left out."""
+        states = {name: self.optimizer.state.get(parameter) for name, parameter in self.raw.named_parameters()}
+        return {name: self._state_digest(name, state) for name, state in states.items() if state}
+
+    def _state_digest(self, name: str, state: Mapping[str, Tensor]) -> str:
+        return combined({key: tensor_digest(name, self._local(state[key])) for key in MOMENTS})
 
     # The training step
 
@@ -235,6 +274,9 @@ class DataParallel(Engine):
                 init_sync=False,  # the ranks have just compared their parameters
                 gradient_as_bucket_view=True,
             )
+
+    def _replicated_moments(self) -> dict[str, str]:
+        return {f"moments of {name}": digest for name, digest in self._moment_digests().items()}
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()

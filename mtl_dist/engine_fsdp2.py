@@ -64,6 +64,9 @@ class FullySharded(Engine):
     def _whole(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
+    def _local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
     def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         assert isinstance(parameter, DTensor)
         # Every rank has the whole tensor and keeps its part; nothing is sent.

@@ -176,6 +176,17 @@ class ZeroRedundancy(Engine):
         for index, flat in self._flats.items():
             self._kept[index] = self.optimizer.state.get(flat, {})
 
+    def _optimized(self) -> set[str]:
+        trained = {parameter for index in self._flats for parameter in self._groups[index]["params"]}
+        return {name for name, parameter in self.raw.named_parameters() if parameter in trained}
+
+    def _moment_digests(self) -> dict[str, str]:
+        """By the name of a group's first parameter."""
+        self._collect()
+        names = {parameter: name for name, parameter in self.raw.named_parameters()}
+        firsts = [names[group["params"][0]] for group in self._groups]
+        return {name: self._state_digest(name, state) for name, state in zip(firsts, self._kept, strict=True) if state}
+
     # The training step
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:

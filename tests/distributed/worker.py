@@ -31,9 +31,8 @@ def without_rewrap() -> None:
     DataParallel._rewrap = lambda self: None if isinstance(self.model, DistributedDataParallel) else rewrap(self)
 
 
-def without_rewrap_and_check() -> None:
-    """Nor do the ranks compare their parameters."""
-    without_rewrap()
+def without_check() -> None:
+    """The ranks do not compare their parameters."""
     Engine.check_equal = lambda self, when: None
 
 
@@ -50,10 +49,32 @@ def with_a_stray_rank() -> None:
     Engine.enter_phase = stray
 
 
-def without_settling_and_check() -> None:
+def without_settling() -> None:
     """What is still gathered at a boundary is switched in place of what is sharded."""
     FullySharded._settle = Engine._settle
-    Engine.check_equal = lambda self, when: None
+
+
+def without_the_optimizer_check() -> None:
+    """Nobody asks whether the optimizer has what is to train."""
+    Engine._check_optimizer = lambda self, when, before: None
+
+
+def without_a_new_set_up() -> None:
+    """DeepSpeed stays as it was set up for the first phase."""
+    set_up = ZeroRedundancy._set_up
+    ZeroRedundancy._take_down = lambda self: None
+    ZeroRedundancy._set_up = lambda self: set_up(self) if self._deepspeed is None else None
+
+
+def without_keeping_moments() -> None:
+    """DeepSpeed is set up anew, with moments that start at zero."""
+    set_up = ZeroRedundancy._set_up
+
+    def anew(self: ZeroRedundancy) -> None:
+        set_up(self)
+        self.optimizer.state.clear()
+
+    ZeroRedundancy._set_up = anew
 
 
 ENGINES: dict[str, EngineClass] = {
@@ -61,12 +82,18 @@ ENGINES: dict[str, EngineClass] = {
     "fsdp2": FullySharded,
     **{f"zero{stage}": partial(ZeroRedundancy, stage=stage, persistence_threshold=0) for stage in (1, 2, 3)},
 }
-BREAKS: dict[str, Callable[[], None]] = {
-    "rewrap": without_rewrap,
-    "settling and check": without_settling_and_check,
-    "rewrap and check": without_rewrap_and_check,
-    "stray rank": with_a_stray_rank,
+BREAKS: dict[str, tuple[Callable[[], None], ...]] = {
+    "rewrap": (without_rewrap,),
+    "rewrap and check": (without_rewrap, without_check),
+    "settling": (without_settling, without_check),
+    "settling and checks": (without_settling, without_check, without_the_optimizer_check),
+    "new set-up": (without_a_new_set_up,),
+    "new set-up and check": (without_a_new_set_up, without_the_optimizer_check),
+    "moments": (without_keeping_moments,),
+    "moments and check": (without_keeping_moments, without_the_optimizer_check),
+    "stray rank": (with_a_stray_rank,),
 }
+"""What is taken out of the engines, by name; for a negative control, what would find that out as well."""
 
 
 def methods(engine: type[Engine]) -> list[tuple[str, Any]]:
@@ -75,13 +102,13 @@ def methods(engine: type[Engine]) -> list[tuple[str, Any]]:
 
 def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
-    engines = (Engine, DataParallel, FullySharded)
+    engines = (Engine, DataParallel, FullySharded, ZeroRedundancy)
     intact = [(engine, name, value) for engine in engines for name, value in methods(engine)]
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):
         accelerator.gradient_accumulation_steps = one["accumulation"]
-        if one["without"]:
-            BREAKS[one["without"]]()
+        for take_out in BREAKS.get(one["without"], ()):
+            take_out()
         try:
             run_on(accelerator, processes, parse(one["arguments"]), ENGINES[one["engine"]])
             errors.append(None)
