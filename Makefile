@@ -9,10 +9,10 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 ARGS ?=
 
-.PHONY: help setup train test test-all lint format clean
+.PHONY: help setup train test test-all bench-engines lint format clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## Create .venv, fetch the quickstart's data and encoder
 	$(BIN)/python -m mtl_dist.quickstart
@@ -29,6 +29,9 @@ test: lint setup  ## Lint, type checks, unit tests, tests on several processes
 
 test-all: lint setup  ## All tests, also those that build the container image
 	$(PYTEST) tests
+
+bench-engines: $(INSTALLED)  ## Compare the losses of every engine with those of one process
+	$(BIN)/python -m benchmarks.engines
 
 lint: $(INSTALLED)  ## Check style, format and types
 	$(BIN)/ruff check

@@ -32,7 +32,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed's own calls
 
-PERSISTENCE_THRESHOLD = 100_000
+PERSISTENCE_THRESHOLD: int = 100_000
 """DeepSpeed's own: stage 3 keeps parameters of fewer elements whole on every rank."""
 
 
@@ -100,13 +100,10 @@ class ZeroRedundancy(Engine):
         model: MultitaskTransformer,
         config: OptimizerConfig,
         stage: int,
-        persistence_threshold: int = PERSISTENCE_THRESHOLD,
     ) -> None:
-        """`persistence_threshold`: in stage 3, parameters of fewer elements stay whole on every rank."""
         super().__init__(accelerator, processes, model, config)
         self.name = f"zero{stage}"
         self._stage = stage
-        self._persistence_threshold = persistence_threshold
         self._groups = [dict(group) for group in self.optimizer.param_groups]
         self._layouts = [
             FlatLayout(
@@ -144,7 +141,7 @@ class ZeroRedundancy(Engine):
                 "gradient_clipping": self.config.max_grad_norm or 0.0,
                 "zero_optimization": {
                     "stage": self._stage,
-                    "stage3_param_persistence_threshold": self._persistence_threshold,
+                    "stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD,
                     "sub_group_size": 10**15,  # never a group in two
                 },
             },

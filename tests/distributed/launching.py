@@ -6,30 +6,35 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 600
 """Seconds after which a launch counts as hanging."""
 
 
-def launch(
-    script: Path | str,
-    *arguments: str,
-    processes: int = 1,
-    config: str | None = None,
-    on_cpu: bool = False,
-    flags: tuple[str, ...] = ("--main_process_port", "0"),
-) -> subprocess.CompletedProcess[str]:
-    """Runs `script` in this many CPU processes from the repository's root; its output is captured.
+class How(TypedDict, total=False):
+    """How to launch."""
 
-    `config` is a file of accelerate_configs; `on_cpu` sets what takes a file for GPUs to CPUs; `flags` are the
-    launcher's, at first a free port, so that launches side by side do not meet.
-    """
-    config = config or ("cpu.yaml" if processes == 1 else "multi_cpu.yaml")
+    processes: int
+    """On CPUs; 1 at first."""
+    config: str
+    """A file of accelerate_configs; at first the one for CPUs."""
+    on_cpu: bool
+    """Take a file for GPUs to CPUs."""
+    flags: tuple[str, ...]
+    """The launcher's; at first a free port, so that launches side by side do not meet."""
+
+
+def launch(script: Path | str, *arguments: str, **how: Unpack[How]) -> subprocess.CompletedProcess[str]:
+    """Runs `script` from the repository's root; its output is captured."""
+    processes = how.get("processes", 1)
+    config = how.get("config", "cpu.yaml" if processes == 1 else "multi_cpu.yaml")
+    flags = how.get("flags", ("--main_process_port", "0"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if on_cpu and processes == 1:
+    if how.get("on_cpu") and processes == 1:
         flags = (*flags, "--cpu")
-    elif on_cpu:
+    elif how.get("on_cpu"):
         environment["ACCELERATE_USE_CPU"] = "true"
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
@@ -42,11 +47,9 @@ def launch(
     )
 
 
-def launched(
-    script: Path | str, *arguments: str, processes: int = 1, config: str | None = None, on_cpu: bool = False
-) -> str:
+def launched(script: Path | str, *arguments: str, **how: Unpack[How]) -> str:
     """As `launch`, and returns what was printed; fails with it where the exit code is not 0."""
-    return _require_success(launch(script, *arguments, processes=processes, config=config, on_cpu=on_cpu))
+    return _require_success(launch(script, *arguments, **how))
 
 
 def launched_on_nodes(script: Path | str, *arguments: str, nodes: int, config: str) -> list[str]:

@@ -8,20 +8,21 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch.nn.parallel import DistributedDataParallel
 
+from mtl_dist import engine_zero
 from mtl_dist.cli import parse
 from mtl_dist.engine import DataParallel, Engine
 from mtl_dist.engine_fsdp2 import FullySharded
 from mtl_dist.engine_zero import ZeroRedundancy
-from mtl_dist.engines import EngineClass
+from mtl_dist.engines import engine_class_of
 from mtl_dist.errors import UserError
-from mtl_dist.launch_guard import start_accelerator
+from mtl_dist.launch_guard import Asked, start_accelerator
 from mtl_dist.run import run_on
 
 
@@ -77,10 +78,15 @@ def without_keeping_moments() -> None:
     ZeroRedundancy._set_up = anew
 
 
-ENGINES: dict[str, EngineClass] = {
-    "data parallel": DataParallel,
-    "fsdp2": FullySharded,
-    **{f"zero{stage}": partial(ZeroRedundancy, stage=stage, persistence_threshold=0) for stage in (1, 2, 3)},
+engine_zero.PERSISTENCE_THRESHOLD = 0  # else tiny parameters would all stay whole
+
+ENGINES = {
+    "data parallel": Asked("a job"),
+    "fsdp2": Asked("a job", engine=DistributedType.FSDP),
+    **{
+        f"zero{stage}": Asked("a job", engine=DistributedType.DEEPSPEED, settings={"zero_stage": stage})
+        for stage in (1, 2, 3)
+    },
 }
 BREAKS: dict[str, tuple[Callable[[], None], ...]] = {
     "rewrap": (without_rewrap,),
@@ -110,7 +116,9 @@ def main(file: Path) -> None:
         for take_out in BREAKS.get(one["without"], ()):
             take_out()
         try:
-            run_on(accelerator, processes, parse(one["arguments"]), ENGINES[one["engine"]])
+            command = parse(one["arguments"])
+            engine = engine_class_of(ENGINES[one["engine"]], command.recipe, "cpu")
+            run_on(accelerator, processes, command, engine)
             errors.append(None)
         except UserError as error:
             errors.append(str(error))
