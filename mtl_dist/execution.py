@@ -10,12 +10,13 @@ from torch import Tensor
 
 from mtl_dist import checkpoint
 from mtl_dist.cli import resolved_yaml
-from mtl_dist.digests import combined
+from mtl_dist.digests import combined, require_equal
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
-from mtl_dist.phases import Phase
+from mtl_dist.phases import Phase, Schedule
 from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary, write_whole
 from mtl_dist.tracking import Console, Progress, Tracker
 from mtl_dist.trainer import Progression, TrainingSetup, TransferLearningTrainer
+from mtl_dist.until import has_run_out, value_of, why
 
 LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
 
@@ -61,12 +62,22 @@ class Execution:
         finally:
             self.tracker.finish(summary, exit_code=0 if summary else 1)
 
+    @property
+    def _schedule(self) -> Schedule:
+        """The phases with the ends that they have had."""
+        return self.setup.rates.schedule.cut(self.progression.stops)
+
     def _train(self) -> None:
-        total = self.setup.rates.schedule.total_steps
-        progress = Progress(self.console, total, self.progression.step)
+        progress = Progress(self.console, self._schedule.total_steps, self.progression.step)
         try:
             TransferLearningTrainer(
-                self.setup, self.progression, self.tracker, progress, self._measure_phase, self._save_checkpoint
+                self.setup,
+                self.progression,
+                self.tracker,
+                progress,
+                self._measure_phase,
+                self._has_enough,
+                self._save_checkpoint,
             ).train()
         finally:
             progress.close()
@@ -74,10 +85,31 @@ class Execution:
     def _measure(self, split: str) -> dict[str, TaskMetrics]:
         return evaluate(self.engine, self.setup.data, split, self.recipe.evaluation.batch_size)
 
-    def _measure_phase(self, phase: Phase) -> None:
-        metrics = self._measure(self.recipe.evaluation.split)
-        self.tracker.log(self.progression.step, phase.name, flat_metrics(metrics, "eval"))
-        self._say(f"after phase {phase.name}, {self.recipe.evaluation.split}", metrics)
+    def _measure_phase(self, phase: Phase) -> dict[str, TaskMetrics]:
+        split, step = self.recipe.evaluation.split, self.progression.step
+        metrics = self._measure(split)
+        self.tracker.log(step, phase.name, flat_metrics(metrics, "eval"))
+        when = f"after phase {phase.name}" if step == phase.stop else f"phase {phase.name}, after step {step}"
+        self._say(f"{when}, {split}", metrics)
+        return metrics
+
+    def _has_enough(self, phase: Phase) -> bool:
+        """Measures, and decides whether the `until` of `phase` ends it here.
+
+        Raises TrainingError on every rank where the ranks have measured different values.
+        """
+        until, step = phase.until, self.progression.step
+        assert until is not None, "else nothing is measured within a phase"
+        metrics = self._measure_phase(phase)
+        value = value_of(until.metric, {task: one.as_dict() for task, one in metrics.items()})
+        require_equal(self.processes, f"after step {step}", {until.metric: repr(value)})
+        values = self.progression.measured.setdefault(phase.name, [])
+        values.append(value)
+        # The first rank decides: one that thought otherwise would wait in another phase for ever.
+        enough = self.processes.all_gather(has_run_out(values, until))[0]
+        if enough:
+            self.console.say(f"phase {phase.name} ends early, after step {step}: {why(values, until, phase.start)}")
+        return enough
 
     def _measure_end(self) -> dict[str, TaskMetrics]:
         test = self._measure("test")
@@ -125,7 +157,7 @@ class Execution:
                     "seconds": self.progression.phase_seconds.get(phase.name, 0.0),
                     "trainable_parameters": sum(sizes[unit] for unit in phase.units),
                 }
-                for phase in self.setup.rates.schedule.phases
+                for phase in self._schedule.phases
             ],
             "nonfinite_steps": self.progression.nonfinite_total,
             "world_size": self.processes.world_size,

@@ -46,7 +46,7 @@ def adamw(groups: Sequence[dict[str, Any]], config: OptimizerConfig) -> torch.op
 
 
 class LearningRates:
-    """Learning rate of each unit at each step.
+    """Learning rate of each unit at each step, as planned: a phase that ends early changes no other phase's rates.
 
     Base rate x unit factor x run schedule x thaw warm-up, where the unit factor is `head_lr_multiplier` for heads and
     `block_lr_decay` to the power of the distance from the top block below (layer-wise decay as in ULMFiT, Howard and
@@ -60,8 +60,8 @@ class LearningRates:
         self.num_blocks = num_blocks
 
     def at(self, step: int) -> dict[str, float]:
-        """Rate of each trainable unit at `step`, counted from 0."""
-        phase = next(phase for phase in self.schedule.phases if phase.start <= step < phase.stop)
+        """Rate of each trainable unit at `step`, counted from 0 over the planned run (`Schedule.planned`)."""
+        phase = self.schedule.phase_at(step)
         rate = self.config.lr * self._run_factor(step)
         thaw = min(1.0, (step - phase.start) / max(1, self.config.thaw_warmup_steps))
         warming = set(phase.thawed) if self.config.thaw_warmup_steps else set()

@@ -1,5 +1,7 @@
 """The freeze schedule, compiled before training: which units train from which step to which.
 
+Where a metric ends a phase before its time, `Schedule.cut` gives the schedule that the run really has.
+
 A *unit* is the smallest thing that freezes or thaws: `embeddings`, `blocks.0` and up, `heads.<task>`. This module
 imports no torch: a compiled schedule is names and numbers, so that it can be printed, digested and compared.
 """
@@ -7,12 +9,12 @@ imports no torch: a compiled schedule is names and numbers, so that it can be pr
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 from mtl_dist.errors import UserError
-from mtl_dist.recipe import PhaseConfig, Recipe
+from mtl_dist.recipe import PhaseConfig, Recipe, UntilConfig
 from mtl_dist.selectors import select
 
 
@@ -29,10 +31,18 @@ class Phase:
     """Trainable units in canonical order: embeddings, blocks upwards, heads in the recipe's order."""
     thawed: tuple[str, ...]
     """Those of `units` that did not train in the phase before; empty in the first phase, where nothing has thawed."""
+    until: UntilConfig | None = None
+    """What may end it before `stop`."""
+    early: int = 0
+    """Steps by which it begins earlier than planned, because phases before it were cut short."""
 
     @property
     def steps(self) -> int:
         return self.stop - self.start
+
+    def measures_after(self, done: int) -> bool:
+        """Whether `until` wants a measurement when `done` steps of the run are done. At the end comes one anyway."""
+        return self.until is not None and done < self.stop and (done - self.start) % self.until.every_steps == 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,27 @@ class Schedule:
     def digest(self) -> str:
         """Equal for equal schedules, on every machine."""
         return hashlib.sha256(json.dumps([asdict(phase) for phase in self.phases]).encode()).hexdigest()
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase to which `step` belongs."""
+        return next(phase for phase in self.phases if phase.start <= step < phase.stop)
+
+    def cut(self, stops: Mapping[str, int]) -> "Schedule":
+        """This schedule with the phases named in `stops` ending there; those that follow move up without gaps.
+
+        A stop is counted as the steps of the result are: by then, the phases before may have been cut as well.
+        """
+        phases: list[Phase] = []
+        saved = 0
+        for phase in self.phases:
+            stop = stops.get(phase.name, phase.stop - saved)
+            phases.append(replace(phase, start=phase.start - saved, stop=stop, early=phase.early + saved))
+            saved = phase.stop - stop
+        return Schedule(tuple(phases))
+
+    def planned(self, step: int) -> int:
+        """Where `step` would stand if no phase before it had been cut."""
+        return step + self.phase_at(step).early
 
 
 def steps_of(phase: PhaseConfig, rows: int, batch_size: int) -> int:
@@ -77,7 +108,8 @@ def compile_schedule(recipe: Recipe, num_blocks: int, rows: int) -> Schedule:
             raise UserError(f"phases[{index}].train: model.freeze leaves phase {config.name!r} nothing to train")
         stop = start + steps_of(config, rows, recipe.batch_size)
         before = set(phases[-1].units) if phases else set(units)
-        phases.append(Phase(config.name, start, stop, units, tuple(unit for unit in units if unit not in before)))
+        thawed = tuple(unit for unit in units if unit not in before)
+        phases.append(Phase(config.name, start, stop, units, thawed, config.until))
         start = stop
     return Schedule(tuple(phases))
 

@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from mtl_dist.optim import LearningRates
 from mtl_dist.phases import Phase, short_names
 from mtl_dist.plan import Plan
+from mtl_dist.until import condition
 
 HEADER = ("phase", "steps", "trains", "parameters", "learning rates", "draws (epochs of the task)")
 
 
 def plan_table(rates: LearningRates, plan: Plan, sizes: Mapping[str, int], unit_sizes: Mapping[str, int]) -> str:
     """A line for each phase, and the whole run's numbers under it. Steps count from 1, as in metrics.jsonl.
+
+    A phase that a metric may end early has the steps that it takes at most, and those that follow begin where it would
+    end then.
 
     `sizes` are training rows by task, `unit_sizes` parameters by unit.
     """
@@ -23,7 +27,7 @@ def plan_table(rates: LearningRates, plan: Plan, sizes: Mapping[str, int], unit_
         rows.append(
             (
                 phase.name,
-                f"{phase.start + 1}-{phase.stop}" if phase.steps > 1 else str(phase.stop),
+                _steps_text(phase),
                 short_names(phase.units),
                 f"{parameters:,} ({parameters / sum(unit_sizes.values()):.1%})",
                 _rates_text(rates, phase),
@@ -33,8 +37,16 @@ def plan_table(rates: LearningRates, plan: Plan, sizes: Mapping[str, int], unit_
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    lines.append(f"{schedule.total_steps} steps; {_draws_text(plan.draws(0, schedule.total_steps), sizes)}")
+    open_ended = {phase.name: phase.until for phase in schedule.phases if phase.until is not None}
+    total = f"{schedule.total_steps} steps{' at most' if open_ended else ''}"
+    lines.append(f"{total}; {_draws_text(plan.draws(0, schedule.total_steps), sizes)}")
+    lines += [f"{name} ends early when {condition(until)}" for name, until in open_ended.items()]
     return "\n".join(lines)
+
+
+def _steps_text(phase: Phase) -> str:
+    steps = f"{phase.start + 1}-{phase.stop}" if phase.steps > 1 else str(phase.stop)
+    return steps if phase.until is None else f"{steps} at most"
 
 
 def _rates_text(rates: LearningRates, phase: Phase) -> str:

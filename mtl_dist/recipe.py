@@ -77,6 +77,20 @@ class SamplingConfig:
 
 
 @dataclass
+class UntilConfig:
+    """A metric that ends the phase once it improves no more; the phase's length is then the most it may take."""
+
+    metric: str = "???"
+    """<task>/<name> or, for the mean over tasks, <name>: loss (better if lower), accuracy or macro_f1 (if higher)."""
+    patience: int = 3
+    """End the phase after this many measurements in a row without improvement."""
+    every_steps: int = 100
+    """Steps between two measurements on `evaluation.split`, counted from the phase's start."""
+    min_delta: float = 0.0
+    """Least change that counts as improvement."""
+
+
+@dataclass
 class PhaseConfig:
     """A stretch of the run with one set of trainable parameters."""
 
@@ -88,6 +102,7 @@ class PhaseConfig:
     """Length in passes over the training rows of all tasks together; give this or `steps`."""
     steps: int | None = None
     """Length in optimizer steps; give this or `epochs`."""
+    until: UntilConfig | None = None
 
 
 def seed_phases() -> list[PhaseConfig]:
@@ -131,10 +146,10 @@ class OptimizerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """When and on what the model is measured: after each phase and at the end."""
+    """When and on what the model is measured: after each phase, at the end and as a phase's `until` says."""
 
     split: Literal["test", "validation"] = "test"
-    """Split measured after each phase; the end of the run is always measured on test too."""
+    """Split measured after each phase and for `until`; the end of the run is always measured on test too."""
     batch_size: int = 64
     """Rows in one forward of a process."""
 

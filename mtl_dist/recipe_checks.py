@@ -9,8 +9,9 @@ from typing import NamedTuple
 from omegaconf import MISSING
 
 from mtl_dist.errors import UserError, did_you_mean
-from mtl_dist.recipe import PhaseConfig, Recipe, SamplingConfig, TaskConfig
+from mtl_dist.recipe import PhaseConfig, Recipe, SamplingConfig, TaskConfig, UntilConfig
 from mtl_dist.selectors import GRAMMAR, check_selectors
+from mtl_dist.until import SIGNS, task_and_name
 
 FILE_BUILDERS = ("csv", "json", "parquet", "text")
 """What `datasets.load_dataset` calls its readers of plain files."""
@@ -72,6 +73,8 @@ def check_recipe(recipe: Recipe) -> None:
     _refuse_repeated("phases", [phase.name for phase in recipe.phases])
     for index, phase in enumerate(recipe.phases):
         _check_phase(f"phases[{index}]", phase, list(recipe.tasks))
+        if phase.until is not None:
+            _check_until(f"phases[{index}].until", phase.until, recipe)
 
 
 def _require(key: str, value: float | None, wanted: _Range) -> None:
@@ -130,3 +133,18 @@ def _check_phase(key: str, phase: PhaseConfig, tasks: Sequence[str]) -> None:
     if not phase.train:
         raise UserError(f"{key}.train: empty; name what trains: {GRAMMAR}")
     check_selectors(phase.train, tasks, f"{key}.train")
+
+
+def _check_until(key: str, until: UntilConfig, recipe: Recipe) -> None:
+    if until.metric in ("", MISSING):
+        raise UserError(f"{key}.metric: missing")
+    task, name = task_and_name(until.metric)
+    if name not in SIGNS:
+        raise UserError(f"{key}.metric: no metric {name!r}{did_you_mean(name, SIGNS)}")
+    if task is not None and task not in recipe.tasks:
+        raise UserError(f"{key}.metric: no task {task!r}{did_you_mean(task, recipe.tasks)}")
+    _require(f"{key}.patience", until.patience, _AT_LEAST_1)
+    _require(f"{key}.every_steps", until.every_steps, _AT_LEAST_1)
+    _require(f"{key}.min_delta", until.min_delta, _NOT_NEGATIVE)
+    if recipe.evaluation.split == "test":
+        raise UserError(f"{key}: would steer the run by the split that it reports on; set evaluation.split: validation")

@@ -40,8 +40,8 @@ def _keys(section: type, meanings: Mapping[str, Mapping[str, str]], indent: str)
             lines.append(f"{indent}{name}: {_type_name(hint)}, {_default_text(defaults[name])}")
             lines.append(_wrapped(meanings[section.__name__][name], indent))
             continue
-        suffix = {dict: ".<name>", list: "[i]"}.get(get_origin(hint), "")
-        lines += [f"{indent}{name}{suffix}:", _wrapped(inspect.getdoc(inner) or "", indent)]
+        suffix = {dict: ".<name>:", list: "[i]:", UnionType: ": keys or null, default null"}.get(get_origin(hint), ":")
+        lines += [f"{indent}{name}{suffix}", _wrapped(inspect.getdoc(inner) or "", indent)]
         if get_origin(hint) is list:
             items = json.dumps(
                 [{key: value for key, value in asdict(item).items() if value is not None} for item in defaults[name]]

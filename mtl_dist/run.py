@@ -27,6 +27,7 @@ from mtl_dist.recipe import Recipe
 from mtl_dist.run_folder import open_run_folder
 from mtl_dist.tracking import Console
 from mtl_dist.trainer import Progression, TrainingSetup
+from mtl_dist.until import first_end
 
 
 def run(command: Command) -> None:
@@ -81,7 +82,8 @@ def run_on(
     if found is not None:
         engine.load(*processes.together(lambda: checkpoint.load(found, shapes)))
         progression = Progression(**found.state["progression"])
-        console.say(f"going on from {found.folder.name}, step {progression.step} of {schedule.total_steps}")
+        total = schedule.cut(progression.stops).total_steps
+        console.say(f"going on from {found.folder.name}, step {progression.step} of {total}")
     setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps)
     Execution(setup, progression, console, digests, identity).execute()
 
@@ -140,7 +142,12 @@ def warnings_of(recipe: Recipe, schedule: Schedule) -> list[str]:
             f"optimizer.warmup_steps: {config.warmup_steps}, and the run has {schedule.total_steps} steps:"
             " the full learning rate is never reached"
         )
-    for phase in schedule.phases:
+    for index, phase in enumerate(schedule.phases):
+        if phase.until is not None and first_end(phase.until) >= phase.steps:
+            lines.append(
+                f"phases[{index}].until: ends a phase after {first_end(phase.until)} steps or more, and phase"
+                f" {phase.name!r} has {phase.steps}: it is never cut short"
+            )
         if phase.thawed and config.thaw_warmup_steps >= phase.steps:
             lines.append(
                 f"optimizer.thaw_warmup_steps: {config.thaw_warmup_steps}, and phase {phase.name!r} has"

@@ -37,22 +37,22 @@ class Progress:
 
     def __init__(self, console: Console, total: int, start: int) -> None:
         self._console = console
-        self._total = total
         self._last = time.monotonic()
         # tqdm draws nothing where stderr is not a terminal.
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not console.speaks or not sys.stderr.isatty())
 
-    def advance(self, step: int, phase: str, loss: float | None) -> None:
-        """Shows that `step` steps are done; `loss` is the last one logged, if any."""
+    def advance(self, step: int, total: int, phase: str, loss: float | None) -> None:
+        """Shows that `step` steps of `total` are done; `loss` is the last one logged, if any."""
         text = phase if loss is None else f"{phase}  loss {loss:.4f}"
         if not self._bar.disable:
             self._bar.set_postfix_str(text, refresh=False)
+            self._bar.total = total
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._last >= LOG_LINE_SECONDS or step == self._total:
+        if now - self._last >= LOG_LINE_SECONDS or step == total:
             self._last = now
-            self._console.say(f"step {step}/{self._total}  {text}")
+            self._console.say(f"step {step}/{total}  {text}")
 
     def close(self) -> None:
         self._bar.close()

@@ -3,7 +3,8 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from mtl_dist.data import DataBundle
 from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
 from mtl_dist.optim import LearningRates
-from mtl_dist.phases import Phase
+from mtl_dist.phases import Phase, Schedule
 from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.recipe import Recipe
 from mtl_dist.tracking import Progress, Tracker
@@ -47,6 +48,10 @@ class Progression:
     """Such steps since the last finite one."""
     phase_seconds: dict[str, float] = field(default_factory=dict)
     """Training time of each phase, evaluation and saving left out."""
+    measured: dict[str, list[float]] = field(default_factory=dict)
+    """What a phase's `until` has measured, by phase and in order."""
+    stops: dict[str, int] = field(default_factory=dict)
+    """Phases that their `until` has ended, each with the steps of the run that were done by then."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,24 @@ class StepResult:
     """This rank's part of each task's mean loss over the global batch, [num_tasks], in the recipe's order."""
     gradient_norm: float
     """Norm of the whole gradient before clipping."""
+
+
+class Stopwatch:
+    """Time that is spent training."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Around what is not training."""
+        before = time.monotonic()
+        yield
+        self._started += time.monotonic() - before
 
 
 def dropout_seed(seed: int, step: int, rank: int, micro_step: int) -> int:
@@ -83,6 +106,15 @@ class LayerwiseLearningRateTrainer:
         self.micro_steps = setup.micro_steps
         self.progression = progression
 
+    @property
+    def schedule(self) -> Schedule:
+        """The phases with the ends that they have had, and those to come as planned."""
+        return self.rates.schedule.cut(self.progression.stops)
+
+    def rates_at(self, step: int) -> dict[str, float]:
+        """Learning rate of each trainable unit at `step`."""
+        return self.rates.at(self.schedule.planned(step))
+
     def training_step(self, step: int) -> StepResult:
         """One optimizer step on the global batch of `step`.
 
@@ -95,7 +127,7 @@ class LayerwiseLearningRateTrainer:
         for micro_step, of_ranks in enumerate(parts):
             losses += self._micro_step(batch, of_ranks[self.engine.processes.rank], step, micro_step)
         absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, batch.counts, strict=True) if not count]
-        norm = self.engine.step(self.rates.at(step), absent)
+        norm = self.engine.step(self.rates_at(step), absent)
         self._count_nonfinite(norm)
         self.progression.step = step + 1
         return StepResult(batch, losses, norm)
@@ -142,50 +174,59 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         progression: Progression,
         tracker: Tracker,
         progress: Progress,
-        evaluate: Callable[[Phase], None],
+        evaluate: Callable[[Phase], object],
+        has_enough: Callable[[Phase], bool],
         save: Callable[[], None],
     ) -> None:
+        """`has_enough` evaluates for a phase's `until` and says, the same on every rank, whether the phase ends."""
         super().__init__(setup, progression)
-        self.schedule = setup.rates.schedule
         self.tracker = tracker
         self.progress = progress
         self.evaluate = evaluate
+        self.has_enough = has_enough
         self.save = save
 
     def train(self) -> None:
         """Trains from the step that `progression` stands at to the end of the last phase.
 
-        Calls `evaluate` after each phase that another follows, and `save` after each phase and as the recipe asks.
+        Calls `has_enough` as the phases ask, `evaluate` after each phase that another follows and that `has_enough`
+        did not end, and `save` after each phase and as the recipe asks.
         """
-        for phase in self.schedule.phases:
-            if self.progression.step >= phase.stop:
-                continue
+        while self.progression.step < self.schedule.total_steps:
+            phase = self.schedule.phase_at(self.progression.step)
             self.engine.enter_phase(phase.name, phase.units)
             self.engine.train_mode()
             self._train_phase(phase)
-            if phase is not self.schedule.phases[-1]:
+            if phase.name not in self.progression.stops and self.progression.step < self.schedule.total_steps:
                 self.evaluate(phase)
             self.save()
 
     def _train_phase(self, phase: Phase) -> None:
-        tracking, every = self.recipe.tracking, self.recipe.checkpoint.every_steps
+        log_every, save_every = self.recipe.tracking.log_every_steps, self.recipe.checkpoint.every_steps
         seconds = self.progression.phase_seconds
-        started, tokens, since = time.monotonic(), 0, time.monotonic()
         before = seconds.get(phase.name, 0.0)
+        watch, tokens, since = Stopwatch(), 0, 0.0
         loss = None
         for step in range(self.progression.step, phase.stop):
             result = self.training_step(step)
             done = step + 1
             tokens += int(result.batch.lengths.sum())
-            if done % tracking.log_every_steps == 0 or done == phase.stop:
-                now = time.monotonic()
+            measures = phase.measures_after(done)
+            if done % log_every == 0 or done == phase.stop or measures:
+                now = watch.seconds
                 loss = self._log(phase, result, tokens / (now - since))
                 tokens, since = 0, now
-            self.progress.advance(done, phase.name, loss)
-            seconds[phase.name] = before + time.monotonic() - started
-            if every and done % every == 0 and done < phase.stop:
-                self.save()
-                before, started = seconds[phase.name], time.monotonic()
+            seconds[phase.name] = before + watch.seconds
+            with watch.stopped():
+                if measures and self.has_enough(phase):
+                    self.progression.stops[phase.name] = done
+            self.progress.advance(done, self.schedule.total_steps, phase.name, loss)
+            if phase.name in self.progression.stops:
+                return
+            # After the measurement of the same step, so that a run that goes on from here does not repeat it.
+            if save_every and done % save_every == 0 and done < phase.stop:
+                with watch.stopped():
+                    self.save()
 
     def _log(self, phase: Phase, result: StepResult, tokens_per_second: float) -> float:
         """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients."""
@@ -199,7 +240,7 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             {
                 "train/loss": loss,
                 **{f"train/loss/{task}": value for task, value in by_task.items() if present[task]},
-                **{f"optim/lr/{unit}": rate for unit, rate in self.rates.at(result.batch.step).items()},
+                **{f"optim/lr/{unit}": rate for unit, rate in self.rates_at(result.batch.step).items()},
                 "optim/grad_norm": result.gradient_norm,
                 "optim/nonfinite_steps": self.progression.nonfinite_total,
                 "plan/digest": result.batch.digest,

@@ -8,6 +8,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from mtl_dist.engine_fsdp2 import FullySharded
 from mtl_dist.engine_zero import ZeroRedundancy
 from mtl_dist.engines import engine_class_of
 from mtl_dist.errors import UserError
+from mtl_dist.evaluation import TaskMetrics
+from mtl_dist.execution import Execution
 from mtl_dist.launch_guard import Asked, start_accelerator
+from mtl_dist.phases import Phase
 from mtl_dist.run import run_on
 
 
@@ -78,6 +82,31 @@ def without_keeping_moments() -> None:
     ZeroRedundancy._set_up = anew
 
 
+def with_a_stray_measurement() -> None:
+    """The last rank measures another loss, in its last digits."""
+    measure = Execution._measure
+
+    def stray(self: Execution, split: str) -> dict[str, TaskMetrics]:
+        metrics = measure(self, split)
+        if self.processes.rank == self.processes.world_size - 1:
+            metrics["mood"] = replace(metrics["mood"], loss=metrics["mood"].loss * (1 + 1e-12))
+        return metrics
+
+    Execution._measure = stray
+
+
+def with_a_stray_memory() -> None:
+    """The last rank remembers measurements that were never made, and would end each phase at once."""
+    has_enough = Execution._has_enough
+
+    def stray(self: Execution, phase: Phase) -> bool:
+        if self.processes.rank == self.processes.world_size - 1:
+            self.progression.measured[phase.name] = [0.0] * 9
+        return has_enough(self, phase)
+
+    Execution._has_enough = stray
+
+
 engine_zero.PERSISTENCE_THRESHOLD = 0  # else tiny parameters would all stay whole
 
 ENGINES = {
@@ -98,18 +127,20 @@ BREAKS: dict[str, tuple[Callable[[], None], ...]] = {
     "moments": (without_keeping_moments,),
     "moments and check": (without_keeping_moments, without_the_optimizer_check),
     "stray rank": (with_a_stray_rank,),
+    "stray measurement": (with_a_stray_measurement,),
+    "stray memory": (with_a_stray_memory,),
 }
 """What is taken out of the engines, by name; for a negative control, what would find that out as well."""
 
 
-def methods(engine: type[Engine]) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in vars(engine).items() if callable(value)]
+def methods(part: type) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(part).items() if callable(value)]
 
 
 def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
-    engines = (Engine, DataParallel, FullySharded, ZeroRedundancy)
-    intact = [(engine, name, value) for engine in engines for name, value in methods(engine)]
+    parts = (Engine, DataParallel, FullySharded, ZeroRedundancy, Execution)
+    intact = [(part, name, value) for part in parts for name, value in methods(part)]
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):
         accelerator.gradient_accumulation_steps = one["accumulation"]
@@ -125,8 +156,8 @@ def main(file: Path) -> None:
         except RuntimeError as error:
             traceback.print_exc()
             errors.append(str(error).splitlines()[0])  # one of torch's has many
-        for engine, name, value in intact:
-            setattr(engine, name, value)
+        for part, name, value in intact:
+            setattr(part, name, value)
     file.with_name(f"{file.name}.{processes.rank}").write_text(json.dumps(errors))
     accelerator.end_training()
 

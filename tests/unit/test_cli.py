@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mtl_dist import recipe as schema
 from mtl_dist.cli import parse, resolved_yaml
 from mtl_dist.errors import UserError
-from mtl_dist.recipe import PhaseConfig, Recipe, TaskConfig
+from mtl_dist.recipe import PhaseConfig, Recipe, TaskConfig, UntilConfig
 
 SECTIONS = [section for name, section in vars(schema).items() if name.endswith("Config")]
 WEIGHTED = ["sampling.strategy=weighted"]
@@ -130,12 +130,33 @@ def test_interpolation(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (recipe.optimizer.lr, recipe.micro_batch_size, recipe.model.freeze) == (3e-5, 8, ["heads.topic"])
 
 
+VALIDATED = ["evaluation.split=validation", "phases.0.until={metric: loss, patience: 2}"]
+
+
+def test_a_section_that_may_be_null(base: str, tmp_path: Path) -> None:
+    """Inside an item of a list: set, changed by key and by file, and taken away again."""
+    assert recipe_of("--config", base, *VALIDATED).phases[0].until == UntilConfig("loss", patience=2)
+    recipe = recipe_of("--config", base, *VALIDATED, "phases.0.until.every_steps=7")
+    assert [phase.until for phase in recipe.phases] == [UntilConfig("loss", patience=2, every_steps=7), None]
+    recipe = recipe_of("--config", base, *VALIDATED, "phases[0].until=null")
+    assert recipe == recipe_of("--config", base, VALIDATED[0])
+    phase = "{name: all, train: all, steps: 9, until: {metric: topic/loss, min_delta: 1}}"
+    file = written(tmp_path / "until.yaml", f"{{evaluation: {{split: validation}}, phases: [{phase}]}}")
+    expected = UntilConfig("topic/loss", min_delta=1.0)
+    assert recipe_of("--config", base, "--config", file).phases == [
+        PhaseConfig("all", ["all"], steps=9, until=expected)
+    ]
+
+
 KEY_MISTAKES = [
     ("optimizer: {lrr: 1}", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
     ("optimiser: {lr: 1}", "optimiser: unknown key; did you mean optimizer?"),
     ("checkpoint: {often: 1}", "checkpoint.often: unknown key; choose from every_steps, resume"),
     ("tasks: {topic: {wieght: 1}}", "tasks.topic.wieght: unknown key; did you mean tasks.topic.weight?"),
     ("phases: [{nam: a}]", "phases[0].nam: unknown key; did you mean phases[0].name?"),
+    ("phases: [{until: {metrc: a}}]", "phases[0].until.metrc: unknown key; did you mean phases[0].until.metric?"),
+    ("phases: [{until: loss}]", "phases[0].until: 'loss' is not a mapping"),
+    ("phases: [{until: {patience: null}}]", "phases[0].until.patience: null is not a whole number"),
     ("tasks: {yes: {path: x}}", "tasks.True: the key True is not text; quote it"),
     ("optimizer: {lr: abc}", "optimizer.lr: 'abc' is not a number"),
     ("optimizer: {lr: '1'}", "optimizer.lr: '1' is not a number"),
@@ -235,6 +256,7 @@ def test_mistake_on_the_command_line(base: str, override: str, expected: str) ->
     [
         ("tasks.a.weight=2", "tasks.a.path: missing"),
         ("phases=[{train: all, steps: 1}]", "phases[0].name: missing"),
+        ("phases.0.until={}", "phases[0].until.metric: missing"),
         ("output_dir=${oc.env:NO_SUCH_VARIABLE}", "output_dir: "),
         ("output_dir=${no.such.key}", "output_dir: Interpolation key 'no.such.key' not found"),
         ("output_dir=${no_such_resolver:1}", "output_dir: Unsupported interpolation type no_such_resolver"),
@@ -286,6 +308,7 @@ def test_help_has_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str])
     assert "max_grad_norm: float or null, default 1.0 Clip the norm" in words
     assert "weights: dict of float, default {} Share of each task" in words
     assert "tasks.<name>: One classification task" in words
+    assert "until: keys or null, default null A metric that ends the phase" in words
     assert 'phases[i]: A stretch of the run with one set of trainable parameters. Default: [{"name": "heads", ' in words
 
 
@@ -306,9 +329,11 @@ def test_resolved_yaml_reads_back_equal(
     tmp_path_factory: pytest.TempPathFactory, text: str, labels: list[str] | None, lr: float, seed: int, steps: int
 ) -> None:
     recipe = Recipe(output_dir=text, seed=seed, tasks={"a": TaskConfig(text, data_files={}, labels=labels)})
-    recipe.tasks["a"].data_files = {"train": text, "test": text, text: text}
+    recipe.tasks["a"].data_files = {"train": text, "test": text, "validation": text, text: text}
     recipe.optimizer.lr = lr
-    recipe.phases = [PhaseConfig(text, ["heads", "blocks[-4:]"], steps=steps)]
+    until = UntilConfig("a/loss", every_steps=steps, min_delta=lr)
+    recipe.phases = [PhaseConfig(text, ["heads", "blocks[-4:]"], steps=steps, until=until if labels else None)]
+    recipe.evaluation.split = "validation"
     file = written(tmp_path_factory.getbasetemp() / "resolved.yaml", resolved_yaml(recipe))
     assert recipe_of("--config", file) == recipe
 

@@ -18,8 +18,9 @@ from mtl_dist.cli import parse
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.recipe import Recipe
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.trainer import LayerwiseLearningRateTrainer
 from tests.in_process import metrics_of, run_here, setup_here
+from tests.kills import Killed, killed_before_saving, killed_before_step
 from tests.tiny import TOPICS, tiny_recipe, tiny_recipe_file
 
 TASKS = ("topic", "mood")
@@ -234,38 +235,6 @@ def test_nothing_in_a_run_folder_is_a_pickle(folder: Path) -> None:
     assert endings == {".safetensors", ".json", ".jsonl", ".yaml"}
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing of the run catches it."""
-
-
-def killed_before_step(step: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def arrange(patch: pytest.MonkeyPatch) -> None:
-        training_step = LayerwiseLearningRateTrainer.training_step
-
-        def dies(self: LayerwiseLearningRateTrainer, at: int) -> StepResult:
-            if at == step:
-                raise Killed
-            return training_step(self, at)
-
-        patch.setattr(LayerwiseLearningRateTrainer, "training_step", dies)
-
-    return arrange
-
-
-def killed_before_saving(step: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def arrange(patch: pytest.MonkeyPatch) -> None:
-        save = checkpoint.save
-
-        def dies(root: Path, at: int, *parts: Any) -> Path:
-            if at == step:
-                raise Killed
-            return save(root, at, *parts)
-
-        patch.setattr(checkpoint, "save", dies)
-
-    return arrange
-
-
 def killed_before_the_summary(patch: pytest.MonkeyPatch) -> None:
     def dies(folder: Path, summary: dict[str, Any]) -> None:
         raise Killed
@@ -327,7 +296,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_phases_seconds_leave_saving_and_measuring_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that saving and measuring put forward by an hour."""
+    """By a clock that saving and measuring, also within a phase, put forward by an hour."""
     clock = [0.0]
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
@@ -342,5 +311,6 @@ def test_a_phases_seconds_leave_saving_and_measuring_out(folder: Path, monkeypat
     monkeypatch.setattr(execution, "evaluate", takes_time(execution.evaluate, 3600))
     step = takes_time(LayerwiseLearningRateTrainer.training_step, 1)
     monkeypatch.setattr(LayerwiseLearningRateTrainer, "training_step", step)
-    run_here(recipe_of(folder, "timed", "checkpoint.every_steps=1"))
+    until = "phases.1.until={metric: loss, every_steps: 1, patience: 9}"
+    run_here(recipe_of(folder, "timed", "checkpoint.every_steps=1", "evaluation.split=validation", until))
     assert [phase["seconds"] for phase in summary_of(folder / "timed")["phases"]] == [4, 4, 4]

@@ -84,6 +84,24 @@ def test_a_thaw_within_the_runs_warm_up_rises_by_both() -> None:
     assert [rates.at(step)["blocks.2"] for step in range(2, 6)] == [0.0, 3 / 8 * 1 / 2, 4 / 8, 5 / 8]
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
+def test_a_phase_cut_short_leaves_the_rates_of_the_others_as_they_were(
+    name: Literal["linear", "cosine", "constant"],
+) -> None:
+    phases = (
+        Phase("heads", 0, 7, ("heads.a",), ()),
+        Phase("top", 7, 12, ("blocks.2", "heads.a"), ("blocks.2",)),
+        Phase("both", 12, 18, ("blocks.1", "blocks.2", "heads.a"), ("blocks.1",)),
+    )
+    config = OptimizerConfig(lr=1.0, schedule=name, warmup_steps=3, thaw_warmup_steps=3)
+    rates = LearningRates(config, Schedule(phases), num_blocks=3)
+    planned = {phase.name: [rates.at(step) for step in range(phase.start, phase.stop)] for phase in phases}
+    cut = Schedule(phases).cut({"heads": 2, "top": 6})
+    for phase, length in zip(cut.phases, (2, 4, 6), strict=True):
+        now = [rates.at(cut.planned(step)) for step in range(phase.start, phase.stop)]
+        assert now == planned[phase.name][:length]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups_hold_every_parameter_once_and_only_matrices_decay(tmp_path: Path, kind: str) -> None:
     encoder = AutoModel.from_pretrained(tiny_encoder(tmp_path, kind, layers=2))

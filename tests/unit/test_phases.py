@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mtl_dist.errors import UserError
 from mtl_dist.phases import Phase, Schedule, compile_schedule, short_names, steps_of, trainable_units
-from mtl_dist.recipe import ModelConfig, PhaseConfig, Recipe, TaskConfig, seed_phases
+from mtl_dist.recipe import ModelConfig, PhaseConfig, Recipe, TaskConfig, UntilConfig, seed_phases
 from mtl_dist.selectors import select
 
 TASKS = ("topic", "sentiment")
@@ -155,11 +155,63 @@ def test_digest_tells_every_difference() -> None:
                 dataclasses.replace(phase, stop=3),
                 dataclasses.replace(phase, units=("blocks.1",)),
                 dataclasses.replace(phase, thawed=("blocks.0",)),
+                dataclasses.replace(phase, until=UntilConfig("loss")),
+                dataclasses.replace(phase, until=UntilConfig("accuracy")),
+                dataclasses.replace(phase, early=1),
             )
         ),
     ]
     assert len({schedule.digest for schedule in schedules}) == len(schedules)
     assert compile_schedule(recipe(), 12, 100).digest == compile_schedule(recipe(), 12, 100).digest
+
+
+def spans(schedule: Schedule) -> list[tuple[int, int, int]]:
+    return [(phase.start, phase.stop, phase.early) for phase in schedule.phases]
+
+
+def test_a_phase_cut_short_lets_those_after_it_move_up() -> None:
+    schedule = compile_schedule(recipe(), 12, 100)
+    assert spans(schedule) == [(0, 13, 0), (13, 26, 0), (26, 39, 0)]
+    assert schedule.cut({}) == schedule
+    assert spans(schedule.cut({"heads": 10})) == [(0, 10, 0), (10, 23, 3), (23, 36, 3)]
+    # The second stop is counted as the run counts, in which the first phase was short.
+    assert spans(schedule.cut({"heads": 10, "upper": 15})) == [(0, 10, 0), (10, 15, 3), (15, 28, 11)]
+    assert spans(schedule.cut({"all": 30})) == [(0, 13, 0), (13, 26, 0), (26, 30, 0)]
+    assert Schedule(()).cut({}) == Schedule(())
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_cut_changes_where_phases_stand_and_nothing_else(data: st.DataObject) -> None:
+    """Against lists of (phase, step in it): the planned one with the ends of phases left out."""
+    lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+    schedule = compile_schedule(recipe(*(PhaseConfig(str(i), ["all"], steps=n) for i, n in enumerate(lengths))), 12, 9)
+    kept = [data.draw(st.integers(1, length)) for length in lengths]
+    stops = {str(i): sum(kept[: i + 1]) for i in range(len(lengths)) if kept[i] < lengths[i]}
+    cut = schedule.cut(stops)
+    planned = [(i, step) for i, length in enumerate(lengths) for step in range(length)]
+    expected = [(i, step) for i, length in enumerate(kept) for step in range(length)]
+    assert cut.total_steps == len(expected)
+    assert [planned[cut.planned(step)] for step in range(cut.total_steps)] == expected
+    assert [int(cut.phase_at(step).name) for step in range(cut.total_steps)] == [i for i, _ in expected]
+    assert (cut == schedule) == (not stops)
+    assert [(phase.name, phase.units, phase.thawed) for phase in cut.phases] == [
+        (phase.name, phase.units, phase.thawed) for phase in schedule.phases
+    ]
+    one_by_one = schedule
+    for name, stop in stops.items():
+        one_by_one = one_by_one.cut({name: stop})
+    assert one_by_one == cut
+
+
+def test_measurements_count_from_the_phases_start_and_not_at_its_end() -> None:
+    until = UntilConfig("loss", every_steps=3)
+    phase = Phase("a", 5, 14, ("blocks.0",), (), until)
+    assert [done for done in range(6, 15) if phase.measures_after(done)] == [8, 11]
+    assert not any(dataclasses.replace(phase, until=None).measures_after(done) for done in range(6, 15))
+    second = PhaseConfig("b", ["all"], steps=2, until=until)
+    compiled = compile_schedule(recipe(PhaseConfig("a", ["heads"], steps=2), second), 12, 9)
+    assert [one.until for one in compiled.phases] == [None, until]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The printed plan against the plan, the schedule and the rates that it is printed from."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,15 @@ from mtl_dist.optim import LearningRates
 from mtl_dist.phases import compile_schedule
 from mtl_dist.plan import Plan, shares
 from mtl_dist.plan_view import HEADER, plan_table
-from mtl_dist.recipe import ModelConfig, OptimizerConfig, PhaseConfig, Recipe, SamplingConfig, TaskConfig
+from mtl_dist.recipe import (
+    ModelConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    Recipe,
+    SamplingConfig,
+    TaskConfig,
+    UntilConfig,
+)
 from mtl_dist.selectors import select
 
 SIZES = {"topic": 1000, "mood": 350}
@@ -28,14 +38,17 @@ PHASES = [
 
 
 def made(
-    optimizer: OptimizerConfig, *freeze: str, strategy: SamplingConfig | None = None
+    optimizer: OptimizerConfig,
+    *freeze: str,
+    strategy: SamplingConfig | None = None,
+    phases: Sequence[PhaseConfig] = PHASES,
 ) -> tuple[LearningRates, Plan]:
-    """Rates and plan of a recipe with PHASES."""
+    """Rates and plan of a recipe with these phases."""
     recipe = Recipe(
         batch_size=16,
         model=ModelConfig(freeze=list(freeze)),
         tasks={task: TaskConfig(path="json") for task in SIZES},
-        phases=PHASES,
+        phases=list(phases),
         optimizer=optimizer,
     )
     plan = Plan(
@@ -122,6 +135,16 @@ def test_like_units_are_printed_as_one_group() -> None:
     assert rows[1][4] == "blocks[4] 5.00e-04 to 5.00e-04, blocks[5] 1.00e-03 to 1.00e-03, heads 5.00e-03 to 5.00e-03"
     rates, plan = made(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant"))
     assert cells(rates, plan)[2][4] == "embeddings blocks[0:6] 1.00e-03 to 1.00e-03, heads 5.00e-03 to 5.00e-03"
+
+
+def test_a_phase_that_a_metric_may_end_has_its_steps_at_most_and_the_condition() -> None:
+    until = UntilConfig("topic/accuracy", patience=3, every_steps=5)
+    rates, plan = made(OptimizerConfig(), phases=[PHASES[0], replace(PHASES[1], until=until), PHASES[2]])
+    fixed = plan_table(*made(OptimizerConfig()), SIZES, UNIT_SIZES).splitlines()
+    *lines, last = plan_table(rates, plan, SIZES, UNIT_SIZES).splitlines()
+    assert [re.split(" {2,}", line)[1] for line in lines[2:-1]] == ["1-30", "31-115 at most", "116"]
+    assert lines[-1] == fixed[-1].replace("116 steps; ", "116 steps at most; ")
+    assert last == "upper ends early when topic/accuracy stops improving (patience 3, every_steps 5)"
 
 
 def test_everything_frozen_is_one_line() -> None:

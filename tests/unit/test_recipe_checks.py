@@ -1,10 +1,10 @@
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from mtl_dist.errors import UserError
-from mtl_dist.recipe import PhaseConfig, Recipe, TaskConfig
+from mtl_dist.recipe import PhaseConfig, Recipe, TaskConfig, UntilConfig
 from mtl_dist.recipe_checks import check_recipe
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -176,3 +176,42 @@ def test_sampling_weights(weights: dict[str, float], expected: str) -> None:
     check_recipe(recipe)
     recipe.sampling.weights = weights
     assert message(recipe).startswith(expected)
+
+
+def with_until(until: UntilConfig, split: Literal["test", "validation"] = "validation") -> Recipe:
+    recipe = changed("phases.1.until", until)
+    recipe.tasks["a"].data_files["validation"] = "validation.jsonl"
+    recipe.evaluation.split = split
+    return recipe
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy", "macro_f1", "a/loss", "b/macro_f1"])
+def test_metrics_that_may_end_a_phase(metric: str) -> None:
+    check_recipe(with_until(UntilConfig(metric, patience=1, every_steps=1)))
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"),
+    [
+        (UntilConfig(), "metric: missing"),
+        (UntilConfig(""), "metric: missing"),
+        (UntilConfig("accurcy"), "metric: no metric 'accurcy'; did you mean accuracy?"),
+        (UntilConfig("a"), "metric: no metric 'a'; choose from loss, accuracy, macro_f1"),
+        (UntilConfig("a/"), "metric: no metric ''; choose from loss, accuracy, macro_f1"),
+        (UntilConfig("a/f1"), "metric: no metric 'f1'; choose from loss, accuracy, macro_f1"),
+        (UntilConfig("c/loss"), "metric: no task 'c'; choose from a, b"),
+        (UntilConfig("/loss"), "metric: no task ''; choose from a, b"),
+        (UntilConfig("eval/a/loss"), "metric: no task 'eval/a'; choose from a, b"),
+        (UntilConfig("loss", patience=0), "patience: 0 is not at least 1"),
+        (UntilConfig("loss", every_steps=0), "every_steps: 0 is not at least 1"),
+        (UntilConfig("loss", min_delta=-0.1), "min_delta: -0.1 is not a finite number, 0 or above"),
+        (UntilConfig("loss", min_delta=math.nan), "min_delta: nan is not a finite number, 0 or above"),
+    ],
+)
+def test_an_until_that_makes_no_sense(until: UntilConfig, expected: str) -> None:
+    assert message(with_until(until)) == f"phases[1].until.{expected}"
+
+
+def test_a_run_is_not_steered_by_the_split_that_it_reports_on() -> None:
+    expected = "would steer the run by the split that it reports on; set evaluation.split: validation"
+    assert message(with_until(UntilConfig("loss"), split="test")) == f"phases[1].until: {expected}"

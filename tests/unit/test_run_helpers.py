@@ -9,7 +9,7 @@ from mtl_dist.cli import Command, parse
 from mtl_dist.errors import UserError
 from mtl_dist.phases import compile_schedule
 from mtl_dist.processes import Processes
-from mtl_dist.recipe import OptimizerConfig, PhaseConfig, Recipe, TaskConfig
+from mtl_dist.recipe import OptimizerConfig, PhaseConfig, Recipe, TaskConfig, UntilConfig
 from mtl_dist.run import check_encoder, run_on, unit_sizes, warnings_of
 from tests.in_process import accelerator_here, setup_here
 from tests.tiny import tiny_recipe, tiny_recipe_file
@@ -105,6 +105,14 @@ def test_a_thaws_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
     )
     config = OptimizerConfig(warmup_steps=0, thaw_warmup_steps=warmup)
     assert warned(config, *phases) == [line] * warns
+
+
+@pytest.mark.parametrize(("steps", "warns"), [(12, True), (13, False)])
+def test_a_phase_too_short_for_its_until(steps: int, warns: bool) -> None:
+    until = UntilConfig("loss", patience=2, every_steps=4)
+    phases = PhaseConfig("heads", ["heads"], steps=3), PhaseConfig("all", ["all"], steps=steps, until=until)
+    line = "phases[1].until: ends a phase after 12 steps or more, and phase 'all' has 12: it is never cut short"
+    assert warned(OptimizerConfig(warmup_steps=0), *phases) == [line] * warns
 
 
 def test_a_run_without_steps_has_no_warnings() -> None:

@@ -138,7 +138,7 @@ def test_other_ranks_are_silent_and_write_nothing(tmp_path: Path, capfd: pytest.
     console = Console(speaks=False)
     console.say("a line")
     progress = Progress(console, total=1, start=0)
-    progress.advance(1, "heads", 1.0)
+    progress.advance(1, 1, "heads", 1.0)
     progress.close()
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
@@ -207,25 +207,25 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: p
     progress = Progress(Console(True), total=8, start=3)
     for step, seconds in ((4, 1.0), (5, 9.5), (6, 10.5), (7, 20.0), (8, 20.1)):
         clock[0] = seconds
-        progress.advance(step, "heads", None if step < 6 else 0.123456)
+        progress.advance(step, 8, "heads", None if step < 6 else 0.123456)
     progress.close()
     out, err = capfd.readouterr()
     assert out.splitlines() == ["step 6/8  heads  loss 0.1235", "step 8/8  heads  loss 0.1235"]
     assert err == ""
 
 
-def test_a_terminal_has_a_bar_and_lines_beside_it() -> None:
+def test_a_terminal_has_a_bar_whose_total_may_shrink_and_lines_beside_it() -> None:
     code = """
 from mtl_dist.tracking import Console, Progress
 
 console = Console(True)
-progress = Progress(console, total=12, start=10)
-progress.advance(11, "upper", None)
+progress = Progress(console, total=14, start=10)
+progress.advance(11, 14, "upper", None)
 console.say("a line")
-progress.advance(12, "all", 0.5)
+progress.advance(12, 12, "all", 0.5)
 progress.close()
 other_rank = Progress(Console(False), total=99, start=0)
-other_rank.advance(99, "all", 0.5)
+other_rank.advance(99, 99, "all", 0.5)
 other_rank.close()
 """
     leader, follower = pty.openpty()
@@ -244,7 +244,7 @@ other_rank.close()
         shown = screen.read(65536).decode()
     assert done.stdout == "a line\n"
     assert "/99" not in shown
-    assert " 10/12 " in shown.split("\r")[1]
+    assert " 10/14 " in shown.split("\r")[1]
     last = shown.rstrip().split("\r")[-1]
     assert "100%" in last
     assert " 12/12 " in last

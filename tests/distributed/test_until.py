@@ -1,0 +1,124 @@
+"""Phases that a metric ends, on one process and on two: they end at the same step, with the same losses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.distributed.launching import launched
+from tests.tiny import tiny_recipe_file
+
+UNTIL = {
+    "heads": "{metric: topic/loss, patience: 2, every_steps: 1}",
+    "upper": "{metric: mood/loss, patience: 1, every_steps: 2}",
+    "all": "{metric: accuracy, patience: 1, every_steps: 1, min_delta: 1}",
+}
+COMMON = (
+    *("batch_size=26", "evaluation.split=validation", "evaluation.batch_size=5", "optimizer.lr=1e-2"),
+    *(f"phases.{index}.steps=9" for index in range(3)),
+    *(f"phases.{index}.until={until}" for index, until in enumerate(UNTIL.values())),
+)
+DOUBLE = ("model.dtype=float64",)
+
+
+class Variant(NamedTuple):
+    """A way to run the recipe."""
+
+    accumulation: int = 1
+    engine: str = "data parallel"
+    overrides: tuple[str, ...] = DOUBLE
+    without: str | None = None
+
+
+SAME = {
+    "data parallel": Variant(),
+    "accumulation 2": Variant(2),
+    "fsdp2": Variant(engine="fsdp2"),
+    "fsdp2, accumulation 2": Variant(2, "fsdp2"),
+    "stray memory": Variant(without="stray memory"),
+}
+# DeepSpeed computes in float32, in which losses are alike rather than the same.
+ZERO = {f"zero{stage}": Variant(engine=f"zero{stage}", overrides=()) for stage in (1, 2, 3)}
+BROKEN = {"stray measurement": Variant(without="stray measurement")}
+ON_WORLD = {
+    1: {"data parallel": Variant(), "single": Variant(overrides=())},
+    2: SAME | ZERO | BROKEN,
+}
+
+
+class Run(NamedTuple):
+    """What one run left."""
+
+    folder: Path
+    errors: list[str | None]
+
+    def lines(self) -> list[dict[str, Any]]:
+        return list(map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines()))
+
+    def steps(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if "train/loss" in line]
+
+    def lengths(self) -> dict[str, int]:
+        summary = json.loads((self.folder / "summary.json").read_text())
+        return {phase["name"]: phase["steps"] for phase in summary["phases"]}
+
+
+Runs = Callable[[int, str], Run]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("until")
+    recipe = tiny_recipe_file(root)
+    errors: dict[tuple[int, str], list[str | None]] = {}
+    for world, variants in ON_WORLD.items():
+        jobs = [
+            {
+                "arguments": ["--config", str(recipe), f"output_dir={root / str(world) / name}", *COMMON, *v.overrides],
+                "accumulation": v.accumulation,
+                "engine": v.engine,
+                "without": v.without,
+            }
+            for name, v in variants.items()
+        ]
+        file = root / f"jobs{world}.json"
+        file.write_text(json.dumps(jobs))
+        launched("tests/distributed/worker.py", str(file), processes=world)
+        by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(world)]
+        errors |= {(world, name): list(ended) for name, *ended in zip(variants, *by_rank, strict=True)}
+    return lambda world, name: Run(root / str(world) / name, errors[world, name])
+
+
+@pytest.mark.parametrize("name", [*SAME, *ZERO])
+def test_phases_end_at_the_step_of_one_process_with_its_losses(runs: Runs, name: str) -> None:
+    run, reference = runs(2, name), runs(1, "single" if name in ZERO else "data parallel")
+    assert run.errors == [None, None]
+    assert run.lengths() == reference.lengths()
+    assert [(line["step"], line["phase"]) for line in run.lines()] == [
+        (line["step"], line["phase"]) for line in reference.lines()
+    ]
+    tolerance = 1e-3 if name in ZERO else 1e-9
+    for line, other in zip(run.lines(), reference.lines(), strict=True):
+        assert line.get("plan/digest") == other.get("plan/digest")
+        for key in ("train/loss", "eval/topic/loss", "eval/mood/loss"):
+            assert line.get(key) == (pytest.approx(other[key], rel=tolerance) if key in other else None)
+
+
+def test_phases_end_early_and_not_all_at_their_first_chance(runs: Runs) -> None:
+    """Guards the test above from comparing runs of which nothing was cut, or without regard to what was measured."""
+    lengths = runs(1, "data parallel").lengths()
+    assert 3 < lengths["heads"] < 9  # patience 2 needs at least three measurements
+    assert lengths["all"] < 9
+    steps = [line["step"] for line in runs(2, "data parallel").steps()]
+    assert steps == list(range(1, sum(lengths.values()) + 1))
+
+
+def test_ranks_that_measured_different_values_end_with_one_line_that_names_one(runs: Runs) -> None:
+    """At the first measurement of that metric; others may differ."""
+    run = runs(2, "stray measurement")
+    step = runs(1, "data parallel").lengths()["heads"] + 2
+    line = f"after step {step}: rank 1 differs from rank 0 in mood/loss (1 differences in all)"
+    assert run.errors == [line, line]
+    assert run.steps()[-1]["step"] == step
