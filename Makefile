@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 ARGS ?=
 
-.PHONY: help setup train test test-all bench-engines lint format clean
+.PHONY: help setup train test test-all faults bench-engines lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: lint setup  ## Lint, type checks, unit tests, tests on several processes
 
 test-all: lint setup  ## All tests, also those that build the container image
 	$(PYTEST) tests
+
+faults: $(INSTALLED)  ## One campaign of faults: CAMPAIGN=kill ARGS="--count 20 --seed 7 --csv kills.csv"
+	$(BIN)/python -m tests.faults $(or $(CAMPAIGN),--help) $(ARGS)
 
 bench-engines: $(INSTALLED)  ## Compare the losses of every engine with those of one process
 	$(BIN)/python -m benchmarks.engines

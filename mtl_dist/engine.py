@@ -203,6 +203,11 @@ class Engine(ABC):
         digests = {name: tensor_digest(name, tensor) for name, tensor in self._whole_parameters()}
         return dict(sorted(digests.items()))
 
+    def moment_digests(self) -> dict[str, str]:
+        """SHA-256 of each moment, sorted by `<moment>/<parameter>`."""
+        digests = {name: tensor_digest(name, tensor) for name, tensor in self._whole_moments()}
+        return dict(sorted(digests.items()))
+
     def weights(self) -> dict[str, Tensor]:
         """Every parameter by name, on the CPU of the first rank; empty on the others."""
         return self._gathered(self._whole_parameters())

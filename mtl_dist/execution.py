@@ -1,5 +1,6 @@
 """One prepared run from its first step to its summary: training, the measurements between, and what is kept."""
 
+import json
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
@@ -142,6 +143,15 @@ class Execution:
         shutil.rmtree(self.folder / MODEL, ignore_errors=True)
         partial.rename(self.folder / MODEL)
 
+    def _state_digest(self) -> str:
+        """One SHA-256 over parameters, moments, the place in the schedule and the counters; how long it took is not in.
+
+        Two runs with the same have become the same.
+        """
+        counters = {key: value for key, value in asdict(self.progression).items() if key != "phase_seconds"}
+        state = {**self.engine.parameter_digests(), **self.engine.moment_digests(), "": json.dumps(counters)}
+        return combined(state)
+
     def _summary(self, test: dict[str, TaskMetrics]) -> dict[str, Any]:
         names = self.engine.raw.unit_parameters()
         parameters = dict(self.engine.raw.named_parameters())
@@ -165,6 +175,7 @@ class Execution:
             "mixed_precision": self.engine.accelerator.mixed_precision,
             "params_sha256": by_rank[0],
             "params_sha256_by_rank": by_rank,
+            "state_sha256": self._state_digest(),
             "digests": self.digests,
             "versions": {library: version(library) for library in LIBRARIES},
         }
