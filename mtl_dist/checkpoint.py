@@ -22,7 +22,7 @@ FORMAT = 1
 KEEP = 2
 """Checkpoints kept: the newest, and one more in case the newest is damaged."""
 # Keys that may change between stop and resume, because they cannot change the run's samples or weights.
-FREE_KEYS = ("output_dir", "micro_batch_size", "data.cache_dir", "evaluation.", "checkpoint.", "tracking.")
+FREE_KEYS = ("output_dir", "micro_batch_size", "data.cache_dir", "evaluation.", "checkpoint.", "safety.", "tracking.")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from mtl_dist.errors import UserError
 from mtl_dist.tracking import Console
 
 RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS = "recipe.yaml", "metrics.jsonl", "summary.json", "model", "checkpoints"
-OURS = (RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS, "wandb")
+STACKS = "stacks"
+"""Where every rank stood when the run ended because they waited for one of them."""
+OURS = (RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS, STACKS, "wandb")
 PREVIOUS = "previous"
 """Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
 

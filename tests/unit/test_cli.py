@@ -151,7 +151,7 @@ def test_a_section_that_may_be_null(base: str, tmp_path: Path) -> None:
 KEY_MISTAKES = [
     ("optimizer: {lrr: 1}", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
     ("optimiser: {lr: 1}", "optimiser: unknown key; did you mean optimizer?"),
-    ("checkpoint: {often: 1}", "checkpoint.often: unknown key; choose from every_steps, resume"),
+    ("checkpoint: {often: 1}", "checkpoint.often: unknown key; choose from every_steps, every_minutes"),
     ("tasks: {topic: {wieght: 1}}", "tasks.topic.wieght: unknown key; did you mean tasks.topic.weight?"),
     ("phases: [{nam: a}]", "phases[0].nam: unknown key; did you mean phases[0].name?"),
     ("phases: [{until: {metrc: a}}]", "phases[0].until.metrc: unknown key; did you mean phases[0].until.metric?"),
