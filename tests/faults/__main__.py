@@ -2,9 +2,16 @@
 
 import sys
 
+from tests.faults import killing
 from tests.faults.campaign import Campaign, main
 
-CAMPAIGNS: dict[str, Campaign] = {}
+CAMPAIGNS: dict[str, Campaign] = {
+    "kill": killing.KILL,
+    "thirty_kills": killing.THIRTY_KILLS,
+    "repeat": killing.REPEAT,
+}
 
 if __name__ == "__main__":
+    from tests import conftest  # noqa: F401 - the tests' caches, not the user's
+
     sys.exit(main(CAMPAIGNS, sys.argv[1:]))

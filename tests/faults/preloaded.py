@@ -1,0 +1,10 @@
+"""What a run imports, now or on its way: the fork server of zygote.py imports it once for all of them."""
+
+# ruff: noqa: F401
+import datasets.packaged_modules.json.json
+import transformers.models.bert.modeling_bert
+import transformers.models.bert.tokenization_bert
+
+import mtl_dist.run
+import tests.distributed.worker
+import tests.faults.points

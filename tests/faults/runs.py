@@ -1,0 +1,135 @@
+"""The run that campaigns disturb, in several ways to launch it, and when two runs of it count as equal."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.faults.points import count_calls
+from tests.faults.zygote import Hook, Job, Zygote
+from tests.in_process import metrics_of
+from tests.tiny import tiny_recipe_file
+
+WITHOUT_DROPOUT = ("model.dropout=0", "model.encoder_dropout=0")
+DONE = "summary.json"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run is launched."""
+
+    world_size: int = 1
+    overrides: tuple[str, ...] = ()
+    """Of the recipe; with another `micro_batch_size` there are more micro-steps."""
+    engine: str = "data parallel"
+
+    def __str__(self) -> str:
+        engine = "" if self.engine == "data parallel" else f" {self.engine}"
+        return " ".join([f"{self.world_size}p{engine}", *self.overrides])
+
+
+WAYS = tuple(Way(world_size, cut) for world_size in (1, 2) for cut in ((), ("micro_batch_size=3",)))
+"""One and two processes, without accumulation and with it. Each is a run of its own: dropout depends on the cut."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The uninterrupted run."""
+
+    digest: str
+    steps: list[dict[str, Any]]
+    """The lines of its training steps."""
+    seconds: float
+    calls: Mapping[str, int]
+    """How often it came to each of POINTS."""
+
+
+class Runs:
+    """Starts the runs of one recipe, in a folder with all that they need and leave."""
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        folder: Path,
+        *overrides: str,
+        steps: int = 8,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Three phases of `steps` steps each."""
+        self.zygote = zygote
+        self.folder = folder
+        self.recipe = faults_recipe_file(folder, steps)
+        self._overrides = overrides
+        self._environment = environment or {}
+        self._references: dict[Way, Reference] = {}
+
+    def start(self, way: Way, name: str, hook: Hook | None = None) -> Job:
+        """Starts the run whose folder is `name`, or goes on with it: the arguments are the same."""
+        arguments = self.arguments(way, name)
+        return self.zygote.start(arguments, way.world_size, way.engine, hook, self._environment)
+
+    def arguments(self, way: Way, name: str) -> list[str]:
+        return ["--config", str(self.recipe), f"output_dir={self.folder / name}", *self._overrides, *way.overrides]
+
+    def finish(self, way: Way, name: str, hook: Hook | None = None) -> None:
+        """As `start`, and waits for its end. Raises AssertionError with what it printed where it fails."""
+        job = self.start(way, name, hook)
+        codes = job.wait()
+        assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(way.world_size)))
+
+    def reference(self, way: Way) -> Reference:
+        """The uninterrupted run, made when it is asked for first."""
+        if way not in self._references:
+            name, calls = f"reference {way}", self.folder / f"calls {way}.json"
+            began = time.monotonic()
+            self.finish(way, name, partial(count_calls, calls))
+            seconds = time.monotonic() - began
+            steps = steps_of(self.folder / name)
+            self._references[way] = Reference(
+                digest_of(self.folder / name), steps, seconds, json.loads(calls.read_text(encoding="utf-8"))
+            )
+        return self._references[way]
+
+    def difference(self, way: Way, name: str) -> str:
+        """What is not as in the uninterrupted run, of the final state and each training step; "" if nothing is."""
+        folder, reference = self.folder / name, self.reference(way)
+        if difference := first_difference(steps_of(folder), reference.steps):
+            return difference
+        return "" if digest_of(folder) == reference.digest else "the final state differs"
+
+
+def first_difference(steps: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> str:
+    """The first line that differs; every step once, and none missing."""
+    numbers, wanted = ([line["step"] for line in lines] for lines in (steps, expected))
+    if numbers != wanted:
+        return f"steps {numbers}"
+    for line, other in zip(steps, expected, strict=True):
+        for key in line.keys() | other.keys():
+            if line.get(key) != other.get(key):
+                return f"step {line['step']}: {key} is {line.get(key)}, not {other.get(key)}"
+    return ""
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of training steps, without how fast they were."""
+    return [line for line in metrics_of(folder) if "train/loss" in line]
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the final state."""
+    return json.loads((folder / DONE).read_text(encoding="utf-8"))["state_sha256"]
+
+
+def faults_recipe_file(folder: Path, steps: int) -> Path:
+    """The tiny recipe with dropout, checkpoints between phase ends and three phases of `steps` steps."""
+    path = tiny_recipe_file(folder)
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    recipe["model"] |= {"dropout": 0.1, "encoder_dropout": 0.1}
+    recipe["checkpoint"] = {"every_steps": 3}
+    for phase in recipe["phases"]:
+        phase["steps"] = steps
+    path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    return path
