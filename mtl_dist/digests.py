@@ -1,6 +1,7 @@
 """Digests of parameters, and the comparison by which ranks find out that they differ."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -35,12 +36,18 @@ def combined(digests: Mapping[str, str]) -> str:
 
 
 def require_equal(processes: Processes, when: str, digests: Mapping[str, str]) -> None:
-    """Stops every rank with one TrainingError, naming a rank and its first difference, unless all have `digests`."""
+    """Stops every rank with one TrainingError unless all have `digests`.
+
+    It names a rank that is not as most are, and its first difference.
+    """
     summaries = processes.all_gather(combined(digests))
     if len(set(summaries)) == 1:
         return
     everything = processes.all_gather(dict(digests))
-    rank = next(rank for rank, other in enumerate(everything) if other != everything[0])
-    reference, other = everything[0], everything[rank]
+    usual = summaries.index(Counter(summaries).most_common(1)[0][0])
+    rank = next(rank for rank, summary in enumerate(summaries) if summary != summaries[usual])
+    reference, other = everything[usual], everything[rank]
     names = [name for name in reference | other if reference.get(name) != other.get(name)]
-    raise TrainingError(f"{when}: rank {rank} differs from rank 0 in {names[0]} ({len(names)} differences in all)")
+    raise TrainingError(
+        f"{when}: rank {rank} differs from rank {usual} in {names[0]} ({len(names)} differences in all)"
+    )

@@ -1,11 +1,12 @@
 """Finds out that the ranks wait for one that does not come: says which, keeps every rank's stack, ends the run.
 
-Each rank counts the places that it passes, the same ones in the same order, and a thread of its own tells the others
-the count through the store by which they met. When a rank has stood still for `timeout` seconds, it writes its stack
-down and looks at the others: a rank whose thread is silent is stopped or gone, one with a lower count did not arrive.
+Each rank counts the places that it passes, the same ones in the same order, and a thread of its own exchanges the
+counts with the others through the store by which they met. When a rank has stood still for `timeout` seconds, it looks
+at the others: one whose thread is silent is stopped or gone, one with a lower count did not arrive.
 """
 
 import faulthandler
+import itertools
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,110 +45,107 @@ class Beat:
 
 
 class Watchdog:
-    """Watches this rank, and the others through it. Does nothing until `start`."""
+    """Watches this rank, and the others through what they tell."""
 
     def __init__(self, processes: Processes, timeout: float, folder: Path) -> None:
         """`timeout` is in seconds; stacks go into `folder`, as `rank-<rank>.txt`."""
-        self._processes = processes
+        self._rank = processes.rank
+        self._ranks = range(processes.world_size)
         self._timeout = timeout
         self._folder = folder
-        self._count = 0
-        self._place = "the start"
-        self._since = time.monotonic()
-        self._excused = False
-        self._beats = 0
+        self._own = Beat(0, 0, "the start", False)
+        self._since = 0.0
+        self._heard: dict[int, tuple[Beat, float]] = {}
+        """The last beat of each rank, and when it was first seen here."""
+        self._told = 0.0
+        """When the last exchange was complete."""
         self._ended = threading.Event()
-        self._store: Any = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Around what is watched."""
-        if self._processes.world_size > 1:
+        self._since = self._told = time.monotonic()
+        self._heard = dict.fromkeys(self._ranks, (self._own, self._since))
+        threads = [threading.Thread(target=self._watch, daemon=True, name="watchdog")]
+        if len(self._ranks) > 1:
             # A connection of its own: one that waits for a key keeps all others of its connection waiting.
             met_by: Any = distributed_c10d._get_default_store()
-            self._store = dist.PrefixStore("watchdog", met_by.clone())
-        self._since = time.monotonic()
-        thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
-        thread.start()
+            store = dist.PrefixStore("watchdog", met_by.clone())
+            # A thread of its own: where the keeper of the store is stopped, its answer never comes.
+            threads.append(threading.Thread(target=self._exchange, args=(store,), daemon=True, name="beats"))
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             self._ended.set()
-            thread.join()
+            for thread in threads:
+                thread.join(SILENT_SECONDS)
 
     def passing(self, place: str) -> None:
         """Says that this rank is at `place` now. Every rank passes the same places in the same order."""
-        self._count += 1
-        self._place = place
+        self._own = replace(self._own, count=self._own.count + 1, place=place)
         self._since = time.monotonic()
 
     @contextmanager
     def excusing(self, place: str) -> Iterator[None]:
         """Around what may take long on one rank, while the others wait for it."""
         self.passing(place)
-        self._excused = True
+        self._own = replace(self._own, excused=True)
         try:
             yield
         finally:
-            self._excused = False
+            self._own = replace(self._own, excused=False)
             self._since = time.monotonic()
 
-    def _watch(self) -> None:
+    def _exchange(self, store: dist.Store) -> None:
         try:
-            while not self._ended.wait(BEAT_SECONDS):
-                self._tell()
-                if not self._excused and time.monotonic() - self._since > self._timeout:
-                    self._look_around()
+            for number in itertools.count(1):
+                if self._ended.wait(BEAT_SECONDS):
+                    return
+                store.set(str(self._rank), json.dumps(asdict(replace(self._own, number=number))))
+                for rank in self._ranks:
+                    beat = Beat(**json.loads(store.get(str(rank)))) if store.check([str(rank)]) else None
+                    if beat is not None and beat != self._heard[rank][0]:
+                        self._heard[rank] = beat, time.monotonic()
+                self._told = time.monotonic()
         except dist.DistError:
-            return  # who kept the store is gone, and the launcher is about to end this process as well
+            return  # its keeper is gone; the launcher will end this process, or `_watch` will
 
-    def _tell(self) -> None:
-        self._beats += 1
-        if self._store is not None:
-            beat = Beat(self._beats, self._count, self._place, self._excused)
-            self._store.set(str(self._processes.rank), json.dumps(asdict(beat)))
+    def _watch(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            stood = time.monotonic() - self._since
+            if stood > self._timeout and not self._own.excused:
+                missing = self._missing(stood)
+                if missing:
+                    self._end(missing, stood)
 
-    def _look_around(self) -> None:
-        """Ends the run if a rank is missing; returns if there is a reason to wait on."""
-        first = self._told()
-        deadline = time.monotonic() + SILENT_SECONDS
-        while time.monotonic() < deadline:
-            if self._ended.wait(BEAT_SECONDS):
-                return
-            self._tell()
-        beats = self._told()
-        silent = [rank for rank, beat in beats.items() if beat == first.get(rank)]
-        if any(beat.excused for rank, beat in beats.items() if rank not in silent):
-            return
-        stood = time.monotonic() - self._since
-        counts = {rank: beat.count for rank, beat in beats.items()}
+    def _missing(self, stood: float) -> list[int]:
+        """The ranks for which the others wait; none where there is a reason to wait on."""
+        now = time.monotonic()
+        if now - self._told > SILENT_SECONDS and len(self._ranks) > 1:
+            return [0]  # with the store, which the first rank keeps, or its launcher
+        silent = [rank for rank, (_, at) in self._heard.items() if now - at > SILENT_SECONDS and rank != self._rank]
+        if any(beat.excused for rank, (beat, _) in self._heard.items() if rank not in silent):
+            return []
+        counts = {rank: beat.count for rank, (beat, _) in self._heard.items()} | {self._rank: self._own.count}
         late = [rank for rank, count in counts.items() if count == min(counts.values())]
-        if stood <= self._timeout or (
-            not silent and len(late) == len(counts) and stood < PATIENCE_WITH_ALL * self._timeout
-        ):
-            return
-        self._end(silent or late, beats, stood)
+        if not silent and len(late) == len(counts) and stood < PATIENCE_WITH_ALL * self._timeout:
+            return []
+        return silent or late
 
-    def _told(self) -> dict[int, Beat]:
-        """The last beat of every rank that has told any."""
-        if self._store is None:
-            return {0: Beat(self._beats, self._count, self._place, self._excused)}
-        ranks = [rank for rank in range(self._processes.world_size) if self._store.check([str(rank)])]
-        return {rank: Beat(**json.loads(self._store.get(str(rank)))) for rank in ranks}
-
-    def _end(self, missing: list[int], beats: dict[int, Beat], stood: float) -> None:
+    def _end(self, missing: list[int], stood: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        stacks = self._folder / f"rank-{self._processes.rank}.txt"
-        with stacks.open("w", encoding="utf-8") as file:
+        with (self._folder / f"rank-{self._rank}.txt").open("w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        # Of those that are there, the first speaks; the others give it the time to, and to write their own stacks.
-        speaker = min(rank for rank in beats if len(missing) == len(beats) or rank not in missing)
-        time.sleep(BEAT_SECONDS if self._processes.rank == speaker else 3 * BEAT_SECONDS)
-        if self._processes.rank == speaker:
-            names = ", ".join(f"rank {rank} did not come past {beats[rank].place!r}" for rank in missing)
+        # Of those that are there the first speaks; the others give it the time to, and for stacks of their own.
+        speaker = min((rank for rank in self._ranks if rank not in missing), default=0)
+        time.sleep(BEAT_SECONDS if self._rank == speaker else 3 * BEAT_SECONDS)
+        if self._rank == speaker:
+            names = ", ".join(f"rank {rank} did not come past {self._heard[rank][0].place!r}" for rank in missing)
             print(
-                f"error: {names}; rank {speaker} has waited at {self._place!r} for {stood:.0f} seconds"
-                f" (safety.timeout_seconds); every rank's stack is in {self._folder}",
+                f"error: {names}; rank {speaker} has waited at {self._own.place!r} for {stood:.0f} seconds"
+                f" (safety.timeout_seconds); the ranks' stacks are in {self._folder}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -2,13 +2,17 @@
 
 import sys
 
-from tests.faults import killing
+from tests.faults import faulty, hanging, killing, stopping
 from tests.faults.campaign import Campaign, main
 
 CAMPAIGNS: dict[str, Campaign] = {
     "kill": killing.KILL,
     "thirty_kills": killing.THIRTY_KILLS,
     "repeat": killing.REPEAT,
+    "signals": stopping.ASKED_TO_STOP,
+    "nonfinite": faulty.NONFINITE,
+    "hang": hanging.HANG,
+    "flips": faulty.FLIPS,
 }
 
 if __name__ == "__main__":
