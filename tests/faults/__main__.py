@@ -2,11 +2,13 @@
 
 import sys
 
-from tests.faults import killing
+from tests.faults import killing, saving, worlds
 from tests.faults.campaign import Campaign, main
 
 CAMPAIGNS: dict[str, Campaign] = {
     "kill": killing.KILL,
+    "kill_in_save": saving.KILL_IN_SAVE,
+    "world_sizes": worlds.WORLD_SIZES,
     "thirty_kills": killing.THIRTY_KILLS,
     "repeat": killing.REPEAT,
 }
