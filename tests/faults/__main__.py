@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.faults import killing, saving, worlds
+from tests.faults import killing, rows, saving, worlds
 from tests.faults.campaign import Campaign, main
 
 CAMPAIGNS: dict[str, Campaign] = {
@@ -11,6 +11,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     "world_sizes": worlds.WORLD_SIZES,
     "thirty_kills": killing.THIRTY_KILLS,
     "repeat": killing.REPEAT,
+    "rows": rows.ROWS,
 }
 
 if __name__ == "__main__":
