@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import datasets
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtl_dist.errors import UserError, did_you_mean, reason
+from mtl_dist.file_faults import find_fault
 from mtl_dist.recipe import TaskConfig
 from mtl_dist.recipe_checks import FILE_BUILDERS
 
@@ -65,6 +67,8 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
     except Exception as error:  # each reader has its own classes of errors
         if any(words in reason(error) for words in _NO_ROWS):
             raise UserError(f"{key}: the {split} split has no rows") from error
+        if fault := _fault_in_files(task, split):
+            raise UserError(f"{key}: {split} {fault}") from error
         raise UserError(f"{key}: cannot load the {split} split: {reason(error)}") from error
     rows = cast(datasets.Dataset, loaded)
     for field, columns in (("text", task.text), ("label", [task.label])):
@@ -74,6 +78,10 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
                 raise UserError(f"{key}.{field}: the {split} split has no column {column!r}{hint}")
     wanted = list(dict.fromkeys([*task.text, task.label]))
     return cast(datasets.Dataset, rows.select_columns(wanted).with_format("arrow"))
+
+
+def _fault_in_files(task: TaskConfig, split: str) -> str | None:
+    return find_fault(task.path, task.data_files.get(split, ""), [*task.text, task.label])
 
 
 @contextmanager
@@ -110,7 +118,7 @@ def check_rows(
             raise UserError(f"{key}: the {split} split has no rows" + (" with text" if skipped else ""))
         if skipped:
             warnings.append(f"{skipped} of {len(rows)} {split} rows have no text and are left out")
-        labels[split] = _label_values(place, task.label, rows, usable[split])
+        labels[split] = _label_values(place, task.label, rows, usable[split], partial(_fault_in_files, task, split))
     names = _class_names(key, task, splits["train"], labels, usable["train"])
     examples = {}
     for split, rows in splits.items():
@@ -146,9 +154,30 @@ def _rows_with_text(place: str, columns: list[str], rows: datasets.Dataset, empt
 
 def _holds_text(place: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
     _refuse(place, _not_strings(column), lambda row: f"text column {name!r} holds {_value(column, row)!r}, no string")
+    _refuse_other_encodings(place, name, column)
     column = column.cast(pa.large_string())
     empty = pc.or_(pc.equal(column, ""), pc.utf8_is_space(column))
     return ~_mask(pc.fill_null(empty, True))
+
+
+def _refuse_other_encodings(place: str, name: str, column: pa.ChunkedArray) -> None:
+    """Readers take the bytes of a string as they are; what is not UTF-8 would fail wherever it is looked at first."""
+    if not _is_string(column.type):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        values = column.cast(pa.large_binary()).to_pylist()
+        bad = np.array([value is not None and not _is_utf8(value) for value in values])
+        _refuse(place, bad, lambda row: f"column {name!r} holds bytes that are not UTF-8")
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _mask(values: pa.ChunkedArray) -> np.ndarray:
@@ -182,33 +211,56 @@ def _begins(column: pa.ChunkedArray, pattern: str) -> np.ndarray:
     return _mask(pc.fill_null(pc.match_substring_regex(stored, f"^{pattern}"), False))
 
 
-def _label_values(place: str, name: str, rows: datasets.Dataset, usable: np.ndarray) -> pa.ChunkedArray:
+def _label_values(
+    place: str, name: str, rows: datasets.Dataset, usable: np.ndarray, fault: Callable[[], str | None]
+) -> pa.ChunkedArray:
     """The label column as integers or strings, checked to have a value in every usable row.
 
-    A column with class names of its own (`datasets.ClassLabel`) becomes these names.
+    A column with class names of its own (`datasets.ClassLabel`) becomes these names. `fault` looks into the files for
+    what made their reader take the column for one of mixed types.
     """
     column = rows[:][name]
+    _refuse_other_encodings(place, name, column)
     feature = rows.features[name]
-    missing = ~_mask(column.is_valid())
+    missing = _mask(column.is_null(nan_is_null=True))
     if _is_string(column.type):
         column = column.cast(pa.string())
         missing |= _mask(pc.fill_null(pc.equal(column, ""), True))
-    _refuse(place, missing & usable, lambda row: "label is null" if column[row].as_py() is None else "label is empty")
+    _refuse(place, missing & usable, lambda row: "label is empty" if column[row].as_py() == "" else "label is null")
     if isinstance(feature, datasets.ClassLabel) and feature.names:
         values = _integers(column)
         _refuse_out_of_range(place, values, len(feature.names), usable)
         return pa.chunked_array([pa.array(feature.names).take(pa.array(np.where(usable, values, 0)))])
     if isinstance(column.type, pa.JsonType):
-        whole = _begins(column, r"-?\d+$")
-        text = _begins(column, '"')
-        odd = ~whole if whole[np.argmax(usable)] else ~text
-        _refuse(place, odd & ~missing, lambda row: f"label {_value(column, row)!r}: use integers only, or strings only")
-    if pa.types.is_floating(column.type) and column.null_count and pc.all(pc.equal(column, pc.floor(column))).as_py():
-        # What pandas makes of integers where one is missing.
-        return column.cast(pa.int64(), safe=False)
+        column = _of_one_type(place, column, missing, usable, fault)
+    if pa.types.is_floating(column.type):
+        column = _whole_numbers(place, column, missing, usable)
     if not (_is_string(column.type) or pa.types.is_integer(column.type)):
         _refuse(place, usable, lambda row: f"label {column[row].as_py()!r} is neither an integer nor a string")
     return column
+
+
+def _of_one_type(
+    place: str, column: pa.ChunkedArray, missing: np.ndarray, usable: np.ndarray, fault: Callable[[], str | None]
+) -> pa.ChunkedArray:
+    """The labels of a JSON column, refused where they differ in type."""
+    whole = _begins(column, r"-?\d+$")
+    odd = ~whole if whole[np.argmax(usable)] else ~_begins(column, '"')
+    _refuse(place, odd & ~missing, lambda row: f"label {_value(column, row)!r}: use integers only, or strings only")
+    # They differ in the file only: a text like "1" became a number, or the first of two values of a row was dropped.
+    if found := fault():
+        raise UserError(f"{place} {found}")
+    return pa.chunked_array([[None if gone else _value(column, row) for row, gone in enumerate(missing)]])
+
+
+def _whole_numbers(place: str, column: pa.ChunkedArray, missing: np.ndarray, usable: np.ndarray) -> pa.ChunkedArray:
+    """Integers that a reader made floats because one of them is missing; other floats are refused, or left so."""
+    values = pc.fill_null(column, 0).to_numpy()
+    odd = ~missing & ((values != np.floor(values)) | (np.abs(values) >= 2**53))
+    _refuse(place, odd & usable, lambda row: f"label {values[row]} is neither an integer nor a string")
+    if not missing.any():
+        return column
+    return pa.chunked_array([pa.array(np.where(missing, 0, values).astype(np.int64), mask=missing)])
 
 
 def _integers(column: pa.ChunkedArray) -> np.ndarray:

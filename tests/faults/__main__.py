@@ -2,17 +2,20 @@
 
 import sys
 
-from tests.faults import faulty, hanging, killing, stopping
+from tests.faults import faulty, hanging, killing, rows, saving, stopping, worlds
 from tests.faults.campaign import Campaign, main
 
 CAMPAIGNS: dict[str, Campaign] = {
     "kill": killing.KILL,
+    "kill_in_save": saving.KILL_IN_SAVE,
     "thirty_kills": killing.THIRTY_KILLS,
     "repeat": killing.REPEAT,
+    "world_sizes": worlds.WORLD_SIZES,
     "signals": stopping.ASKED_TO_STOP,
     "nonfinite": faulty.NONFINITE,
     "hang": hanging.HANG,
     "flips": faulty.FLIPS,
+    "rows": rows.ROWS,
 }
 
 if __name__ == "__main__":

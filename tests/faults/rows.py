@@ -1,0 +1,196 @@
+"""Campaign `rows`: one bad row anywhere in the data is named with task, split and row, or left out where that is asked.
+
+The run is stopped before its first step (`--plan`), with exit code 2, on one process and on two.
+"""
+
+import csv
+import io
+import json
+import random
+import re
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.faults.campaign import Campaign, Outcome
+from tests.faults.runs import Runs, Way
+from tests.faults.zygote import Zygote
+from tests.tiny import MOODS, TOPICS
+
+Row = dict[str, Any]
+Spoilt = Row | bytes
+"""A row, or the bytes of its line of JSON."""
+SKIP = "data.empty_text=skip"
+ACCEPTED = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What can be wrong with one row."""
+
+    spoil: Callable[[random.Random, Row], Spoilt]
+    says: str
+    """After task, split and row; a regular expression. ACCEPTED where nothing is wrong after all."""
+    formats: tuple[str, ...] = ("json",)
+    tasks: tuple[str, ...] = ("topic", "mood")
+    splits: tuple[str, ...] = ("train", "test")
+    overrides: tuple[str, ...] = ()
+
+
+def value(**values: Any) -> Callable[[random.Random, Row], Spoilt]:
+    """Other values, each one of a list."""
+    return lambda draw, row: row | {name: draw.choice(choices) for name, choices in values.items()}
+
+
+def without(name: str) -> Callable[[random.Random, Row], Spoilt]:
+    return lambda draw, row: {key: held for key, held in row.items() if key != name}
+
+
+def line_of(row: Row) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def truncated(draw: random.Random, row: Row) -> bytes:
+    line = line_of(row)
+    return line[: draw.randint(1, len(line) - 3)] + b"\n"
+
+
+def with_other_bytes(draw: random.Random, row: Row) -> bytes:
+    """What is no UTF-8, within the text."""
+    line = line_of(row)
+    place = line.index(b'"text": "') + len(b'"text": "')
+    return line[:place] + draw.choice((b"\xff", b"\xc3 ", b"\xed\xa0\x80", b"\xe9t\xe9 ")) + line[place:]
+
+
+def with_key_twice(draw: random.Random, row: Row) -> bytes:
+    extra = draw.choice((b'"text": "cat1"', b'"label": 1', b'"label": "cat"'))
+    return b"{" + extra + b", " + line_of(row)[1:]
+
+
+ALL = ("json", "csv", "parquet")
+EMPTY = (" ", "", "\t", " ")
+FAULTS: dict[str, Fault] = {
+    "empty text": Fault(value(text=EMPTY), "text is empty; data.empty_text=skip leaves such rows out", ALL),
+    "null text": Fault(value(text=[None]), "text is empty; data.empty_text=skip leaves such rows out", ALL),
+    "no text": Fault(without("text"), "text is empty; data.empty_text=skip leaves such rows out"),
+    "empty text, skipped": Fault(value(text=EMPTY), ACCEPTED, ALL, overrides=(SKIP,)),
+    "null text, skipped": Fault(value(text=[None]), ACCEPTED, ALL, overrides=(SKIP,)),
+    "text of another type": Fault(
+        value(text=[3, 0.5, True, ["a"], {"a": 1}]), "text column 'text' holds .*, no string"
+    ),
+    "null label": Fault(value(label=[None]), "label is null", ALL),
+    "no label": Fault(without("label"), "label is null"),
+    "label that is no number": Fault(value(label=[float("nan")]), "label is null"),
+    "label of another type": Fault(value(label=[True, [1], {"a": 1}]), "label .*: use integers only, or strings only"),
+    "number among class names": Fault(value(label=[1, 0, -7]), "label .*: use integers only.*", tasks=("topic",)),
+    "fraction": Fault(value(label=[0.5, 1e20]), "label .* is neither an integer nor a string", tasks=("mood",)),
+    "number as text": Fault(value(label=["1", "0"]), "'label' is '.', no int as in the rows before", tasks=("mood",)),
+    "word among numbers": Fault(value(label=["bad", ""]), "label .*: use integers only.*", tasks=("mood",)),
+    "label beyond 64 bits": Fault(value(label=[2**70]), "'label' is .*, beyond 64 bits", tasks=("topic",)),
+    "label out of range": Fault(
+        value(label=[-1, len(MOODS), 2**40]), r"label .* is out of range 0\.\.2", ALL, ("mood",), ("test",)
+    ),
+    "label that is no class index": Fault(
+        value(label=[-1, 10**6, 2**40]), "label .* is no class index: .*", ALL, ("mood",), ("train",)
+    ),
+    "unknown class": Fault(value(label=["dog", "Cat"]), "label '.*' is not one of .*", ALL, ("topic",), ("test",)),
+    "class that the recipe lacks": Fault(
+        value(label=["dog"]), "label 'dog' is not .*", ALL, ("topic",), overrides=(f"tasks.topic.labels={[*TOPICS]}",)
+    ),
+    "truncated line": Fault(truncated, r"no valid JSON \(.*\)"),
+    "no object": Fault(lambda draw, row: draw.choice((b"5\n", b'["a", 1]\n', b'"a"\n')), "no JSON object"),
+    "no UTF-8": Fault(with_other_bytes, "column 'text' holds bytes that are not UTF-8|byte .* is not UTF-8"),
+    "half of a surrogate pair": Fault(value(text=["cat1 \ud800", "\udfff"]), "'text' has half of a surrogate pair"),
+    "key twice": Fault(with_key_twice, "the key '.*' occurs twice"),
+    "huge text": Fault(value(text=["cat1 " * 300_000]), ACCEPTED, ALL),
+    "blank line": Fault(lambda draw, row: b" \n", ACCEPTED),
+    "zero byte": Fault(value(text=["cat1 \0 sea2"]), ACCEPTED, ("json", "parquet")),
+    "number as words": Fault(value(text=["12345"]), ACCEPTED, ("json", "parquet")),
+    "another column": Fault(value(other=["x", 5]), ACCEPTED),
+}
+
+
+def write_rows(path: Path, rows: list[Spoilt]) -> None:
+    """In the format of the file's ending. Bytes are for JSON only."""
+    if path.suffix == ".json":
+        path.write_bytes(b"".join(row if isinstance(row, bytes) else line_of(row) for row in rows))
+        return
+    plain = [row for row in rows if isinstance(row, dict)]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(plain), path)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["text", "label"], quoting=csv.QUOTE_NONNUMERIC)
+    writer.writeheader()
+    writer.writerows(plain)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def rows(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Every fault in turn; task, split, format and row at random."""
+    with Zygote(folder / "logs") as zygote:
+        runs = Runs(zygote, folder)
+        for number in range(count):
+            name = list(FAULTS)[number % len(FAULTS)]
+            fault, way = FAULTS[name], Way(draw.choice((1, 2)))
+            task, split, kind = draw.choice(fault.tasks), draw.choice(fault.splits), draw.choice(fault.formats)
+            good = read_rows(folder / "data" / f"{task}.{split}.json")
+            place = draw.randrange(1, len(good))  # the first one says what the others should be
+            path = folder / f"bad {number}.{kind}"
+            write_rows(path, [*good[:place], fault.spoil(draw, good[place]), *good[place + 1 :]])
+            overrides = (f"tasks.{task}.path={kind}", *files_of(runs, task, split, path), *fault.overrides, "--plan")
+            said = re.escape(f"error: tasks.{task}: {split} row {place} (from 0): ") + f"({fault.says})"
+            wrong = refused(runs, Way(way.world_size, overrides), said if fault.says else ACCEPTED)
+            wrong = wrong or ("" if SKIP not in overrides else left_out(runs, overrides, split, len(good)))
+            where = f"tasks.{task}: {split} row {place}, {kind}, {way}"
+            yield Outcome(name, where, wrong or fault.says or "accepted", not wrong)
+
+
+def read_rows(path: Path) -> list[Row]:
+    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+
+
+def files_of(runs: Runs, task: str, split: str, path: Path) -> list[str]:
+    """Overrides that name the bad file, and the other split in the same format."""
+    other = "test" if split == "train" else "train"
+    good = runs.folder / f"{task}.{other}{path.suffix}"
+    if not good.exists():
+        write_rows(good, list(read_rows(runs.folder / "data" / f"{task}.{other}.json")))
+    return [f"tasks.{task}.data_files.{split}={path}", f"tasks.{task}.data_files.{other}={good}"]
+
+
+def refused(runs: Runs, way: Way, said: str) -> str:
+    """What is wrong with the end of a run: its exit code, its words, that it hangs; "" if nothing is."""
+    job = runs.start(way, "run")
+    try:
+        first = job.first_end(60)
+        if first is not None and first[1] != 0:
+            job.kill(number=signal.SIGTERM)  # as a launcher does with the others
+        codes = job.wait(30)
+    except TimeoutError as error:
+        return f"hangs: {error}"
+    output = "\n".join(map(job.output, range(way.world_size)))
+    if not said:
+        return "" if set(codes) == {0} else f"exit codes {codes}: {output}"
+    # A rank that was not yet at its end goes by the signal.
+    right = codes[0] == 2 and set(codes) <= {2, -signal.SIGTERM}
+    lines = [line for line in output.splitlines() if line.startswith("error:")]
+    if right and len(lines) == 1 and re.fullmatch(said, lines[0]):
+        return ""
+    return f"exit codes {codes}: {output}"
+
+
+def left_out(runs: Runs, overrides: tuple[str, ...], split: str, total: int) -> str:
+    """Whether a run says what it leaves out; "" if so."""
+    job = runs.start(Way(1, overrides), "run")
+    job.wait()
+    words = f"1 of {total} {split} rows have no text and are left out"
+    return "" if words in job.output() else f"does not say: {words}"
+
+
+ROWS = Campaign(200, rows)

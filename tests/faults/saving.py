@@ -1,0 +1,157 @@
+"""Campaign `kill_in_save`: the run dies while it writes, renames or prunes checkpoints."""
+
+import functools
+import json
+import os
+import random
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mtl_dist import checkpoint
+from tests.faults.campaign import Campaign, Outcome
+from tests.faults.killing import finished, outcome_of
+from tests.faults.points import kill_job
+from tests.faults.runs import WAYS, Runs, Way
+from tests.faults.zygote import Hook, Zygote
+
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+"""What Python says to an audit hook before it does it to a file."""
+
+
+@dataclass
+class Save:
+    """One call of `checkpoint.save`, as rank 0 goes through it."""
+
+    operations: list[str] = field(default_factory=list)
+    """In order, of OPERATIONS."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each file of the checkpoint, when it is done."""
+
+
+Begun = Callable[[int, Save, str], None]
+"""Told before an operation of the number of the save, from 0, of what it has done with this one, and of the name of
+the file that is written from now on, or ""."""
+
+
+def watch_saves(begun: Begun, done: Callable[[list[Save]], None] = lambda saves: None) -> None:
+    """Tells of each operation in a save, and of all saves so far when one is done."""
+    saves: list[Save] = []
+    inside = False
+    save, save_file = checkpoint.save, checkpoint.save_file
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if inside and event in OPERATIONS:
+            saves[-1].operations.append(event)
+            begun(len(saves) - 1, saves[-1], _name_to_write(event, arguments))
+
+    @functools.wraps(save)
+    def watched_save(*arguments: Any, **named: Any) -> Any:
+        nonlocal inside
+        saves.append(Save())
+        inside = True
+        folder = save(*arguments, **named)
+        inside = False
+        saves[-1].sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        done(saves)
+        return folder
+
+    @functools.wraps(save_file)
+    def watched_file(tensors: Any, path: Any, *rest: Any, **named: Any) -> Any:
+        # Written by compiled code, of which audit hooks hear nothing.
+        saves[-1].operations.append("save_file")
+        begun(len(saves) - 1, saves[-1], Path(path).name)
+        return save_file(tensors, path, *rest, **named)
+
+    checkpoint.save, checkpoint.save_file = watched_save, watched_file
+    sys.addaudithook(audit)
+
+
+def _name_to_write(event: str, arguments: tuple[Any, ...]) -> str:
+    if event != "open" or not isinstance(arguments[0], str | Path):
+        return ""
+    path, mode, flags = arguments
+    writes = bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))
+    return Path(path).name if writes else ""
+
+
+def list_saves(file: Path) -> None:
+    """A hook: writes to `file`, as JSON, what each save of the run did."""
+
+    def done(saves: list[Save]) -> None:
+        file.write_text(json.dumps([vars(save) for save in saves]), encoding="utf-8")
+
+    watch_saves(lambda number, save, name: None, done)
+
+
+def kill_before_operation(number: int, operation: int) -> None:
+    """A hook: kills the job before the operation, from 1, of the save with this number, from 0."""
+
+    def begun(at: int, save: Save, name: str) -> None:
+        if (at, len(save.operations)) == (number, operation):
+            kill_job()
+
+    watch_saves(begun)
+
+
+def die_at_byte(number: int, file: str, byte: int) -> None:
+    """A hook: the kernel ends the process in the write that would take `file` beyond so many bytes."""
+
+    def begun(at: int, save: Save, name: str) -> None:
+        if (at, name) == (number, file):
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (byte, byte))
+
+    watch_saves(begun)
+
+
+def draw_death(draw: random.Random, saves: list[Save]) -> tuple[str, Hook]:
+    """At any byte of any file in half of the cases, else before any operation; in any save."""
+    number = draw.randrange(len(saves))
+    save = saves[number]
+    if draw.random() < 0.5:
+        # Each file as often as every other: the small ones matter as much.
+        file = draw.choice(sorted(save.sizes))
+        byte = draw.randrange(save.sizes[file])
+        return f"save {number}, byte {byte} of {file}", partial(die_at_byte, number, file, byte)
+    operation = draw.randint(1, len(save.operations))
+    words = f"save {number}, before operation {operation}: {save.operations[operation - 1]}"
+    return words, partial(kill_before_operation, number, operation)
+
+
+def died(runs: Runs, way: Way, name: str, hook: Hook) -> bool:
+    """Starts a run that `hook` ends; whether it did."""
+    job = runs.start(way, name, hook)
+    end = job.first_end()
+    job.kill()
+    job.wait()
+    return end is None or end[1] in (-signal.SIGXFSZ, -signal.SIGKILL)
+
+
+def saves_of(runs: Runs, way: Way) -> list[Save]:
+    """What the saves of an uninterrupted run do."""
+    file = runs.folder / f"saves {way}.json"
+    if not file.exists():
+        runs.finish(way, f"saves {way}", partial(list_saves, file))
+    return [Save(**save) for save in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def kill_in_save(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Each time the run goes on by itself, to the equal state."""
+    with Zygote(folder / "logs") as zygote:
+        runs = Runs(zygote, folder)
+        for number in range(count):
+            way, name = WAYS[number % len(WAYS)], f"run {number}"
+            words, hook = draw_death(draw, saves_of(runs, way))
+            wrong = "" if died(runs, way, name, hook) else "it was not killed"
+            wrong = wrong or finished(runs, way, name)
+            yield outcome_of(runs, f"kill in a save, {way}", words, name, wrong)
+
+
+KILL_IN_SAVE = Campaign(100, kill_in_save)

@@ -1,0 +1,98 @@
+"""Campaign `world_sizes`: stopped on some processes and one engine, continued on others."""
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.campaign import Campaign, Outcome
+from tests.faults.points import kill_at
+from tests.faults.runs import WITHOUT_DROPOUT, Runs, Way, digest_of, steps_of
+from tests.faults.zygote import Zygote
+
+FLOAT64 = ("model.dtype=float64",)
+STEPS = 8
+"""Of each of three phases."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A run that is stopped in one of three phases, and then continued in another way."""
+
+    before: Way
+    after: Way
+    phase: int
+
+    @property
+    def rounding(self) -> float:
+        """Largest relative difference to one process's losses that counts as equal."""
+        return 1e-9 if self.before.overrides == FLOAT64 else 1e-5
+
+
+def between_sizes() -> list[Move]:
+    """All pairs of different numbers of processes, in each phase."""
+    return [
+        Move(Way(before, FLOAT64), Way(after, FLOAT64), phase)
+        for before, after in itertools.permutations((1, 2, 3, 4), 2)
+        for phase in range(3)
+    ]
+
+
+def between_engines() -> list[Move]:
+    """All pairs of engines; DeepSpeed has only float32. The phase is the pair's number modulo 3."""
+    pairs = itertools.permutations(("data parallel", "fsdp2", "zero2"), 2)
+    return [
+        Move(Way(2, dtype, before), Way(2, dtype, after), number % 3)
+        for number, (before, after) in enumerate(pairs)
+        for dtype in [() if "zero2" in (before, after) else FLOAT64]
+    ]
+
+
+def world_sizes(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Fewer than all moves are drawn at random."""
+    moves = [*between_sizes(), *between_engines()]
+    with Zygote(folder / "logs") as zygote:
+        runs = Runs(zygote, folder, *WITHOUT_DROPOUT, steps=STEPS)
+        for number, move in enumerate(moves if count >= len(moves) else draw.sample(moves, count)):
+            step = move.phase * STEPS + draw.randint(5, STEPS)  # after a checkpoint, in the first phase too
+            wrong = moved(runs, move, step, f"run {number}")
+            digest = "" if wrong else digest_of(runs.folder / f"run {number}")
+            yield Outcome(f"{move.before} to {move.after}", f"step {step}", wrong or "the same", not wrong, digest)
+
+
+def moved(runs: Runs, move: Move, step: int, name: str) -> str:
+    """Kills the run before `step`, from 1, and goes on as `move` says; what is wrong then, or ""."""
+    if set(runs.start(move.before, name, partial(kill_at, "step", step, "before")).wait()) != {-9}:
+        return "it was not killed"
+    job = runs.start(move.after, name)
+    codes = job.wait()
+    if set(codes) != {0}:
+        return f"exit codes {codes}: {job.output()[-2000:]}"
+    if "going on from step-" not in job.output():
+        return "it did not go on from a checkpoint"
+    reference = runs.reference(Way(1, move.before.overrides))
+    return first_distance(steps_of(runs.folder / name), reference.steps, move.rounding)
+
+
+def first_distance(steps: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]], rounding: float) -> str:
+    """The first training step with other samples, or with losses or a gradient beyond `rounding`; "" if none is."""
+    numbers, wanted = ([(line["step"], line["plan/digest"]) for line in lines] for lines in (steps, expected))
+    if numbers != wanted:
+        return f"other steps or samples: steps {[step for step, _ in numbers]}"
+    for line, other in zip(steps, expected, strict=True):
+        for key in filter(_is_compared, line.keys() | other.keys()):
+            if line.get(key) != (pytest.approx(other[key], rel=rounding) if key in other else None):
+                return f"step {line['step']}: {key} is {line.get(key)}, not {other.get(key)}"
+    return ""
+
+
+def _is_compared(key: str) -> bool:
+    return key.startswith("train/") or key == "optim/grad_norm"
+
+
+WORLD_SIZES = Campaign(len(between_sizes()) + len(between_engines()), world_sizes)
