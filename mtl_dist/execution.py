@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +13,11 @@ from torch import Tensor
 from mtl_dist import checkpoint
 from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined, require_equal
+from mtl_dist.disk import flush, flush_all, write_whole, writing
+from mtl_dist.errors import TrainingError, reason
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
 from mtl_dist.phases import Phase, Schedule
-from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary, write_whole
+from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary
 from mtl_dist.tracking import Console, Progress, Tracker
 from mtl_dist.trainer import Progression, TrainingSetup, TransferLearningTrainer
 from mtl_dist.until import has_run_out, value_of, why
@@ -43,25 +46,30 @@ class Execution:
         self.engine = setup.engine
         self.processes = setup.engine.processes
         self.folder = Path(setup.recipe.output_dir)
+        self.measured: tuple[int, dict[str, TaskMetrics]] = -1, {}
+        """The last evaluation between two phases or within one, and after how many steps it was."""
 
     def execute(self) -> None:
         """Trains what is left to train, measures on the test split and saves model and summary."""
-        if self.processes.is_main:
-            write_whole(self.folder / RECIPE, resolved_yaml(self.recipe))
-        self.tracker = Tracker(self.folder, self.recipe.tracking, asdict(self.recipe), self.console)
+        self._on_first(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
+        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes)
         summary = None
         try:
             self._train()
             # The last boundary: nothing trains any more, and the ranks compare what they have become.
             self.engine.enter_phase("the end", ())
-            summary = self._summary(self._measure_end())
+            results = self._summary(self._measure_end())
             weights = self.engine.weights()
-            if self.processes.is_main:
-                self._save_model(weights)
-                write_summary(self.folder, summary)
+            self._on_first(lambda: self._save_model(weights))
+            self._on_first(lambda: write_summary(self.folder, results))
+            summary = results
             self.console.say(f"model, metrics and summary are in {self.folder}")
         finally:
             self.tracker.finish(summary, exit_code=0 if summary else 1)
+
+    def _on_first(self, work: Callable[[], object]) -> None:
+        """Does what only the first rank does; every rank calls this, and raises what `work` raises of ours."""
+        self.processes.together(lambda: work() if self.processes.is_main else None)
 
     @property
     def _schedule(self) -> Schedule:
@@ -89,6 +97,7 @@ class Execution:
     def _measure_phase(self, phase: Phase) -> dict[str, TaskMetrics]:
         split, step = self.recipe.evaluation.split, self.progression.step
         metrics = self._measure(split)
+        self.measured = step, metrics
         self.tracker.log(step, phase.name, flat_metrics(metrics, "eval"))
         when = f"after phase {phase.name}" if step == phase.stop else f"phase {phase.name}, after step {step}"
         self._say(f"{when}, {split}", metrics)
@@ -127,21 +136,50 @@ class Execution:
         self.console.say(f"{when}: {figures}")
 
     def _save_checkpoint(self) -> None:
-        if self.recipe.checkpoint.every_steps is None:
+        """Where the disk refuses, all ranks end with its TrainingError or go on, as `checkpoint.on_error` says."""
+        config = self.recipe.checkpoint
+        if config.every_steps is None:
             return
+        step = self.progression.step
+        state = {"identity": self.identity, "progression": asdict(self.progression), "figures": self._figures()}
         weights, moments = self.engine.weights(), self.engine.moments()
-        if self.processes.is_main:
-            state = {"identity": self.identity, "progression": asdict(self.progression)}
-            checkpoint.save(self.folder / CHECKPOINTS, self.progression.step, weights, moments, state)
+
+        def save() -> None:
+            self.tracker.flush()  # its lines up to here are not written again by a run that goes on from here
+            checkpoint.save(self.folder / CHECKPOINTS, step, weights, moments, state, config)
+
+        try:
+            self._on_first(save)
+        except TrainingError as error:
+            if config.on_error == "stop":
+                raise
+            self.console.say(
+                f"{error}; training goes on (checkpoint.on_error), the next checkpoint is tried as planned"
+            )
+
+    def _figures(self) -> dict[str, dict[str, float]]:
+        """Figures of each task at this step, where it has been measured or is the last one; else none."""
+        if self.recipe.checkpoint.keep_best and self.progression.step == self._schedule.total_steps:
+            # The end is measured after its checkpoint is saved, so that a run killed in between need not train again.
+            self.measured = self.progression.step, self._measure(self.recipe.evaluation.split)
+        step, metrics = self.measured
+        return {task: one.as_dict() for task, one in metrics.items()} if step == self.progression.step else {}
 
     def _save_model(self, weights: dict[str, Tensor]) -> None:
-        partial = self.folder / f".{MODEL}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        self.engine.raw.save_pretrained(partial, weights)
-        self.setup.data.tokenizer.save_pretrained(partial)
-        shutil.rmtree(self.folder / MODEL, ignore_errors=True)
-        partial.rename(self.folder / MODEL)
+        final, partial = self.folder / MODEL, self.folder / f".{MODEL}.partial"
+        with writing(final):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                self.engine.raw.save_pretrained(partial, weights)
+                self.setup.data.tokenizer.save_pretrained(partial)
+                flush_all(partial)
+            except Exception as error:  # the tokenizers library has no class of its own for a full disk
+                shutil.rmtree(partial, ignore_errors=True)
+                raise TrainingError(f"cannot write {final}: {reason(error)}") from error
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            flush(self.folder)
 
     def _state_digest(self) -> str:
         """One SHA-256 over parameters, moments, the place in the schedule and the counters; how long it took is not in.

@@ -50,6 +50,7 @@ _RANGES = {
     "optimizer.max_nonfinite_steps": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "checkpoint.every_steps": _AT_LEAST_1,
+    "checkpoint.keep": _AT_LEAST_1,
     "tracking.log_every_steps": _AT_LEAST_1,
 }
 
