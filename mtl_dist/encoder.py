@@ -68,6 +68,11 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
         found = "" if Path(model.encoder).is_dir() else "no folder here, and "
         hint = "; model.trust_remote_code=true allows it" if "trust_remote_code" in str(error) else ""
         raise UserError(f"model.encoder: {model.encoder}: {found}cannot be loaded: {reason(error)}{hint}") from error
+    if comes_with_code(config) and not model.trust_remote_code:
+        raise UserError(
+            f"model.encoder: {model.encoder}: its config.json names code of its own (auto_map);"
+            " model.trust_remote_code=true allows it"
+        )
     folder = Path(model.encoder)
     if folder.is_dir() and not any(folder.glob("model*.safetensors")):
         raise UserError(f"model.encoder: {folder} has no model.safetensors; weights as pickle files are not read")
@@ -78,6 +83,11 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
         for name in names:
             setattr(config, name, model.encoder_dropout)
     return config
+
+
+def comes_with_code(config: PretrainedConfig) -> bool:
+    """Whether a model asks for code from its folder; transformers passes over that where it knows the type."""
+    return bool(getattr(config, "auto_map", None))
 
 
 def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from mtl_dist import checkpoint
 from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined, require_equal
-from mtl_dist.errors import Interrupted
+from mtl_dist.disk import flush, flush_all, write_whole, writing
+from mtl_dist.errors import Interrupted, TrainingError, reason
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
 from mtl_dist.interruption import StopRequest
 from mtl_dist.phases import Phase, Schedule
-from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary, write_whole
+from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary
+from mtl_dist.saving import Saver
 from mtl_dist.tracking import Console, Progress, Tracker
 from mtl_dist.trainer import Progression, TrainingSetup, TransferLearningTrainer
 from mtl_dist.until import has_run_out, value_of, why
@@ -56,16 +56,25 @@ class Execution:
         self.processes = setup.engine.processes
         self.folder = Path(setup.recipe.output_dir)
         self._vote = self.processes.vote()
-        self._saved_at = time.monotonic()
+        self.measured: tuple[int, dict[str, TaskMetrics]] = -1, {}
+        """The last evaluation between two phases or within one, and after how many steps it was."""
 
     def execute(self) -> None:
         """Trains what is left to train, measures on the test split and saves model and summary.
 
         Raises Interrupted, on every rank, after a checkpoint, where the run was asked to stop.
         """
-        if self.processes.is_main:
-            write_whole(self.folder / RECIPE, resolved_yaml(self.recipe))
-        self.tracker = Tracker(self.folder, self.recipe.tracking, asdict(self.recipe), self.console)
+        self.processes.on_first(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
+        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes)
+        self.saver = Saver(
+            self.folder / CHECKPOINTS,
+            self.recipe,
+            self.engine,
+            self.progression,
+            self.identity,
+            self.tracker,
+            self.console,
+        )
         summary, exit_code = None, 1
         with self.stop_request.waiting():
             try:
@@ -85,13 +94,12 @@ class Execution:
             self.engine.enter_phase("the end", ())
             summary = self._summary(self._measure_end())
         except Interrupted:
-            self.save()
+            self._save()
             raise
         with self.watchdog.excusing("saving the model"):
             weights = self.engine.weights()
-            if self.processes.is_main:
-                self._save_model(weights)
-                write_summary(self.folder, summary)
+            self.processes.on_first(lambda: self._save_model(weights))
+            self.processes.on_first(lambda: write_summary(self.folder, summary))
         self.console.say(f"model, metrics and summary are in {self.folder}")
         return summary
 
@@ -117,6 +125,7 @@ class Execution:
     def evaluate(self, phase: Phase) -> dict[str, TaskMetrics]:
         split, step = self.recipe.evaluation.split, self.progression.step
         metrics = self._measure(split)
+        self.measured = step, metrics
         self.tracker.log(step, phase.name, flat_metrics(metrics, "eval"))
         when = f"after phase {phase.name}" if step == phase.stop else f"phase {phase.name}, after step {step}"
         self._say(f"{when}, {split}", metrics)
@@ -156,50 +165,36 @@ class Execution:
 
     def asked_to_save(self) -> bool:
         """Whether the last checkpoint is old. Raises Interrupted on every rank where any was asked to stop."""
-        wish = _STOP if self.stop_request.made else _SAVE if self._checkpoint_is_old() else 0
-        outcome = self._vote.cast(wish)
+        old = self.processes.is_main and self.saver.last_is_old
+        outcome = self._vote.cast(_STOP if self.stop_request.made else _SAVE if old else 0)
         if outcome == _STOP:
             requests = [one for one in self.processes.all_gather(self.stop_request.signal) if one is not None]
             done, total = self.progression.step, self._schedule.total_steps
-            ending = "goes on from there" if self._keeps_checkpoints else "starts anew: checkpoint.every_* are null"
+            ending = "goes on from there" if self.saver.keeps_any else "starts anew: checkpoint.every_* are null"
             raise Interrupted(f"stopped by {requests[0].name} after step {done} of {total}; the same command {ending}")
         return outcome == _SAVE
 
-    @property
-    def _keeps_checkpoints(self) -> bool:
-        config = self.recipe.checkpoint
-        return config.every_steps is not None or config.every_minutes is not None
-
-    def _checkpoint_is_old(self) -> bool:
-        """By the first rank's clock."""
-        minutes = self.recipe.checkpoint.every_minutes
-        return self.processes.is_main and minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-
     def save(self) -> None:
-        # Weights from which the gradient is not finite are nothing to go back to.
-        if not self._keeps_checkpoints or self.progression.nonfinite_in_row:
-            return
-        if self.recipe.safety.compare_every_steps is not None:
-            self.engine.check_replicas(f"after step {self.progression.step}")
+        if self.recipe.checkpoint.keep_best and self.progression.step == self._schedule.total_steps:
+            # The end is measured after its checkpoint is saved, so that a run killed in between need not train again.
+            self.measured = self.progression.step, self._measure(self.recipe.evaluation.split)
+        self._save()
+
+    def _save(self) -> None:
         with self.watchdog.excusing(f"after step {self.progression.step}: saving a checkpoint"):
-            weights, moments = self.engine.weights(), self.engine.moments()
-            if self.processes.is_main:
-                state = {"identity": self.identity, "progression": asdict(self.progression)}
-                checkpoint.save(self.folder / CHECKPOINTS, self.progression.step, weights, moments, state)
-        self._saved_at = time.monotonic()
+            self.saver.save(self._figures())
+
+    def _figures(self) -> dict[str, dict[str, float]]:
+        """Figures of each task at this step, where it has been measured; else none."""
+        step, metrics = self.measured
+        return {task: one.as_dict() for task, one in metrics.items()} if step == self.progression.step else {}
 
     def roll_back(self) -> bool:
         if len(self.progression.rollbacks) >= self.recipe.optimizer.max_rollbacks:
             return False
-        found = None
-        if self.processes.is_main:
-            found, _ = checkpoint.newest(self.folder / CHECKPOINTS)
-        found = self.processes.all_gather(found)[0]
-        if found is None:
+        back_to, lost_to = self.saver.go_back(), self.progression.step + 1
+        if back_to is None:
             return False
-        shapes = {name: parameter.shape for name, parameter in self.engine.raw.named_parameters()}
-        self.engine.load(*self.processes.together(lambda: checkpoint.load(found, shapes)))
-        back_to, lost_to = found.state["step"], self.progression.step + 1
         phase = self._schedule.phase_at(self.progression.step)
         self.engine.enter_phase(phase.name, phase.units)
         self.engine.train_mode()
@@ -213,13 +208,20 @@ class Execution:
         return True
 
     def _save_model(self, weights: dict[str, Tensor]) -> None:
-        partial = self.folder / f".{MODEL}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        self.engine.raw.save_pretrained(partial, weights)
-        self.setup.data.tokenizer.save_pretrained(partial)
-        shutil.rmtree(self.folder / MODEL, ignore_errors=True)
-        partial.rename(self.folder / MODEL)
+        final, partial = self.folder / MODEL, self.folder / f".{MODEL}.partial"
+        with writing(final):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                self.engine.raw.save_pretrained(partial, weights)
+                self.setup.data.tokenizer.save_pretrained(partial)
+                flush_all(partial)
+            except Exception as error:  # the tokenizers library has no class of its own for a full disk
+                shutil.rmtree(partial, ignore_errors=True)
+                raise TrainingError(f"cannot write {final}: {reason(error)}") from error
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            flush(self.folder)
 
     def _state_digest(self) -> str:
         """One SHA-256 over parameters, moments, the place in the schedule and the counters; how long it took is not in.

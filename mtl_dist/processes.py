@@ -91,3 +91,7 @@ class Processes:
             if first is not None:
                 raise first
         return result
+
+    def on_first(self, work: Callable[[], object]) -> None:
+        """Does `work` on the first rank alone; every rank calls this, and raises what it raises of ours."""
+        self.together(lambda: work() if self.is_main else None)

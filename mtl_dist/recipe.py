@@ -168,6 +168,12 @@ class CheckpointConfig:
     each phase's end as well, and when the run is asked to stop."""
     resume: Literal["auto", "never"] = "auto"
     """Go on from the newest checkpoint in `output_dir`, or start anew."""
+    keep: int = 2
+    """Checkpoints kept, the newest ones; the second is there in case the first gets damaged."""
+    keep_best: Literal["accuracy", "macro_f1", "loss"] | None = None
+    """Keep also, for each task, the checkpoint whose evaluation on `evaluation.split` is best by this figure."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """Where the disk takes no checkpoint or no line of metrics: end the run, or say so and try again later."""
 
 
 @dataclass

@@ -54,6 +54,7 @@ _RANGES = {
     "checkpoint.every_minutes": _POSITIVE,
     "safety.timeout_seconds": _AT_LEAST_1,
     "safety.compare_every_steps": _AT_LEAST_1,
+    "checkpoint.keep": _AT_LEAST_1,
     "tracking.log_every_steps": _AT_LEAST_1,
 }
 

@@ -80,7 +80,7 @@ def run_on(
     }
     require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
     model = processes.together(lambda: build_model(recipe, config, data))
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    like = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
     # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
@@ -91,7 +91,7 @@ def run_on(
     found = processes.all_gather(found)[0]
     progression = Progression()
     if found is not None:
-        engine.load(*processes.together(lambda: checkpoint.load(found, shapes)))
+        engine.load(*processes.together(lambda: checkpoint.load(found, like)))
         progression = Progression(**found.state["progression"])
         total = schedule.cut(progression.stops).total_steps
         console.say(f"going on from {found.folder.name}, step {progression.step} of {total}")

@@ -209,6 +209,18 @@ def test_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> Non
     assert message("--config", file).startswith(f"{file}: {expected}")
 
 
+@pytest.mark.parametrize(
+    "tag", ["python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"]
+)
+@pytest.mark.parametrize("place", ["file", "override"])
+def test_tags_of_yaml_run_no_code(tmp_path: Path, tag: str, place: str) -> None:
+    mark = tmp_path / "ran"
+    value = f"!!{tag} ['touch {mark}']"
+    arguments = ["--config", written(tmp_path / "wrong.yaml", f"output_dir: {value}")]
+    assert "could not determine a constructor" in message(*(arguments if place == "file" else [f"output_dir={value}"]))
+    assert not mark.exists()
+
+
 def test_syntax_error_in_a_list_tells_how_to_quote_ranges(tmp_path: Path) -> None:
     file = written(tmp_path / "wrong.yaml", "phases:\n- train: [heads, blocks[-4:]]")
     assert message("--config", file).endswith('inside a list, quote text like "blocks[-4:]"')

@@ -19,6 +19,7 @@ import wandb
 
 from mtl_dist import tracking
 from mtl_dist.cli import parse
+from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe, TrackingConfig
 from mtl_dist.tracking import Console, Progress, Tracker
 from tests.in_process import run_here
@@ -31,7 +32,7 @@ WITH_WANDB = TrackingConfig(wandb=True)
 
 
 def tracker_in(folder: Path, config: TrackingConfig = WITH_WANDB, speaks: bool = True) -> Tracker:
-    return Tracker(folder, config, asdict(Recipe()), Console(speaks))
+    return Tracker(folder, Recipe(tracking=config), Console(speaks), Processes())
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -176,10 +177,11 @@ def test_wandb_without_a_key_is_offline_and_may_die_before_the_end(tmp_path: Pat
     code = f"""
 import psutil
 from pathlib import Path
-from mtl_dist.recipe import TrackingConfig
+from mtl_dist.recipe import Recipe, TrackingConfig
+from mtl_dist.processes import Processes
 from mtl_dist.tracking import Console, Tracker
 
-tracker = Tracker(Path({str(tmp_path)!r}), TrackingConfig(wandb=True), {{}}, Console(True))
+tracker = Tracker(Path({str(tmp_path)!r}), Recipe(tracking=TrackingConfig(wandb=True)), Console(True), Processes())
 assert list(Path({str(tmp_path)!r}).glob("wandb/offline-run-*"))
 tracker.log(1, "heads", {{"train/loss": 1.0}})
 for child in psutil.Process().children(recursive=True):
