@@ -198,7 +198,7 @@ class Execution:
         phase = self._schedule.phase_at(self.progression.step)
         self.engine.enter_phase(phase.name, phase.units)
         self.engine.train_mode()
-        self.progression.rollbacks.append((back_to, lost_to))
+        self.progression.rollbacks.append([back_to, lost_to])
         self.progression.nonfinite_in_row = 0
         self.tracker.log(lost_to, phase.name, {"safety/rolled_back_to": back_to})
         self.console.say(

@@ -49,9 +49,9 @@ class Progression:
     """Steps skipped because the gradient was not finite."""
     nonfinite_in_row: int = 0
     """Such steps since the last finite one."""
-    rollbacks: list[tuple[int, int]] = field(default_factory=list)
-    """The times that the run went back to earlier weights: steps these had done, and steps done then. What was learnt
-    between them is lost, and the samples are not drawn again."""
+    rollbacks: list[list[int]] = field(default_factory=list)
+    """The times that the run went back to earlier weights, as [steps these had done, steps done then]. What was learnt
+    between them is lost, and its samples are not drawn again."""
     evaluated: int = 0
     """Steps done when the last evaluation at a phase's end was made."""
     phase_seconds: dict[str, float] = field(default_factory=dict)
