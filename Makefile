@@ -25,7 +25,7 @@ train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes t
 		launch/train.py --config recipes/quickstart.yaml $(ARGS)
 
 test: lint setup  ## Lint, type checks, unit tests, tests on several processes
-	$(PYTEST) tests/unit tests/distributed
+	$(PYTEST) tests/unit tests/faults tests/distributed
 
 test-all: lint setup  ## All tests, also those that build the container image
 	$(PYTEST) tests

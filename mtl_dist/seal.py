@@ -55,7 +55,7 @@ def seal(folder: Path, step: int) -> None:
     for name in FILES:
         flush(folder / name)
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
-    (folder / MANIFEST).write_text(_manifest_text(step, files), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(step, files), encoding="utf-8")
     flush(folder / MANIFEST)
     flush(folder)
 
@@ -76,7 +76,7 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def _manifest_text(step: int, files: Mapping[str, Any]) -> str:
+def manifest_text(step: int, files: Mapping[str, Any]) -> str:
     """The one text that a manifest may have, with a SHA-256 of what it says at its end."""
     said = {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}
     return json.dumps({**said, "sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest()}, indent=1) + "\n"
@@ -102,7 +102,7 @@ def _manifest(folder: Path, step: int) -> dict[str, Any]:
     if said.get("step") != step:
         raise Damage(f"{MANIFEST} is of another step")
     # Written anew rather than compared key by key, so that no byte of it can be another one.
-    if content != _manifest_text(step, files).encode():
+    if content != manifest_text(step, files).encode():
         raise Damage(f"{MANIFEST} does not match its own SHA-256")
     return files
 

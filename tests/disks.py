@@ -14,9 +14,9 @@ def why_not() -> str | None:
     """Why no disk can be mounted here, or None."""
     if os.geteuid() != 0:
         return "only root can mount a small disk"
-    done = subprocess.run(
-        ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True, text=True
-    )
+    # In a name space of its own, so that nothing stays mounted.
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"no disk can be mounted: {done.stderr.strip()}" if done.returncode else None
 
 

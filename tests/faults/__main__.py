@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.faults import faulty, hanging, killing, rows, saving, stopping, worlds
+from tests.faults import damage, disk, faulty, hanging, hostile, killing, rows, saving, stopping, worlds
 from tests.faults.campaign import Campaign, main
 
 CAMPAIGNS: dict[str, Campaign] = {
@@ -15,6 +15,9 @@ CAMPAIGNS: dict[str, Campaign] = {
     "nonfinite": faulty.NONFINITE,
     "hang": hanging.HANG,
     "flips": faulty.FLIPS,
+    "damage": damage.DAMAGE,
+    "disk": disk.DISK,
+    "hostile": hostile.HOSTILE,
     "rows": rows.ROWS,
 }
 

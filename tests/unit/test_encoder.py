@@ -226,6 +226,23 @@ def test_weights_that_are_pickle_files_only(folder: Path) -> None:
     assert refusal(folder) == expected
 
 
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        (
+            '{"weight_map": {"a": "model-1.safetensors", "b": "pytorch_model.bin"}}',
+            "names pytorch_model.bin; ",
+        ),
+        ('{"weight_map": ["a"]}', "is no index of weights (AttributeError)"),
+        ("[]", "is no index of weights (TypeError)"),
+        ("{", "is no index of weights (JSONDecodeError)"),
+    ],
+)
+def test_an_index_of_weights_that_names_pickles_or_is_none(folder: Path, index: str, why: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert refusal(folder).startswith(f"model.encoder: {folder}/model.safetensors.index.json {why}")
+
+
 def test_weights_that_are_incomplete(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     left = {name: weight for name, weight in weights.items() if ".layer.2." not in name}

@@ -8,11 +8,12 @@ import torch
 from mtl_dist import checkpoint
 from mtl_dist.checkpoint import Checkpoint
 from mtl_dist.disk import write_whole
-from mtl_dist.errors import UserError
+from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.recipe import CheckpointConfig
 from mtl_dist.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
 from mtl_dist.tracking import METRICS, Console
 from tests.checkpoints import flip_a_bit, state_at
+from tests.disks import nearly_full, read_only, small_disk, why_not
 
 RECIPE_OF_RUN: dict[str, Any] = {
     "output_dir": "runs/a",
@@ -190,3 +191,31 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_whole(path, "the second\n")
     assert path.read_text() == "the second\n"
     assert files_in(tmp_path) == {SUMMARY}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        path = disk / SUMMARY
+        write_whole(path, "the first\n")
+        with nearly_full(disk, 4096), pytest.raises(TrainingError) as error:
+            write_whole(path, "x" * 9000)
+        assert str(error.value) == f"cannot write {path}: No space left on device"
+        assert path.read_text() == "the first\n"
+        assert files_in(disk) == {SUMMARY}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_metrics_are_trimmed_where_the_disk_has_no_room_for_a_copy(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        (disk / METRICS).write_text(metrics_lines(*range(1, 200)))
+        with nearly_full(disk, 0):
+            trim_metrics(disk / METRICS, 150)
+        assert (disk / METRICS).read_text() == metrics_lines(*range(1, 151))
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_read_only_folder_is_the_users_mistake(tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(UserError) as error:
+        opened(tmp_path)
+    assert str(error.value) == f"output_dir: cannot write to {tmp_path}: Read-only file system"
