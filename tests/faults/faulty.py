@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from mtl_dist.engine import Engine
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.runs import Runs, Way
-from tests.faults.zygote import Zygote
+from tests.faults.zygote import Hook, Zygote
 from tests.in_process import metrics_of
 
 PHASE_STEPS, EVERY = 8, 2
@@ -25,6 +26,16 @@ SAVE_EVERY = 3
 LIMIT = 5
 """The default of optimizer.max_nonfinite_steps."""
 CLEAN_STEPS = 20_000
+
+
+def both(first: Hook | None, second: Hook) -> Hook:
+    """One hook for two."""
+    return second if first is None else partial(_in_turn, first, second)
+
+
+def _in_turn(*hooks: Hook) -> None:
+    for hook in hooks:
+        hook()
 
 
 def _meant(rank: int | None) -> bool:
@@ -57,8 +68,11 @@ def spoil(what: str, value: float, steps: range, rank: int | None) -> None:
     Engine.logits = spoilt
 
 
-def nonfinite(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
-    """NaN or inf for some steps: skipped by all; after too many in a row, back to the last checkpoint."""
+def nonfinite(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+    """NaN or inf for some steps: skipped by all; after too many in a row, back to the last checkpoint.
+
+    `without` takes what guards against it out of every run.
+    """
     with Zygote(folder / "logs") as zygote:
         runs = Runs(zygote, folder)
         for number in range(count):
@@ -68,8 +82,9 @@ def nonfinite(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome
             steps = range(first, first + draw.randint(1, 7))
             rank = draw.choice([None, *range(way.world_size)])
             name = f"run {number}"
-            runs.finish(way, name, partial(spoil, what, value, steps, rank))
-            wrong = wrong_after(runs.folder / name, len(steps))
+            job = runs.start(way, name, both(without, partial(spoil, what, value, steps, rank)))
+            codes = job.wait()
+            wrong = f"exit codes {codes}" if any(codes) else wrong_after(runs.folder / name, len(steps))
             words = f"steps {steps.start + 1} to {steps.stop} on {'all ranks' if rank is None else f'rank {rank}'}"
             yield Outcome(f"{value} in {what}, {way}", words, wrong or "skipped", not wrong)
 
@@ -111,10 +126,11 @@ def flip(kind: str, index: int, position: float, bit: int, after: int, rank: int
     LayerwiseLearningRateTrainer.training_step = flipping
 
 
-def flips(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def flips(draw: random.Random, folder: Path, count: int, compare_every: int | None = EVERY) -> Iterator[Outcome]:
     """One bit of one of three ranks: rank and tensor are named at the next check."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, f"safety.compare_every_steps={EVERY}", steps=PHASE_STEPS)
+        every = "null" if compare_every is None else compare_every
+        runs = Runs(zygote, folder, f"safety.compare_every_steps={every}", steps=PHASE_STEPS)
         for number in range(count):
             kind, index, position = draw.choice(("parameter", "moment")), draw.randrange(40), draw.random()
             bit, step, rank = draw.randrange(32), draw.randrange(3 * PHASE_STEPS - EVERY), draw.randrange(3)
@@ -125,10 +141,10 @@ def flips(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
             codes = job.wait()
             said = next((line for line in job.output().splitlines() if line.startswith("error:")), "nothing")
             name = job.output(rank).partition("flipped ")[2].split("\n")[0]
-            named = f"rank {rank} differs" in said and said.split(" in ", 1)[-1].startswith(
-                (f"parameter {name} ", f"moments of {name} ")
-            )
-            passed = named and 1 in codes
+            next_checks = "|".join(str(step + 1 + later) for later in range(EVERY))
+            what = f"(parameter|moments of) {re.escape(name)} "
+            named = re.match(rf"error: after step ({next_checks}): rank {rank} differs from rank \d in {what}", said)
+            passed = named is not None and 1 in codes
             yield Outcome(f"bit {bit} of a {kind}", f"{name}, rank {rank}, after step {step + 1}", said, passed)
         if count >= FLIPS.count:
             yield clean(runs)
