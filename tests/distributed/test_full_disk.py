@@ -1,31 +1,58 @@
 """A full disk on two processes: rank 0 alone writes, both end with its one line, and neither waits for the other."""
 
+import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.disks import small_disk, why_not
-from tests.distributed.launching import launch
+from tests.distributed.launching import launch, launched
 from tests.tiny import tiny_recipe_file
 
-ROOM = 48 << 10
-"""For recipe and metrics, but neither for a checkpoint nor for the model."""
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+KIB = 1 << 10
+CASES: dict[str, tuple[int, tuple[str, ...], str]] = {
+    # Room on the disk, what is set, and what cannot be written: all has room for the recipe.
+    "a checkpoint": (48 * KIB, ("checkpoint.every_steps=100",), "checkpoints/step-0000000004"),
+    "the model, after checkpoints": (48 * KIB, ("checkpoint.every_steps=100", "checkpoint.on_error=continue"), "model"),
+    "a line": (8 * KIB, (), "metrics.jsonl"),
+    "the model, after lines": (8 * KIB, ("checkpoint.on_error=continue",), "model"),
+}
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-@pytest.mark.parametrize(("on_error", "ends_at"), [("stop", "checkpoints/step-0000000004"), ("continue", "model")])
-def test_both_ranks_learn_that_the_disk_is_full(tmp_path: Path, on_error: str, ends_at: str) -> None:
-    recipe = tiny_recipe_file(tmp_path)
-    settings = ("checkpoint.every_steps=100", f"checkpoint.on_error={on_error}")
-    with small_disk(tmp_path / "disk", ROOM) as disk:
-        arguments = ("--config", str(recipe), f"output_dir={disk / 'run'}", *settings)
-        done = launch("launch/train.py", *arguments, processes=2)
-        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        said = [line for line in done.stdout.splitlines() if "training goes on (checkpoint.on_error)" in line]
-        left = {path.name for path in (disk / "run").iterdir()}
+def arguments_of(folder: Path, case: str) -> list[str]:
+    _, settings, _ = CASES[case]
+    return ["--config", str(folder / "recipe.yaml"), f"output_dir={folder / case / 'run'}", *settings]
+
+
+def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> None:
+    """All cases go through one pair of processes: a rank that went another way would spoil those after its own."""
+    tiny_recipe_file(tmp_path)
+    common = {"accumulation": 1, "engine": "data parallel", "without": None}
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps([{"arguments": arguments_of(tmp_path, case)} | common for case in CASES]))
+    with ExitStack() as disks:
+        for case, (room, *_) in CASES.items():
+            disks.enter_context(small_disk(tmp_path / case, room))
+        launched("tests/distributed/worker.py", str(file), processes=2)
+        left = {case: {path.name for path in (tmp_path / case / "run").iterdir()} for case in CASES}
+    first, second = (json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2))
+    assert first == second
+    for error, (case, (*_, path)) in zip(first, CASES.items(), strict=True):
+        assert error.startswith(f"cannot write {tmp_path / case / 'run' / path}: ")
+        assert "No space left on device" in error
+        assert left[case] - {"checkpoints"} == {"recipe.yaml", "metrics.jsonl"}
+
+
+def test_a_launch_says_it_once(tmp_path: Path) -> None:
+    tiny_recipe_file(tmp_path)
+    case = "the model, after checkpoints"
+    with small_disk(tmp_path / case, CASES[case][0]):
+        done = launch("launch/train.py", *arguments_of(tmp_path, case), processes=2)
     assert done.returncode == 1
-    assert len(lines) == 1
-    assert lines[0].startswith(f"error: cannot write {disk}/run/{ends_at}: ")
-    assert "No space left on device" in lines[0]
-    assert len(said) == (3 if on_error == "continue" else 0)
-    assert left == {"recipe.yaml", "metrics.jsonl", "checkpoints"}
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert error.startswith(f"error: cannot write {tmp_path / case / 'run' / 'model'}: ")
+    said = [line for line in done.stdout.splitlines() if "training goes on (checkpoint.on_error)" in line]
+    assert len(said) == 3  # one at the end of each phase
