@@ -1,7 +1,6 @@
 """Trains a recipe: `accelerate launch launch/train.py --config recipes/quickstart.yaml optimizer.lr=3e-5`."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         return interrupted.exit_code
     except (UserError, TrainingError) as error:
         if os.environ.get("RANK", "0") != "0":
-            _leave_the_word_to_rank_0(error.exit_code)
+            _leave_the_word_to_rank_0(stop_request, error.exit_code)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except RuntimeError as error:
@@ -46,12 +45,12 @@ def _another_process_is_gone(error: RuntimeError) -> bool:
     return any(word in str(error).lower() for word in words)
 
 
-def _leave_the_word_to_rank_0(code: int) -> None:
+def _leave_the_word_to_rank_0(stop_request: StopRequest, code: int) -> None:
     """Waits for the launcher to end this process, and ends with `code` then; returns if rank 0 has no error.
 
     The launcher ends all processes as soon as one has ended, and so would end rank 0 before it has said why.
     """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    stop_request.end_with(code)
     time.sleep(SECONDS_FOR_RANK_0)
 
 

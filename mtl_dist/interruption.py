@@ -31,6 +31,7 @@ class StopRequest:
         """The one that asked."""
         self._since = 0.0
         self._waits = False
+        self._code: int | None = None
         self._lock = threading.Lock()
 
     @property
@@ -45,6 +46,11 @@ class StopRequest:
             signal.signal(one, lambda *_: None)  # else there would be nothing to write
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), daemon=True, name="signals").start()
+
+    def end_with(self, code: int) -> None:
+        """From here on, a signal ends this process with the exit code that it has found out for itself."""
+        with self._lock:
+            self._code = code
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -65,6 +71,8 @@ class StopRequest:
 
     def _take(self, request: signal.Signals) -> None:
         with self._lock:
+            if self._code is not None:
+                os._exit(self._code)
             first = self.signal is None
             if first:
                 self.signal, self._since = request, time.monotonic()
