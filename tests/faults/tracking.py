@@ -96,13 +96,13 @@ def kill_service_at(line: int) -> Hook:
 
 FAULTS = {
     "nobody listens": Fault(lambda: None),
+    "service killed": Fault(Server, hook=kill_service_at),
+    "cut off": Fault(Server, Server.cut_off),
+    "malformed key": Fault(Server, key="none"),
     "never answers": Fault(partial(Server, mute=True)),
     "answers slowly": Fault(partial(Server, delay=1.0)),
     "refuses the key": Fault(partial(Server, status=401)),
     "fails": Fault(partial(Server, status=500)),
-    "malformed key": Fault(Server, key="none"),
-    "service killed": Fault(Server, hook=kill_service_at),
-    "cut off": Fault(Server, Server.cut_off),
     "goes mute": Fault(Server, go_mute),
     "begins to fail": Fault(Server, fail),
     "withdraws the key": Fault(Server, refuse_key),
