@@ -79,7 +79,7 @@ def without_trimming() -> None:
 def test_a_run_that_goes_on_wrongly_is_seen(runs: Runs, hook: killing.Hook, difference: str) -> None:
     """The negative control of `kill`."""
     way, name = WAYS[0], f"wrong {hook.__name__}"
-    assert killing.strike(runs, way, name, killing.Kill("", hook=partial(kill_at, "step", 13, "after")))
+    assert killing.strike(runs, way, name, killing.Kill("", hook=partial(kill_at, "step", 14, "after")))
     runs.finish(way, name, hook)
     assert runs.difference(way, name).startswith(difference)
 
