@@ -24,8 +24,8 @@ train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes t
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml \
 		launch/train.py --config recipes/quickstart.yaml $(ARGS)
 
-test: lint setup  ## Lint, type checks, unit tests, tests on several processes
-	$(PYTEST) tests/unit tests/distributed
+test: lint setup  ## Lint, type checks, unit tests, a sample of all faults, tests on several processes
+	$(PYTEST) tests/unit tests/faults tests/distributed
 
 test-all: lint setup  ## All tests, also those that build the container image
 	$(PYTEST) tests

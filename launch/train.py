@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 
 from mtl_dist.cli import parse
-from mtl_dist.errors import TrainingError, UserError
+from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
+from mtl_dist.interruption import StopRequest
 
 SECONDS_FOR_RANK_0 = 20.0
 """How long other ranks that stop with an error leave the word to rank 0."""
@@ -15,18 +16,34 @@ SECONDS_FOR_RANK_0 = 20.0
 
 def main(arguments: Sequence[str]) -> int:
     """Runs what the command line asks for; returns the exit code. An error of ours is one line, from one rank."""
+    stop_request = StopRequest()
+    stop_request.listen()
     try:
         command = parse(arguments)
         # Imported here because --help and mistakes in the recipe should not wait for torch.
         from mtl_dist.run import run
 
-        run(command)
+        run(command, stop_request)
+    except Interrupted as interrupted:  # the run has said so
+        return interrupted.exit_code
     except (UserError, TrainingError) as error:
         if os.environ.get("RANK", "0") != "0":
             _leave_the_word_to_rank_0(error.exit_code)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        if not _another_process_is_gone(error):
+            raise
+        code = Interrupted.exit_code if stop_request.made else TrainingError.exit_code
+        print(f"error: lost contact with another process of the run ({reason(error)})", file=sys.stderr)
+        return code
     return 0
+
+
+def _another_process_is_gone(error: RuntimeError) -> bool:
+    """Whether this is how gloo or NCCL say that the other end of a connection has closed."""
+    words = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
+    return any(word in str(error).lower() for word in words)
 
 
 def _leave_the_word_to_rank_0(code: int) -> None:

@@ -1,14 +1,13 @@
-"""Checkpoints: weights, moments and a step number; written whole or not at all, verified before use, free of pickle.
+"""Checkpoints: weights, moments and counters; written whole or not at all, verified before use, free of pickle.
 
-A checkpoint is written to a temporary folder, flushed, listed in a manifest with SHA-256, and renamed; older ones go
-only after that. Everything random is a function of (seed, step), so there is no generator or loader state to keep.
+A checkpoint is written to a temporary folder, flushed, sealed by a manifest (see `seal`), read again and verified,
+and renamed; older ones go only after that. Everything random is a function of (seed, step), so there is no generator
+or loader state to keep.
 """
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtl_dist.errors import UserError
+from mtl_dist.disk import flush, remove, writing
+from mtl_dist.errors import TrainingError, UserError
+from mtl_dist.recipe import CheckpointConfig
+from mtl_dist.seal import OPTIMIZER, STATE, WEIGHTS, Damage, folder_name, read_state, seal, step_of, verify
+from mtl_dist.until import SIGNS
 
-FORMAT = 1
-KEEP = 2
-"""Checkpoints kept: the newest, and one more in case the newest is damaged."""
+PARTIAL = ".partial-"
 # Keys that may change between stop and resume, because they cannot change the run's samples or weights.
-FREE_KEYS = ("output_dir", "micro_batch_size", "data.cache_dir", "evaluation.", "checkpoint.", "tracking.")
+FREE_KEYS = ("output_dir", "micro_batch_size", "data.cache_dir", "evaluation.", "checkpoint.", "safety.", "tracking.")
 
 
 @dataclass(frozen=True)
@@ -31,61 +32,82 @@ class Checkpoint:
 
     folder: Path
     state: dict[str, Any]
-    """What was given to `save`: step, counters, identity."""
+    """What was given to `save`: identity, progression, figures."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state["progression"]["step"]
 
 
 def save(
-    root: Path, step: int, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
+    root: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    config: CheckpointConfig,
 ) -> Path:
     """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank.
 
-    `weights` and `moments` are as `Engine.weights` and `Engine.moments` give them.
+    `weights` and `moments` are as `Engine.weights` and `Engine.moments` give them. `state` has the run's `identity`,
+    its `progression`, and by task the `figures` of an evaluation at this step, if there was one. Raises TrainingError
+    where it cannot be written or cannot be read again; older checkpoints are as before then.
     """
-    final = root / f"step-{step:010d}"
-    partial = root / f".partial-{step:010d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(dict(weights), partial / "model.safetensors")
-    save_file(dict(moments), partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({**state, "step": step}), encoding="utf-8")
-    files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-    (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _flush(root)
-    for old in _folders(root)[KEEP:]:
-        shutil.rmtree(old)
+    final, partial = root / folder_name(step), root / f"{PARTIAL}{step:010d}"
+    with writing(final):
+        root.mkdir(parents=True, exist_ok=True)
+        # A run folder has one writer, and it has not begun yet: these are what killed ones have left.
+        for leftover in root.glob(f"{PARTIAL}*"):
+            remove(leftover)
+        partial.mkdir()
+        try:
+            save_file(dict(weights), partial / WEIGHTS)
+            save_file(dict(moments), partial / OPTIMIZER)
+            (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
+            seal(partial, step)
+            verify(partial, step)
+        except Exception as error:
+            remove(partial)
+            if isinstance(error, Damage):
+                raise TrainingError(f"cannot write {final}: read again, it is not what was written: {error}") from error
+            raise
+        _publish(partial, final)
+        _prune(root, step, config)
     return final
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
     skipped = []
-    for folder in _folders(root):
-        reason = _damage(folder)
-        if reason is None:
-            return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))), skipped
-        skipped.append(f"checkpoint {folder.name} skipped: {reason}")
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            return Checkpoint(folder, verify(folder, step_of(folder))), skipped
+        except Damage as damage:
+            skipped.append(f"checkpoint {folder.name} skipped: {damage}")
     return None, skipped
 
 
-def load(checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and moments of a checkpoint, as `save` got them; `shapes` are those of the model's parameters by name.
+def load(checkpoint: Checkpoint, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and moments of a checkpoint, as `save` got them; `like` has a tensor like each of the model's parameters.
 
-    Raises UserError where names or shapes differ.
+    Verifies it anew: what reads here may be another rank than the one that chose it. Raises UserError where that fails
+    and where names, shapes or types differ.
     """
-    weights = load_file(checkpoint.folder / "model.safetensors")
-    held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wanted = {name: tuple(shape) for name, shape in shapes.items()}
+    folder = checkpoint.folder
+    try:
+        verify(folder, checkpoint.step)
+    except Damage as damage:
+        raise UserError(f"{folder}: {damage}; all ranks must see the same output_dir") from damage
+    weights = load_file(folder / WEIGHTS)
+    held, wanted = ({name: (value.shape, value.dtype) for name, value in of.items()} for of in (weights, like))
     different = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
     if different:
         raise UserError(
-            f"{checkpoint.folder}: holds other parameters than this model, first {different[0]};"
+            f"{folder}: holds other parameters than this model, first {different[0]!r};"
             " give back the encoder and data of its run, or start anew with checkpoint.resume=never"
         )
-    return weights, load_file(checkpoint.folder / "optimizer.safetensors")
+    return weights, load_file(folder / OPTIMIZER)
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -94,37 +116,49 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return sorted(key for key in old | new if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS))
 
 
-def _folders(root: Path) -> list[Path]:
-    """Finished checkpoints, newest first."""
-    return sorted(root.glob("step-*"), reverse=True)
+def _publish(partial: Path, final: Path) -> None:
+    """Gives a verified checkpoint its name.
+
+    Where another one has it, the run has gone on from an older one since, which is still there.
+    """
+    if final.is_symlink() or final.exists():
+        remove(final)
+    partial.rename(final)
+    flush(final.parent)
 
 
-def _damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}, this version reads {FORMAT}"
-        expected = {"model.safetensors", "optimizer.safetensors", "state.json"}
-        if manifest["files"].keys() != expected:
-            return "its manifest lists other files than a checkpoint has"
-        bad = next((name for name, digest in manifest["files"].items() if _sha256(folder / name) != digest), None)
-        return f"{bad} does not match its SHA-256" if bad else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"unreadable manifest or file ({type(error).__name__}: {error})"
+def _prune(root: Path, step: int, config: CheckpointConfig) -> None:
+    """Removes all but the newest and, where asked for, the best of each task; `step` is that of the newest.
+
+    Those of later steps go too. They are damaged, or the run has turned back behind them.
+    """
+    folders = {}
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            folders[folder] = step_of(folder)
+        except Damage:
+            continue  # something else of that name, which is not ours to remove
+    past = {folder: its_step for folder, its_step in folders.items() if its_step <= step}
+    best = _best(past, config.keep_best) if config.keep_best else []
+    kept = {*list(past)[: config.keep], *best}
+    for folder in folders.keys() - kept:
+        remove(folder)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _best(folders: Mapping[Path, int], figure: str) -> list[Path]:
+    """Of checkpoints with their steps, newest first, the one with the best `figure` for each task."""
+    best: dict[str, tuple[float, Path]] = {}
+    for folder, step in folders.items():
+        try:
+            figures = read_state(folder, step)["figures"]
+        except Damage:
+            continue  # it could not be used, so it is not kept for being the best
+        for task, of_task in figures.items():
+            value = SIGNS[figure] * of_task.get(figure, math.nan)
+            # The first of equals is the newer.
+            if math.isfinite(value) and (task not in best or value > best[task][0]):
+                best[task] = value, folder
+    return [folder for _, folder in best.values()]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -199,7 +199,7 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
     beginning with the key.
     """
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # a Literal with None is the latter
         return None if value is None else _checked(value, arguments[0], key)
     if is_dataclass(hint) or origin is dict:
         if not isinstance(value, dict):

@@ -5,6 +5,7 @@ parameters. What is left must be a part whose place is known; everything else is
 wrong unit would train, or stay frozen, in silence.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from mtl_dist.errors import UserError, reason
 from mtl_dist.recipe import ModelConfig
@@ -68,9 +70,12 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
         found = "" if Path(model.encoder).is_dir() else "no folder here, and "
         hint = "; model.trust_remote_code=true allows it" if "trust_remote_code" in str(error) else ""
         raise UserError(f"model.encoder: {model.encoder}: {found}cannot be loaded: {reason(error)}{hint}") from error
-    folder = Path(model.encoder)
-    if folder.is_dir() and not any(folder.glob("model*.safetensors")):
-        raise UserError(f"model.encoder: {folder} has no model.safetensors; weights as pickle files are not read")
+    if comes_with_code(config) and not model.trust_remote_code:
+        raise UserError(
+            f"model.encoder: {model.encoder}: its config.json names code of its own (auto_map);"
+            " model.trust_remote_code=true allows it"
+        )
+    _check_weights(Path(model.encoder))
     if model.encoder_dropout is not None:
         names = [name for name in _DROPOUTS if hasattr(config, name)]
         if not names:
@@ -78,6 +83,27 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
         for name in names:
             setattr(config, name, model.encoder_dropout)
     return config
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises UserError where `folder` is one and its weights, or some of them, are not safetensors."""
+    if not folder.is_dir():
+        return  # on the hub, where `use_safetensors` sees to it
+    if not any(folder.glob("model*.safetensors")):
+        raise UserError(f"model.encoder: {folder} has no model.safetensors; weights as pickle files are not read")
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model.encoder: {index} is no index of weights ({type(error).__name__})") from error
+    for shard in shards:
+        if not str(shard).endswith(".safetensors"):
+            raise UserError(f"model.encoder: {index} names {shard}; weights as pickle files are not read")
+
+
+def comes_with_code(config: PretrainedConfig) -> bool:
+    """Whether a model asks for code from its folder; transformers passes over that where it knows the type."""
+    return bool(getattr(config, "auto_map", None))
 
 
 def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:

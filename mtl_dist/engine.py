@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_dist.batches import Batch
-from mtl_dist.digests import combined, require_equal, tensor_digest
+from mtl_dist.digests import combined, quick_digest, require_equal, tensor_digest
 from mtl_dist.errors import TrainingError
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.optim import build_optimizer, set_rates
@@ -101,13 +101,21 @@ class Engine(ABC):
             parameter.grad = None
 
     def check_equal(self, when: str) -> None:
-        """Compares trainable set and parameters among the ranks; raises TrainingError where they differ."""
+        """Compares trainable set and parameters among the ranks, and what else they hold alike.
+
+        Raises TrainingError on every rank where they differ.
+        """
         trainable = {
             f"the trainable set ({name})": str(parameter.requires_grad)
             for name, parameter in self.raw.named_parameters()
         }
-        digests = {f"parameter {name}": digest for name, digest in self.parameter_digests().items()}
-        require_equal(self.processes, when, trainable | digests | self._replicated_moments())
+        parameters = {f"parameter {name}": quick_digest(name, tensor) for name, tensor in self._whole_parameters()}
+        require_equal(self.processes, when, trainable | parameters | self._replicated_moments())
+
+    def check_replicas(self, when: str) -> None:
+        """As `check_equal`, of what every rank holds a whole copy of; nothing is gathered for it."""
+        if self.processes.world_size > 1:
+            self.check_equal(when)
 
     def _replicated_moments(self) -> dict[str, str]:
         """Digests of moments that every rank should have alike, by what they are called in a message."""
@@ -136,7 +144,7 @@ class Engine(ABC):
         return {name: self._state_digest(name, state) for name, state in states.items() if state}
 
     def _state_digest(self, name: str, state: Mapping[str, Tensor]) -> str:
-        return combined({key: tensor_digest(name, self._local(state[key])) for key in MOMENTS})
+        return combined({key: quick_digest(name, self._local(state[key])) for key in MOMENTS})
 
     # The training step
 
@@ -149,10 +157,12 @@ class Engine(ABC):
     def evaluating(self) -> Iterator[None]:
         """Around forwards that need no gradient: eval mode; afterwards as before."""
         self.model.eval()
-        with torch.no_grad():
-            yield
-        self._settle()
-        self.train_mode()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._settle()
+            self.train_mode()
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """Logits [its rows, num_labels] of every task, in the weights' type whatever precision they come from."""
@@ -275,13 +285,26 @@ class DataParallel(Engine):
             self.model = DistributedDataParallel(
                 self.raw,
                 device_ids=None if self.device.type == "cpu" else [self.device],
-                broadcast_buffers=False,
+                forward_sync_buffers=False,
                 init_sync=False,  # the ranks have just compared their parameters
                 # Else DDP lays its buckets out anew after its first step, and with them the order in which three ranks
                 # or more are added up: a continued run would differ from an uninterrupted one in its last digits.
                 find_unused_parameters=True,
                 gradient_as_bucket_view=True,
             )
+            self._lay_out_gradients()
+
+    def _lay_out_gradients(self) -> None:
+        """One backward of nothing, after which DDP keeps the layout of its buckets.
+
+        It lays gradients out anew after its first backward. Among three ranks or more the order of a sum, and with it
+        the rounding, depends on the layout, so that a run that goes on within a phase would differ in the last bits.
+        """
+        tokens = torch.ones(1, 2, dtype=torch.int64, device=self.device)
+        row = torch.zeros(1, dtype=torch.int64, device=self.device)
+        logits = self.model(tokens, tokens, dict.fromkeys(self.raw.heads, row), None)
+        torch.stack([one.sum() for one in logits.values()]).sum().mul(0).backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _replicated_moments(self) -> dict[str, str]:
         return {f"moments of {name}": digest for name, digest in self._moment_digests().items()}

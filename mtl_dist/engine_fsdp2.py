@@ -56,6 +56,9 @@ class FullySharded(Engine):
     def _rewrap(self) -> None:
         """Nothing to do: each backward looks at what requires a gradient then."""
 
+    def check_replicas(self, when: str) -> None:
+        """Nothing to compare: no rank holds what another one has."""
+
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         assert isinstance(self.raw, FSDPModule)
         self.raw.set_requires_gradient_sync(last)

@@ -1,4 +1,4 @@
-"""The two ways in which a run ends early on purpose, and the words for them."""
+"""The ways in which a run ends early on purpose, and the words for them."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,15 @@ class TrainingError(RuntimeError):
     """A run that cannot go on though everything asked for was valid: one line; exit code 1."""
 
     exit_code = 1
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and can go on later; exit code 75, which launchers may start again on.
+
+    75 is EX_TEMPFAIL of sysexits.h: "the user is invited to retry".
+    """
+
+    exit_code = 75
 
 
 def reason(error: BaseException) -> str:

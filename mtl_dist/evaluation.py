@@ -6,7 +6,7 @@ number of forwards, because with sharded parameters each forward needs them all.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,8 +42,13 @@ class TaskMetrics:
         return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
 
 
-def evaluate(engine: Engine, data: DataBundle, split: str, batch_size: int) -> dict[str, TaskMetrics]:
-    """Metrics of every task on `split`; every rank calls this and gets the same figures."""
+def evaluate(
+    engine: Engine, data: DataBundle, split: str, batch_size: int, before_batch: Callable[[], None] = lambda: None
+) -> dict[str, TaskMetrics]:
+    """Metrics of every task on `split`; every rank calls this and gets the same figures.
+
+    Every rank calls `before_batch` as often, and what it raises ends the evaluation.
+    """
     metrics = {}
     rank, world_size = engine.processes.rank, engine.processes.world_size
     for index, (task, source) in enumerate(data.tasks.items()):
@@ -55,6 +60,7 @@ def evaluate(engine: Engine, data: DataBundle, split: str, batch_size: int) -> d
         losses = []
         with engine.evaluating():
             for first in range(0, len(batches), world_size):
+                before_batch()
                 mine = first + rank
                 # A rank that has no batch left goes along with the first one and counts nothing.
                 rows = batches[mine if mine < len(batches) else 0]

@@ -9,17 +9,25 @@ from typing import Any
 
 from torch import Tensor
 
-from mtl_dist import checkpoint
 from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined, require_equal
+from mtl_dist.disk import flush, flush_all, write_whole, writing
+from mtl_dist.errors import Interrupted, TrainingError, reason
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
+from mtl_dist.interruption import StopRequest
 from mtl_dist.phases import Phase, Schedule
-from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary, write_whole
+from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary
+from mtl_dist.saving import Saver
 from mtl_dist.tracking import Console, Progress, Tracker
 from mtl_dist.trainer import Progression, TrainingSetup, TransferLearningTrainer
 from mtl_dist.until import has_run_out, value_of, why
+from mtl_dist.watchdog import Watchdog
 
 LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
+
+
+_SAVE, _STOP = 1, 2
+"""Wishes of a rank between two steps; the greater one wins."""
 
 
 class Execution:
@@ -32,6 +40,8 @@ class Execution:
         console: Console,
         digests: dict[str, str],
         identity: dict[str, Any],
+        stop_request: StopRequest,
+        watchdog: Watchdog,
     ) -> None:
         """`digests`, of what the run is made from, go into the summary; `identity`, by key, into checkpoints."""
         self.setup = setup
@@ -39,29 +49,59 @@ class Execution:
         self.console = console
         self.digests = digests
         self.identity = identity
+        self.stop_request = stop_request
+        self.watchdog = watchdog
         self.recipe = setup.recipe
         self.engine = setup.engine
         self.processes = setup.engine.processes
         self.folder = Path(setup.recipe.output_dir)
+        self._vote = self.processes.vote()
+        self.measured: tuple[int, dict[str, TaskMetrics]] = -1, {}
+        """The last evaluation between two phases or within one, and after how many steps it was."""
 
     def execute(self) -> None:
-        """Trains what is left to train, measures on the test split and saves model and summary."""
-        if self.processes.is_main:
-            write_whole(self.folder / RECIPE, resolved_yaml(self.recipe))
-        self.tracker = Tracker(self.folder, self.recipe.tracking, asdict(self.recipe), self.console)
-        summary = None
+        """Trains what is left to train, measures on the test split and saves model and summary.
+
+        Raises Interrupted, on every rank, after a checkpoint, where the run was asked to stop.
+        """
+        self.processes.on_first(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
+        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes)
+        self.saver = Saver(
+            self.folder / CHECKPOINTS,
+            self.recipe,
+            self.engine,
+            self.progression,
+            self.identity,
+            self.tracker,
+            self.console,
+        )
+        summary, exit_code = None, 1
+        with self.stop_request.waiting():
+            try:
+                with self.watchdog.watching():
+                    summary = self._train_and_measure()
+                exit_code = 0
+            except Interrupted as interrupted:
+                exit_code = interrupted.exit_code
+                raise
+            finally:
+                self.tracker.finish(summary, exit_code)
+
+    def _train_and_measure(self) -> dict[str, Any]:
         try:
             self._train()
             # The last boundary: nothing trains any more, and the ranks compare what they have become.
             self.engine.enter_phase("the end", ())
             summary = self._summary(self._measure_end())
+        except Interrupted:
+            self._save()
+            raise
+        with self.watchdog.excusing("saving the model"):
             weights = self.engine.weights()
-            if self.processes.is_main:
-                self._save_model(weights)
-                write_summary(self.folder, summary)
-            self.console.say(f"model, metrics and summary are in {self.folder}")
-        finally:
-            self.tracker.finish(summary, exit_code=0 if summary else 1)
+            self.processes.on_first(lambda: self._save_model(weights))
+            self.processes.on_first(lambda: write_summary(self.folder, summary))
+        self.console.say(f"model, metrics and summary are in {self.folder}")
+        return summary
 
     @property
     def _schedule(self) -> Schedule:
@@ -71,37 +111,34 @@ class Execution:
     def _train(self) -> None:
         progress = Progress(self.console, self._schedule.total_steps, self.progression.step)
         try:
-            TransferLearningTrainer(
-                self.setup,
-                self.progression,
-                self.tracker,
-                progress,
-                self._measure_phase,
-                self._has_enough,
-                self._save_checkpoint,
-            ).train()
+            TransferLearningTrainer(self.setup, self.progression, self.tracker, progress, self).train()
         finally:
             progress.close()
 
     def _measure(self, split: str) -> dict[str, TaskMetrics]:
-        return evaluate(self.engine, self.setup.data, split, self.recipe.evaluation.batch_size)
+        def before_batch() -> None:
+            self.watchdog.passing(f"after step {self.progression.step}: a batch of {split}")
+            self.asked_to_save()
 
-    def _measure_phase(self, phase: Phase) -> dict[str, TaskMetrics]:
+        return evaluate(self.engine, self.setup.data, split, self.recipe.evaluation.batch_size, before_batch)
+
+    def evaluate(self, phase: Phase) -> dict[str, TaskMetrics]:
         split, step = self.recipe.evaluation.split, self.progression.step
         metrics = self._measure(split)
+        self.measured = step, metrics
         self.tracker.log(step, phase.name, flat_metrics(metrics, "eval"))
         when = f"after phase {phase.name}" if step == phase.stop else f"phase {phase.name}, after step {step}"
         self._say(f"{when}, {split}", metrics)
         return metrics
 
-    def _has_enough(self, phase: Phase) -> bool:
+    def has_enough(self, phase: Phase) -> bool:
         """Measures, and decides whether the `until` of `phase` ends it here.
 
         Raises TrainingError on every rank where the ranks have measured different values.
         """
         until, step = phase.until, self.progression.step
         assert until is not None, "else nothing is measured within a phase"
-        metrics = self._measure_phase(phase)
+        metrics = self.evaluate(phase)
         value = value_of(until.metric, {task: one.as_dict() for task, one in metrics.items()})
         require_equal(self.processes, f"after step {step}", {until.metric: repr(value)})
         values = self.progression.measured.setdefault(phase.name, [])
@@ -126,22 +163,65 @@ class Execution:
         )
         self.console.say(f"{when}: {figures}")
 
-    def _save_checkpoint(self) -> None:
-        if self.recipe.checkpoint.every_steps is None:
-            return
-        weights, moments = self.engine.weights(), self.engine.moments()
-        if self.processes.is_main:
-            state = {"identity": self.identity, "progression": asdict(self.progression)}
-            checkpoint.save(self.folder / CHECKPOINTS, self.progression.step, weights, moments, state)
+    def asked_to_save(self) -> bool:
+        """Whether the last checkpoint is old. Raises Interrupted on every rank where any was asked to stop."""
+        old = self.processes.is_main and self.saver.last_is_old
+        outcome = self._vote.cast(_STOP if self.stop_request.made else _SAVE if old else 0)
+        if outcome == _STOP:
+            requests = [one for one in self.processes.all_gather(self.stop_request.signal) if one is not None]
+            done, total = self.progression.step, self._schedule.total_steps
+            ending = "goes on from there" if self.saver.keeps_any else "starts anew: checkpoint.every_* are null"
+            raise Interrupted(f"stopped by {requests[0].name} after step {done} of {total}; the same command {ending}")
+        return outcome == _SAVE
+
+    def save(self) -> None:
+        if self.recipe.checkpoint.keep_best and self.progression.step == self._schedule.total_steps:
+            # The end is measured after its checkpoint is saved, so that a run killed in between need not train again.
+            self.measured = self.progression.step, self._measure(self.recipe.evaluation.split)
+        self._save()
+
+    def _save(self) -> None:
+        with self.watchdog.excusing(f"after step {self.progression.step}: saving a checkpoint"):
+            self.saver.save(self._figures())
+
+    def _figures(self) -> dict[str, dict[str, float]]:
+        """Figures of each task at this step, where it has been measured; else none."""
+        step, metrics = self.measured
+        return {task: one.as_dict() for task, one in metrics.items()} if step == self.progression.step else {}
+
+    def roll_back(self) -> bool:
+        if len(self.progression.rollbacks) >= self.recipe.optimizer.max_rollbacks:
+            return False
+        back_to, lost_to = self.saver.go_back(), self.progression.step + 1
+        if back_to is None:
+            return False
+        phase = self._schedule.phase_at(self.progression.step)
+        self.engine.enter_phase(phase.name, phase.units)
+        self.engine.train_mode()
+        self.progression.rollbacks.append([back_to, lost_to])
+        self.progression.nonfinite_in_row = 0
+        self.tracker.log(lost_to, phase.name, {"safety/rolled_back_to": back_to})
+        self.console.say(
+            f"after step {lost_to}: the gradient was not finite {self.recipe.optimizer.max_nonfinite_steps} times in a"
+            f" row; back to the weights after step {back_to}, on with the samples of step {lost_to + 1}"
+        )
+        return True
 
     def _save_model(self, weights: dict[str, Tensor]) -> None:
-        partial = self.folder / f".{MODEL}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        self.engine.raw.save_pretrained(partial, weights)
-        self.setup.data.tokenizer.save_pretrained(partial)
-        shutil.rmtree(self.folder / MODEL, ignore_errors=True)
-        partial.rename(self.folder / MODEL)
+        final, partial = self.folder / MODEL, self.folder / f".{MODEL}.partial"
+        with writing(final):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                self.engine.raw.save_pretrained(partial, weights)
+                self.setup.data.tokenizer.save_pretrained(partial)
+                flush_all(partial)
+            except Exception as error:  # the tokenizers library has no class of its own for a full disk
+                shutil.rmtree(partial, ignore_errors=True)
+                raise TrainingError(f"cannot write {final}: {reason(error)}") from error
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            flush(self.folder)
 
     def _state_digest(self) -> str:
         """One SHA-256 over parameters, moments, the place in the schedule and the counters; how long it took is not in.

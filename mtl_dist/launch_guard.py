@@ -6,8 +6,11 @@ What was asked for stands on the command line of the parent process, `accelerate
 """
 
 import argparse
+import ctypes
 import os
 import shlex
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any, Literal
 
 import psutil
 import torch
+import torch.distributed as dist
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import (
@@ -62,6 +66,10 @@ ENGINE_VARIABLES = {
 """How `accelerate launch` tells its processes of an engine."""
 GPU_ENGINES = {DistributedType.MULTI_GPU, *SETTINGS}
 ACCUMULATION = "gradient_accumulation_steps"
+ATTEMPT_VARIABLE = "TORCHELASTIC_RESTART_COUNT"
+"""Set by torchrun, and by `accelerate launch` for more than one process."""
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 CPU_VARIABLE = "ACCELERATE_USE_CPU"
 """Takes a file for GPUs to CPUs."""
 
@@ -170,18 +178,40 @@ def _device(engine: DistributedType | None, cpu_flag: bool, path: str | None) ->
 
 def start_accelerator() -> tuple[Accelerator, Processes, Asked]:
     """The Accelerator of this process and what was asked for, or UserError where the one is not the other."""
-    asked = read_request(launcher_command(psutil.Process().parent()))
+    command = launcher_command(psutil.Process().parent())
+    asked = read_request(command)
     check_request(asked)
+    if command or ATTEMPT_VARIABLE in os.environ:
+        _end_with_the_launcher()
     # Accelerate brings processes, device and precision; its own engines fall back to DDP on CPUs, so ours wrap.
     for variable in ENGINE_VARIABLES:
         os.environ.pop(variable, None)
-    accelerator = Accelerator(
-        cpu=asked.device == "cpu" or _is_set(CPU_VARIABLE) or not torch.cuda.is_available(),
-        gradient_accumulation_steps=asked.accumulation or 1,
-    )
+    on_cpu = asked.device == "cpu" or _is_set(CPU_VARIABLE) or not torch.cuda.is_available()
+    if ATTEMPT_VARIABLE in os.environ:
+        _meet(on_cpu)
+    accelerator = Accelerator(cpu=on_cpu, gradient_accumulation_steps=asked.accumulation or 1)
     processes = Processes(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
     check_given(asked, accelerator)
     return accelerator, processes, asked
+
+
+def _end_with_the_launcher() -> None:
+    """Has the kernel send SIGTERM to this process when its launcher ends, which may leave it behind otherwise."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _meet(on_cpu: bool) -> None:
+    """Joins the process group, under keys of this attempt's own.
+
+    The launcher keeps one store for all attempts of `--max_restarts`, and with Accelerate's keys a new group would read
+    the addresses of the last one's processes.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    keys = dist.PrefixStore(f"attempt {os.environ[ATTEMPT_VARIABLE]}", store)
+    if not on_cpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo" if on_cpu else "nccl", store=keys, rank=rank, world_size=world_size)
 
 
 def check_request(asked: Asked) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import cast, overload
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from mtl_dist.encoder import find_anatomy, new_encoder, without_pooler
-from mtl_dist.errors import UserError
+from mtl_dist.encoder import comes_with_code, find_anatomy, new_encoder, without_pooler
+from mtl_dist.errors import UserError, reason
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "mtl_dist"
@@ -158,24 +159,49 @@ class MultitaskTransformer(nn.Module):
     ) -> "MultitaskTransformer":
         """The model that `save_pretrained` wrote into a folder or that was uploaded to the hub; in eval mode, on CPU.
 
-        Raises UserError where the folder holds another kind of model, and OSError where there is none.
+        Raises UserError where the folder holds another kind of model, or code or pickled weights, neither of which is
+        opened, and OSError where there is none.
         """
         source = str(name_or_folder)
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = _config_of(source, revision, trust_remote_code)
         settings = getattr(config, SETTINGS, None)
         if settings is None:
             raise UserError(f"{source}: its config.json has no {SETTINGS!r}, so it is no MultitaskTransformer")
         encoder = new_encoder(config, cast(torch.dtype, config.dtype or torch.float32), trust_remote_code)
         sentences = SentenceTransformer(encoder, settings["pooling"], settings["dropout"])
         model = cls(sentences, settings["labels"], settings["dropout"])
-        weights = load_file(str(cached_file(source, WEIGHTS, revision=revision)))
-        model.load_state_dict({name: weights[model._name_in_file(name)] for name in model.state_dict()})
+        weights = _weights_of(source, revision)
+        names = {name: model._name_in_file(name) for name in model.state_dict()}
+        if missing := sorted(set(names.values()) - weights.keys()):
+            raise UserError(f"{source}: {WEIGHTS} has no {missing[0]} ({len(missing)} missing)")
+        model.load_state_dict({name: weights[in_file] for name, in_file in names.items()})
         return model.eval()
 
     def _name_in_file(self, name: str) -> str:
         """The encoder's weights carry the prefix by which transformers knows them in a model with heads."""
         prefix = self.sentence_transformer.encoder.base_model_prefix
         return name.replace("sentence_transformer.encoder.", f"{prefix}.", 1)
+
+
+def _config_of(source: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """The configuration of a saved model. Raises UserError where it needs code that is not trusted."""
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError as error:  # of an unknown type, or with code
+        raise UserError(f"{source}: cannot be loaded: {reason(error)}") from error
+    if comes_with_code(config) and not trust_remote_code:
+        raise UserError(f"{source}: its config.json names code of its own (auto_map); trust_remote_code=True allows it")
+    return config
+
+
+def _weights_of(source: str, revision: str | None) -> dict[str, Tensor]:
+    """The tensors of model.safetensors. Raises UserError where a folder lacks it, or it is no such file."""
+    if Path(source).is_dir() and not (Path(source) / WEIGHTS).is_file():
+        raise UserError(f"{source} has no {WEIGHTS}; weights as pickle files are not read")
+    try:
+        return load_file(str(cached_file(source, WEIGHTS, revision=revision)))
+    except SafetensorError as error:
+        raise UserError(f"{source}: {WEIGHTS} cannot be read: {reason(error)}") from error
 
 
 def check_task_names(tasks: Iterable[str]) -> None:

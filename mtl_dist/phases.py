@@ -44,6 +44,10 @@ class Phase:
         """Whether `until` wants a measurement when `done` steps of the run are done. At the end comes one anyway."""
         return self.until is not None and done < self.stop and (done - self.start) % self.until.every_steps == 0
 
+    def measurements_by(self, done: int) -> int:
+        """Measurements that `until` has wanted when `done` steps of the run are done."""
+        return 0 if self.until is None else (done - self.start) // self.until.every_steps
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from mtl_dist.errors import TrainingError, UserError
@@ -12,6 +13,31 @@ T = TypeVar("T")
 
 # Others wait while one process tokenises, which may take hours; a process that dies ends the rest through its launcher.
 CONTROL_TIMEOUT = timedelta(hours=24)
+
+
+class Vote:
+    """The greatest wish of all ranks, agreed without waiting: what is cast in one round is the outcome of the next.
+
+    Every rank casts, the same number of times. The exchange of a round goes on behind the work until the next one.
+    """
+
+    def __init__(self, group: Any) -> None:
+        """`group`: a gloo group that nothing else uses; None for one process, whose wish is the outcome at once."""
+        self._group = group
+        self._pending: tuple[Any, torch.Tensor] | None = None
+
+    def cast(self, wish: int) -> int:
+        """The outcome of the round before; 0 in the first."""
+        if self._group is None:
+            return wish
+        outcome = 0
+        if self._pending is not None:
+            work, wishes = self._pending
+            work.wait()
+            outcome = int(wishes)
+        wishes = torch.tensor(wish)
+        self._pending = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True), wishes
+        return outcome
 
 
 class Processes:
@@ -27,6 +53,11 @@ class Processes:
         self._group: Any = None
         if world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+
+    def vote(self) -> Vote:
+        """A new one. Every rank calls this."""
+        several = self.world_size > 1
+        return Vote(dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if several else None)
 
     @property
     def is_main(self) -> bool:
@@ -60,3 +91,7 @@ class Processes:
             if first is not None:
                 raise first
         return result
+
+    def on_first(self, work: Callable[[], object]) -> None:
+        """Does `work` on the first rank alone; every rank calls this, and raises what it raises of ours."""
+        self.together(lambda: work() if self.is_main else None)

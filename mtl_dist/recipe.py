@@ -141,7 +141,10 @@ class OptimizerConfig:
     thaw_warmup_steps: int = 0
     """Steps over which the rate of what has just thawed rises from 0 at a phase's start."""
     max_nonfinite_steps: int = 5
-    """End the run after this many steps in a row without a finite gradient; each of them is skipped."""
+    """After this many steps in a row without a finite gradient, each of which is skipped, go back to the weights of the
+    last checkpoint, and on with the steps that follow."""
+    max_rollbacks: int = 3
+    """Times that the run may go back so; the next one ends it."""
 
 
 @dataclass
@@ -159,9 +162,30 @@ class CheckpointConfig:
     """What is kept so that a stopped run can go on."""
 
     every_steps: int | None = None
-    """Save a checkpoint every this many steps and at each phase's end; null saves none."""
+    """Save a checkpoint after every this many steps; null goes by time alone."""
+    every_minutes: float | None = 10.0
+    """Save one when the last is this old. With null here and in `every_steps` none is ever saved; else one is saved at
+    each phase's end as well, and when the run is asked to stop."""
     resume: Literal["auto", "never"] = "auto"
     """Go on from the newest checkpoint in `output_dir`, or start anew."""
+    keep: int = 2
+    """Checkpoints kept, the newest ones; the second is there in case the first gets damaged."""
+    keep_best: Literal["accuracy", "macro_f1", "loss"] | None = None
+    """Keep also, for each task, the checkpoint whose evaluation on `evaluation.split` is best by this figure."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """Where the disk takes no checkpoint or no line of metrics: end the run, or say so and try again later."""
+
+
+@dataclass
+class SafetyConfig:
+    """How soon it is noticed that processes have lost each other."""
+
+    timeout_seconds: float = 300.0
+    """End the run when processes have waited this long for one of them; one step, or one forward of an evaluation, must
+    not take longer."""
+    compare_every_steps: int | None = 100
+    """Compare what every process should hold alike after every this many steps, and before each checkpoint; null
+    compares at the start of phases alone."""
 
 
 @dataclass
@@ -196,4 +220,5 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -48,8 +48,13 @@ _RANGES = {
     "optimizer.warmup_steps": _NOT_NEGATIVE,
     "optimizer.thaw_warmup_steps": _NOT_NEGATIVE,
     "optimizer.max_nonfinite_steps": _AT_LEAST_1,
+    "optimizer.max_rollbacks": _NOT_NEGATIVE,
     "evaluation.batch_size": _AT_LEAST_1,
     "checkpoint.every_steps": _AT_LEAST_1,
+    "checkpoint.every_minutes": _POSITIVE,
+    "safety.timeout_seconds": _AT_LEAST_1,
+    "safety.compare_every_steps": _AT_LEAST_1,
+    "checkpoint.keep": _AT_LEAST_1,
     "tracking.log_every_steps": _AT_LEAST_1,
 }
 

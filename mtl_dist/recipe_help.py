@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
@@ -53,7 +53,7 @@ def _keys(section: type, meanings: Mapping[str, Mapping[str, str]], indent: str)
 
 def _type_name(hint: Any) -> str:
     arguments = get_args(hint)
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):
         return f"{_type_name(arguments[0])} or null"
     if get_origin(hint) is Literal:
         return " | ".join(arguments)

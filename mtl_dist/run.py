@@ -16,6 +16,7 @@ from mtl_dist.encoder import check_max_length, encoder_skeleton, find_anatomy, l
 from mtl_dist.engine import DataParallel
 from mtl_dist.engines import EngineClass, engine_class_of
 from mtl_dist.execution import Execution
+from mtl_dist.interruption import StopRequest
 from mtl_dist.launch_guard import bf16_hint, start_accelerator
 from mtl_dist.model import MultitaskTransformer, SentenceTransformer, check_task_names
 from mtl_dist.optim import LearningRates
@@ -24,21 +25,31 @@ from mtl_dist.plan import Plan, shares
 from mtl_dist.plan_view import plan_table
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe
-from mtl_dist.run_folder import open_run_folder
+from mtl_dist.run_folder import STACKS, open_run_folder
 from mtl_dist.tracking import Console
 from mtl_dist.trainer import Progression, TrainingSetup
 from mtl_dist.until import first_end
+from mtl_dist.watchdog import Watchdog
 
 
-def run(command: Command) -> None:
-    """Does what the command line asked for. Raises UserError or TrainingError, the same on every rank."""
+def run(command: Command, stop_request: StopRequest) -> None:
+    """Does what the command line asked for, until `stop_request` is made.
+
+    Raises UserError, TrainingError or Interrupted, the same on every rank.
+    """
     accelerator, processes, asked = start_accelerator()
-    run_on(accelerator, processes, command, engine_class_of(asked, command.recipe, accelerator.device.type))
+    run_on(
+        accelerator, processes, command, engine_class_of(asked, command.recipe, accelerator.device.type), stop_request
+    )
     accelerator.end_training()
 
 
 def run_on(
-    accelerator: Accelerator, processes: Processes, command: Command, engine_class: EngineClass = DataParallel
+    accelerator: Accelerator,
+    processes: Processes,
+    command: Command,
+    engine_class: EngineClass = DataParallel,
+    stop_request: StopRequest | None = None,
 ) -> None:
     """`run` among processes that have met already."""
     console = Console(processes.is_main)
@@ -69,7 +80,7 @@ def run_on(
     }
     require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
     model = processes.together(lambda: build_model(recipe, config, data))
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    like = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
     # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
@@ -80,12 +91,14 @@ def run_on(
     found = processes.all_gather(found)[0]
     progression = Progression()
     if found is not None:
-        engine.load(*processes.together(lambda: checkpoint.load(found, shapes)))
+        engine.load(*processes.together(lambda: checkpoint.load(found, like)))
         progression = Progression(**found.state["progression"])
         total = schedule.cut(progression.stops).total_steps
         console.say(f"going on from {found.folder.name}, step {progression.step} of {total}")
-    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps)
-    Execution(setup, progression, console, digests, identity).execute()
+    watchdog = Watchdog(processes, recipe.safety.timeout_seconds, folder / STACKS)
+    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, watchdog.passing)
+    stop_request = stop_request or StopRequest()
+    Execution(setup, progression, console, digests, identity, stop_request, watchdog).execute()
 
 
 def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:

@@ -2,16 +2,20 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtl_dist.checkpoint import Checkpoint, changed_keys, newest
+from mtl_dist.disk import write_whole, writing
 from mtl_dist.errors import UserError
-from mtl_dist.tracking import Console
+from mtl_dist.tracking import METRICS, Console
 
-RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS = "recipe.yaml", "metrics.jsonl", "summary.json", "model", "checkpoints"
-OURS = (RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS, "wandb")
+RECIPE, SUMMARY, MODEL, CHECKPOINTS = "recipe.yaml", "summary.json", "model", "checkpoints"
+STACKS = "stacks"
+"""Where every rank stood when the run ended because they waited for one of them."""
+OURS = (RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS, STACKS, "wandb")
 PREVIOUS = "previous"
 """Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
 
@@ -26,8 +30,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console
     try:
         folder.mkdir(parents=True, exist_ok=True)
         entries = [name for name in OURS if (folder / name).exists()]
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from error
     if not entries:
@@ -43,9 +46,11 @@ def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console
                     f"{folder}: its checkpoint belongs to a run that differs in {', '.join(changed)};"
                     " change back, or start anew with checkpoint.resume=never"
                 )
-            trim_metrics(folder / METRICS, checkpoint.state["step"])
+            trim_metrics(folder / METRICS, checkpoint.step)
             return checkpoint
-    console.say(f"an earlier run's files moved to {move_aside(folder, entries)}")
+    with writing(folder / PREVIOUS):
+        target = move_aside(folder, entries)
+    console.say(f"an earlier run's files moved to {target}")
     return None
 
 
@@ -65,24 +70,23 @@ def trim_metrics(path: Path, step: int) -> None:
     """Drops what the continued run will write again: lines after `step`, the end's, and one that was cut short."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
+    length = 0
+    with writing(path):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or _comes_again(line, step):
+                break
+            length += len(line)
+        os.truncate(path, length)  # in place: the disk may be full
+
+
+def _comes_again(line: bytes, step: int) -> bool:
+    try:
         values = json.loads(line)
-        if values["step"] > step or any(key.startswith("test/") for key in values):
-            break
-        kept.append(line)
-    write_whole(path, "".join(kept))
+    except ValueError:
+        return True  # zeros where the machine lost its power
+    return values["step"] > step or any(key.startswith("test/") for key in values)
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes summary.json, whose presence says that the run is finished."""
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, sees all of it or the old one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)

@@ -9,12 +9,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
-from mtl_dist.recipe import TrackingConfig
+from mtl_dist.disk import writing
+from mtl_dist.errors import TrainingError
+from mtl_dist.processes import Processes
+from mtl_dist.recipe import Recipe, TrackingConfig
+
+METRICS = "metrics.jsonl"
 
 LOG_LINE_SECONDS = 10.0
 """In a log without a terminal, a progress line at most this often."""
@@ -63,36 +70,77 @@ class Progress:
 
 
 class Tracker:
-    """Writes metrics of a run, one line of JSON per call of `log`."""
+    """Writes metrics of a run, one line of JSON per call of `log`. Every rank has one, and calls it alike."""
 
-    def __init__(self, folder: Path, config: TrackingConfig, recipe: dict[str, Any], console: Console) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, console: Console, processes: Processes) -> None:
+        """Raises TrainingError, as `log` does, on every rank where metrics.jsonl cannot be opened."""
         self._console = console
-        self._file: TextIO | None = None
+        self._processes = processes
+        self._on_error = recipe.checkpoint.on_error
+        self._path = folder / METRICS
+        self._file: FileIO | None = None
+        self._unwritten: list[bytes] = []
         self._wandb: Any = None
-        if console.speaks:
-            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-            if config.wandb:
-                self._guarded(lambda: self._start_wandb(folder, config, recipe))
+        self._processes.together(self._open)
+        if console.speaks and recipe.tracking.wandb:
+            self._guarded(lambda: self._start_wandb(folder, recipe.tracking, asdict(recipe)))
 
     def log(self, step: int, phase: str, values: Mapping[str, float | str]) -> None:
-        """One line: `values` with the number of steps done and the phase's name; null for what is not a number."""
-        if self._file is None:
-            return
+        """One line: `values` with the number of steps done and the phase's name; null for what is not a number.
+
+        Where the disk refuses it, raises TrainingError on every rank, or says so once and tries again with the next
+        line, as `checkpoint.on_error` says.
+        """
         line = {"step": step, "phase": phase, **values}
-        # JSON has no NaN, and readers other than Python's refuse it.
-        finite = {key: None if isinstance(it, float) and not math.isfinite(it) else it for key, it in line.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            # JSON has no NaN, and readers other than Python's refuse it.
+            finite = {key: None if isinstance(it, float) and not math.isfinite(it) else it for key, it in line.items()}
+            self._unwritten.append((json.dumps(finite, allow_nan=False) + "\n").encode())
+        try:
+            self._processes.together(self._write)
+        except TrainingError as error:
+            if self._on_error == "stop":
+                raise
+            if len(self._unwritten) == 1:
+                self._console.say(f"{error}; training goes on (checkpoint.on_error), its lines are written later")
         if self._wandb is not None:
             self._guarded(lambda: self._wandb.log(line))
 
     def finish(self, summary: Mapping[str, Any] | None, exit_code: int = 0) -> None:
         """Closes the files; `summary` goes into W&B's run summary."""
         if self._file is not None:
+            if self._unwritten and self._on_error == "continue":
+                self._console.say(
+                    f"{self._path} lacks its last {len(self._unwritten)} lines: the disk did not take them"
+                )
             self._file.close()
             self._file = None
         if self._wandb is not None:
             self._guarded(lambda: self._finish_wandb(summary, exit_code))
+
+    def flush(self) -> None:
+        """Sees to it that lines survive a power cut. Raises TrainingError, on rank 0 alone, where the disk refuses."""
+        if self._file is not None:
+            with writing(self._path):
+                os.fsync(self._file.fileno())
+
+    def _open(self) -> None:
+        if self._console.speaks:
+            with writing(self._path):
+                self._file = self._path.open("ab", buffering=0)
+
+    def _write(self) -> None:
+        """Writes the lines that are left to write, each whole or not at all."""
+        while self._file is not None and self._unwritten:
+            with writing(self._path):
+                before, line = os.fstat(self._file.fileno()).st_size, self._unwritten[0]
+                try:
+                    while line:
+                        line = line[self._file.write(line) :]
+                except OSError:
+                    os.ftruncate(self._file.fileno(), before)
+                    raise
+            del self._unwritten[0]
 
     def _start_wandb(self, folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -> None:
         # Imported here because a run without W&B should not pay for it, nor need it.

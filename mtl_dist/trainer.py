@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class TrainingSetup:
     rates: LearningRates
     micro_steps: int
     """Forward and backward passes of a process per optimizer step."""
+    passing: Callable[[str], None] = lambda place: None
+    """Told the places that every rank comes by in a step, in the same order; see `watchdog`."""
 
 
 @dataclass
@@ -46,6 +49,11 @@ class Progression:
     """Steps skipped because the gradient was not finite."""
     nonfinite_in_row: int = 0
     """Such steps since the last finite one."""
+    rollbacks: list[list[int]] = field(default_factory=list)
+    """The times that the run went back to earlier weights, as [steps these had done, steps done then]. What was learnt
+    between them is lost, and its samples are not drawn again."""
+    evaluated: int = 0
+    """Steps done when the last evaluation at a phase's end was made."""
     phase_seconds: dict[str, float] = field(default_factory=dict)
     """Training time of each phase, evaluation and saving left out."""
     measured: dict[str, list[float]] = field(default_factory=dict)
@@ -104,6 +112,7 @@ class LayerwiseLearningRateTrainer:
         self.plan = setup.plan
         self.rates = setup.rates
         self.micro_steps = setup.micro_steps
+        self.passing = setup.passing
         self.progression = progression
 
     @property
@@ -119,13 +128,14 @@ class LayerwiseLearningRateTrainer:
         """One optimizer step on the global batch of `step`.
 
         A gradient that is not finite is the same on every rank after the exchange, so that all of them skip the step.
-        Raises TrainingError after `optimizer.max_nonfinite_steps` such steps in a row.
+        Raises TrainingError after `optimizer.max_nonfinite_steps` such steps in a row, if there is no way back.
         """
         batch = self.plan.batch(step)
         parts = cut(batch.lengths, self.engine.processes.world_size, self.micro_steps, self.recipe.micro_batch_size)
         losses = torch.zeros(len(self.recipe.tasks), dtype=torch.float64, device=self.engine.device)
         for micro_step, of_ranks in enumerate(parts):
             losses += self._micro_step(batch, of_ranks[self.engine.processes.rank], step, micro_step)
+        self.passing(f"step {step + 1}: applying the gradient")
         absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, batch.counts, strict=True) if not count]
         norm = self.engine.step(self.rates_at(step), absent)
         self._count_nonfinite(norm)
@@ -135,8 +145,11 @@ class LayerwiseLearningRateTrainer:
     def _micro_step(self, batch: GlobalBatch, positions: np.ndarray, step: int, micro_step: int) -> Tensor:
         """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached."""
         rank = self.engine.processes.rank
+        place = f"step {step + 1}, micro-step {micro_step + 1}"
+        self.passing(f"{place}: reading rows")
         inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions])
         inputs = inputs.to(self.engine.device)
+        self.passing(f"{place}: forward and backward")
         torch.manual_seed(dropout_seed(self.recipe.seed, step, rank, micro_step))
         with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
             logits = self.engine.logits(inputs)
@@ -157,12 +170,34 @@ class LayerwiseLearningRateTrainer:
             return
         self.progression.nonfinite_total += 1
         self.progression.nonfinite_in_row += 1
-        limit = self.recipe.optimizer.max_nonfinite_steps
-        if self.progression.nonfinite_in_row >= limit:
-            raise TrainingError(
-                f"the gradient was not finite in {limit} steps in a row (optimizer.max_nonfinite_steps);"
-                " lower optimizer.lr, or look at the data of these steps"
-            )
+        if self.progression.nonfinite_in_row >= self.recipe.optimizer.max_nonfinite_steps:
+            self.give_up_or_roll_back()
+
+    def give_up_or_roll_back(self) -> None:
+        """What to do after too many steps in a row without a finite gradient."""
+        raise TrainingError(
+            f"the gradient was not finite in {self.progression.nonfinite_in_row} steps in a row"
+            " (optimizer.max_nonfinite_steps); lower optimizer.lr, or look at the data of these steps"
+        )
+
+
+class Hooks(Protocol):
+    """What happens around the steps of a run. Every rank calls these, in the same order."""
+
+    def evaluate(self, phase: Phase) -> object:
+        """Measures at the end of `phase`."""
+
+    def has_enough(self, phase: Phase) -> bool:
+        """Measures for the `until` of `phase` and says, the same on every rank, whether the phase ends."""
+
+    def save(self) -> None:
+        """Saves a checkpoint, if the run keeps any."""
+
+    def roll_back(self) -> bool:
+        """Goes back to the weights of the last checkpoint; False if there is none, or it has done so too often."""
+
+    def asked_to_save(self) -> bool:
+        """Whether it is time to save. Raises Interrupted, on every rank, where the run is asked to stop."""
 
 
 class TransferLearningTrainer(LayerwiseLearningRateTrainer):
@@ -174,36 +209,39 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         progression: Progression,
         tracker: Tracker,
         progress: Progress,
-        evaluate: Callable[[Phase], object],
-        has_enough: Callable[[Phase], bool],
-        save: Callable[[], None],
+        hooks: Hooks,
     ) -> None:
-        """`has_enough` evaluates for a phase's `until` and says, the same on every rank, whether the phase ends."""
         super().__init__(setup, progression)
         self.tracker = tracker
         self.progress = progress
-        self.evaluate = evaluate
-        self.has_enough = has_enough
-        self.save = save
+        self.hooks = hooks
 
     def train(self) -> None:
         """Trains from the step that `progression` stands at to the end of the last phase.
 
-        Calls `has_enough` as the phases ask, `evaluate` after each phase that another follows and that `has_enough`
-        did not end, and `save` after each phase and as the recipe asks.
+        Evaluates after each phase that another follows and that no `until` has ended, and saves after that.
         """
+        self._evaluate_if_due()
         while self.progression.step < self.schedule.total_steps:
             phase = self.schedule.phase_at(self.progression.step)
             self.engine.enter_phase(phase.name, phase.units)
             self.engine.train_mode()
             self._train_phase(phase)
-            if phase.name not in self.progression.stops and self.progression.step < self.schedule.total_steps:
-                self.evaluate(phase)
-            self.save()
+            self._evaluate_if_due()
+            self.hooks.save()
+
+    def _evaluate_if_due(self) -> None:
+        """A run that was stopped between the last step of a phase and its evaluation goes on with that."""
+        step = self.progression.step
+        ended = next((phase for phase in self.schedule.phases[:-1] if phase.stop == step), None)
+        if ended is not None and ended.name not in self.progression.stops and self.progression.evaluated != step:
+            self.hooks.evaluate(ended)
+            self.progression.evaluated = step
 
     def _train_phase(self, phase: Phase) -> None:
-        log_every, save_every = self.recipe.tracking.log_every_steps, self.recipe.checkpoint.every_steps
-        seconds = self.progression.phase_seconds
+        log_every, seconds = self.recipe.tracking.log_every_steps, self.progression.phase_seconds
+        if self._ends_early(phase):
+            return
         before = seconds.get(phase.name, 0.0)
         watch, tokens, since = Stopwatch(), 0, 0.0
         loss = None
@@ -211,22 +249,41 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             result = self.training_step(step)
             done = step + 1
             tokens += int(result.batch.lengths.sum())
-            measures = phase.measures_after(done)
-            if done % log_every == 0 or done == phase.stop or measures:
+            if done % log_every == 0 or done == phase.stop or phase.measures_after(done):
                 now = watch.seconds
                 loss = self._log(phase, result, tokens / (now - since))
                 tokens, since = 0, now
             seconds[phase.name] = before + watch.seconds
             with watch.stopped():
-                if measures and self.has_enough(phase):
-                    self.progression.stops[phase.name] = done
+                ends = self._ends_early(phase)
             self.progress.advance(done, self.schedule.total_steps, phase.name, loss)
-            if phase.name in self.progression.stops:
+            if ends:
                 return
-            # After the measurement of the same step, so that a run that goes on from here does not repeat it.
-            if save_every and done % save_every == 0 and done < phase.stop:
-                with watch.stopped():
-                    self.save()
+            self._compare_and_save(phase, watch)
+
+    def _ends_early(self, phase: Phase) -> bool:
+        """Measures where `until` asks for it and it has not been done, and says whether that ends the phase."""
+        done, measured = self.progression.step, self.progression.measured.get(phase.name, ())
+        if not phase.measures_after(done) or len(measured) >= phase.measurements_by(done):
+            return False
+        if self.hooks.has_enough(phase):
+            self.progression.stops[phase.name] = done
+        return phase.name in self.progression.stops
+
+    def _compare_and_save(self, phase: Phase, watch: Stopwatch) -> None:
+        """After a step, and after a measurement of it, so that a run that goes on from here does not repeat that."""
+        done = self.progression.step
+        compare_every, save_every = self.recipe.safety.compare_every_steps, self.recipe.checkpoint.every_steps
+        if compare_every and done % compare_every == 0:
+            self.engine.check_replicas(f"after step {done}")
+        save = self.hooks.asked_to_save()
+        if done < phase.stop and (save or (save_every and done % save_every == 0)):
+            with watch.stopped():
+                self.hooks.save()
+
+    def give_up_or_roll_back(self) -> None:
+        if not self.hooks.roll_back():
+            super().give_up_or_roll_back()
 
     def _log(self, phase: Phase, result: StepResult, tokens_per_second: float) -> float:
         """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients."""

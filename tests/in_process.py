@@ -48,3 +48,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without how fast they were."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from mtl_dist.selectors import GRAMMAR
 from tests.distributed.launching import ROOT, launch, launched
+from tests.hostile import with_code, with_pickled_weights
 from tests.tiny import tiny_recipe_file
 
 Row = dict[str, Any]
@@ -104,6 +106,24 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
         "model.encoder={folder}/cut",
         "model.encoder: cannot load the weights of {folder}/cut: ",
     ),
+    "an encoder with code": (
+        "model.encoder={folder}/code",
+        (
+            "model.encoder: {folder}/code: its config.json names code of its own (auto_map);"
+            " model.trust_remote_code=true allows it"
+        ),
+    ),
+    "an encoder as a pickle": (
+        "model.encoder={folder}/pickle",
+        "model.encoder: {folder}/pickle has no model.safetensors; weights as pickle files are not read",
+    ),
+    "a tag that runs code": (
+        "model.encoder=!!python/object/apply:os.system ['touch {folder}/ran']",
+        (
+            "command line: model.encoder: line 1: could not determine a constructor for the tag"
+            " 'tag:yaml.org,2002:python/object/apply:os.system'"
+        ),
+    ),
     "a cache that cannot be written": (
         "data.cache_dir={folder}/recipe.yaml",
         "data.cache_dir: cannot write {folder}/recipe.yaml (File exists)",
@@ -120,10 +140,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case, (task, split, edit, _) in BAD_ROWS.items():
         rows = list(map(json.loads, (folder / f"data/{task}.{split}.json").read_text().splitlines()))
         bad_file(folder, case).write_text("".join(json.dumps(row) + "\n" for row in edit(rows)))
-    (folder / "cut").mkdir()
-    for path in (folder / "encoder").iterdir():
-        content = path.read_bytes()
-        (folder / "cut" / path.name).write_bytes(content[:-8] if path.suffix == ".safetensors" else content)
+    for name in ("cut", "code", "pickle"):
+        shutil.copytree(folder / "encoder", folder / name)
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with_code(folder / "code", folder / "ran")
+    with_pickled_weights(folder / "pickle", folder / "ran")
     for case in (*BAD_RECIPES, *BAD_ROWS):
         run = folder / "runs" / case
         run.mkdir(parents=True)
@@ -170,6 +192,11 @@ def errors(folder: Path) -> Mapping[str, list[str | None]]:
     launched("tests/distributed/worker.py", str(file), processes=2)
     by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2)]
     return {case: list(ended) for case, *ended in zip(cases, *by_rank, strict=True)}
+
+
+def test_nothing_bad_has_run_code(folder: Path, errors: Mapping[str, list[str | None]]) -> None:
+    assert {"an encoder with code", "an encoder as a pickle", "a tag that runs code"} <= errors.keys()
+    assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize("case", [*BAD_RECIPES, *BAD_ROWS])

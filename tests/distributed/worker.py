@@ -97,14 +97,14 @@ def with_a_stray_measurement() -> None:
 
 def with_a_stray_memory() -> None:
     """The last rank remembers measurements that were never made, and would end each phase at once."""
-    has_enough = Execution._has_enough
+    has_enough = Execution.has_enough
 
     def stray(self: Execution, phase: Phase) -> bool:
         if self.processes.rank == self.processes.world_size - 1:
             self.progression.measured[phase.name] = [0.0] * 9
         return has_enough(self, phase)
 
-    Execution._has_enough = stray
+    Execution.has_enough = stray
 
 
 engine_zero.PERSISTENCE_THRESHOLD = 0  # else tiny parameters would all stay whole

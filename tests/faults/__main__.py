@@ -2,16 +2,36 @@
 
 import sys
 
-from tests.faults import killing, ranks, rows, saving, tracking, worlds
+from tests.faults import (
+    damage,
+    disk,
+    faulty,
+    hanging,
+    hostile,
+    killing,
+    ranks,
+    rows,
+    saving,
+    stopping,
+    tracking,
+    worlds,
+)
 from tests.faults.campaign import Campaign, main
 
 CAMPAIGNS: dict[str, Campaign] = {
     "kill": killing.KILL,
     "kill_rank": ranks.KILL_RANK,
     "kill_in_save": saving.KILL_IN_SAVE,
-    "world_sizes": worlds.WORLD_SIZES,
     "thirty_kills": killing.THIRTY_KILLS,
     "repeat": killing.REPEAT,
+    "world_sizes": worlds.WORLD_SIZES,
+    "signals": stopping.ASKED_TO_STOP,
+    "nonfinite": faulty.NONFINITE,
+    "hang": hanging.HANG,
+    "flips": faulty.FLIPS,
+    "damage": damage.DAMAGE,
+    "disk": disk.DISK,
+    "hostile": hostile.HOSTILE,
     "rows": rows.ROWS,
     "wandb": tracking.WANDB,
 }

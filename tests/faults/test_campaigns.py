@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tests.faults.points import kill_at
 from tests.faults.runs import WAYS, Runs, Way
 from tests.faults.zygote import ROOT, Zygote
 
-Shapes = Mapping[str, Sequence[int]]
+Tensors = Mapping[str, Tensor]
 SAMPLES = {
     "kill": (killing.KILL, 3),
     "kill_in_save": (saving.KILL_IN_SAVE, 3),
@@ -59,8 +59,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 def without_moments() -> None:
     load = checkpoint.load
 
-    def forgetful(checkpoint: checkpoint.Checkpoint, shapes: Shapes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return load(checkpoint, shapes)[0], {}
+    def forgetful(checkpoint: checkpoint.Checkpoint, like: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return load(checkpoint, like)[0], {}
 
     checkpoint.load = forgetful
 

@@ -2,8 +2,7 @@
 
 Importing takes seconds and a tiny run one. A fork runs launch/train.py as a user's process does, and is killed like any
 other. Above the ranks of a job stands an agent, as a launcher would: it leads their session, and reports how each of
-them ended. Whoever dies takes all below along: the driver
-the agents, they the ranks.
+them ended. Whoever dies takes all below along: the driver the agents, and these their ranks.
 """
 
 import atexit

@@ -151,7 +151,7 @@ def test_a_section_that_may_be_null(base: str, tmp_path: Path) -> None:
 KEY_MISTAKES = [
     ("optimizer: {lrr: 1}", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
     ("optimiser: {lr: 1}", "optimiser: unknown key; did you mean optimizer?"),
-    ("checkpoint: {often: 1}", "checkpoint.often: unknown key; choose from every_steps, resume"),
+    ("checkpoint: {often: 1}", "checkpoint.often: unknown key; choose from every_steps, every_minutes"),
     ("tasks: {topic: {wieght: 1}}", "tasks.topic.wieght: unknown key; did you mean tasks.topic.weight?"),
     ("phases: [{nam: a}]", "phases[0].nam: unknown key; did you mean phases[0].name?"),
     ("phases: [{until: {metrc: a}}]", "phases[0].until.metrc: unknown key; did you mean phases[0].until.metric?"),
@@ -207,6 +207,18 @@ def test_mistake_in_a_file(base: str, tmp_path: Path, text: str, expected: str) 
 def test_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
     file = written(tmp_path / "wrong.yaml", text)
     assert message("--config", file).startswith(f"{file}: {expected}")
+
+
+@pytest.mark.parametrize(
+    "tag", ["python/object/apply:os.system", "python/object/new:os.system", "python/name:os.system"]
+)
+@pytest.mark.parametrize("place", ["file", "override"])
+def test_tags_of_yaml_run_no_code(tmp_path: Path, tag: str, place: str) -> None:
+    mark = tmp_path / "ran"
+    value = f"!!{tag} ['touch {mark}']"
+    arguments = ["--config", written(tmp_path / "wrong.yaml", f"output_dir: {value}")]
+    assert "could not determine a constructor" in message(*(arguments if place == "file" else [f"output_dir={value}"]))
+    assert not mark.exists()
 
 
 def test_syntax_error_in_a_list_tells_how_to_quote_ranges(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What an encoder is made of, on tiny random ones of every kind; and what is refused, each with its reason."""
 
 import itertools
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from mtl_dist.encoder import (
 )
 from mtl_dist.errors import UserError
 from mtl_dist.recipe import ModelConfig
+from tests.hostile import change_config, with_code
 from tests.tiny import KINDS, SPECIAL, WORDS, tiny_config, tiny_encoder
 
 LAYERS = 4
@@ -65,11 +65,6 @@ def refusal(folder: Path | str, **settings: Any) -> str:
     message = str(error.value)
     assert len(message.splitlines()) == 1
     return message
-
-
-def change_config(folder: Path, **settings: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
 def test_every_parameter_is_in_exactly_one_unit(encoder: PreTrainedModel) -> None:
@@ -231,6 +226,23 @@ def test_weights_that_are_pickle_files_only(folder: Path) -> None:
     assert refusal(folder) == expected
 
 
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        (
+            '{"weight_map": {"a": "model-1.safetensors", "b": "pytorch_model.bin"}}',
+            "names pytorch_model.bin; ",
+        ),
+        ('{"weight_map": ["a"]}', "is no index of weights (AttributeError)"),
+        ("[]", "is no index of weights (TypeError)"),
+        ("{", "is no index of weights (JSONDecodeError)"),
+    ],
+)
+def test_an_index_of_weights_that_names_pickles_or_is_none(folder: Path, index: str, why: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert refusal(folder).startswith(f"model.encoder: {folder}/model.safetensors.index.json {why}")
+
+
 def test_weights_that_are_incomplete(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     left = {name: weight for name, weight in weights.items() if ".layer.2." not in name}
@@ -262,17 +274,8 @@ def test_settings_that_say_nothing(folder: Path, text: str, words: str) -> None:
 
 def test_code_in_the_folder_runs_only_where_it_is_trusted(folder: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
-    (folder / "own.py").write_text(
-        "from pathlib import Path\n"
-        "from transformers import BertConfig, BertModel\n"
-        f"Path({str(ran)!r}).touch()\n"
-        "class OwnConfig(BertConfig):\n"
-        "    model_type = 'own'\n"
-        "class OwnModel(BertModel):\n"
-        "    config_class = OwnConfig\n"
-    )
     expected = loaded(folder).state_dict()
-    change_config(folder, model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"})
+    with_code(folder, ran, model_type="own")
     message = refusal(folder)
     assert message.startswith(
         f"model.encoder: {folder}: cannot be loaded: The repository {folder} contains custom code"
@@ -285,6 +288,17 @@ def test_code_in_the_folder_runs_only_where_it_is_trusted(folder: Path, tmp_path
     assert find_anatomy(encoder).num_blocks == LAYERS
     assert find_anatomy(encoder_skeleton(encoder.config, trust_remote_code=True)) == find_anatomy(encoder)
     assert all(torch.equal(weight, expected[name]) for name, weight in encoder.state_dict().items())
+
+
+def test_code_for_a_known_type_is_not_passed_over_in_silence(folder: Path, tmp_path: Path) -> None:
+    """transformers would take its own class, which may compute something else."""
+    with_code(folder, tmp_path / "ran")
+    assert refusal(folder) == (
+        f"model.encoder: {folder}: its config.json names code of its own (auto_map);"
+        " model.trust_remote_code=true allows it"
+    )
+    assert not (tmp_path / "ran").exists()
+    assert type(loaded(folder, trust_remote_code=True)).__name__ == "OwnModel"
 
 
 def test_new_encoder_has_random_weights_of_the_type_asked_for(folder: Path) -> None:

@@ -10,6 +10,7 @@ from mtl_dist import checkpoint
 from mtl_dist.cli import parse
 from mtl_dist.engine import Engine
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, Progression, TrainingSetup
+from tests.checkpoints import state_at
 from tests.in_process import setup_here
 from tests.tiny import tiny_recipe_file
 
@@ -51,13 +52,13 @@ def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, 
     trained = {name for name, parameter in first.engine.raw.named_parameters() if parameter.requires_grad}
     assert {name.split("/")[1] for name in expected[1]} == trained
     assert len(expected[1]) == 3 * len(trained) < 3 * len(expected[0])
-    checkpoint.save(tmp_path, 2, first.engine.weights(), first.engine.moments(), {})
+    config = first.recipe.checkpoint
+    checkpoint.save(tmp_path, 2, first.engine.weights(), first.engine.moments(), state_at(2), config)
     found, _ = checkpoint.newest(tmp_path)
     assert found is not None
     second = fresh(recipe_file, f"model.dtype={dtype}", "seed=43")
     train(second, 2, 1)
-    shapes = {name: parameter.shape for name, parameter in second.engine.raw.named_parameters()}
-    second.engine.load(*checkpoint.load(found, shapes))
+    second.engine.load(*checkpoint.load(found, dict(second.engine.raw.named_parameters())))
     assert state_of(second.engine) == expected
 
 

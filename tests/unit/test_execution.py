@@ -18,8 +18,10 @@ from mtl_dist.cli import parse
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.recipe import Recipe
+from mtl_dist.seal import folder_name, read_state
 from mtl_dist.trainer import LayerwiseLearningRateTrainer
-from tests.in_process import metrics_of, run_here, setup_here
+from tests.checkpoints import steps_in
+from tests.in_process import metrics_of, run_here, setup_here, summary_of
 from tests.kills import Killed, killed_before_saving, killed_before_step
 from tests.tiny import TOPICS, tiny_recipe, tiny_recipe_file
 
@@ -46,10 +48,6 @@ def recipe_of(folder: Path, name: str | Path, *overrides: str) -> Recipe:
     """The recipe in `folder` with dropout, for a run in its subfolder `name`, or anywhere."""
     arguments = ["--config", str(folder / "recipe.yaml"), f"output_dir={folder / name}", *COMMON, *overrides]
     return parse(arguments).recipe
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def digest_of(parameters: Mapping[str, torch.Tensor]) -> str:
@@ -279,6 +277,29 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     summary = summary_of(Path(recipe.output_dir))
     assert summary["steps"] == 12
     assert all(phase["seconds"] > 0 for phase in summary["phases"])  # of what came before the kill, too
+
+
+def test_a_checkpoint_has_the_figures_of_its_step(folder: Path) -> None:
+    """Of boundaries, of `until`, and of the end where the best is to be kept; other steps are not measured."""
+    until = "phases.1.until={metric: loss, every_steps: 2, patience: 9}"
+    settings = ("checkpoint.every_steps=1", "checkpoint.keep=99", "evaluation.split=validation", until)
+    for name, best in (("figures", "null"), ("best", "loss")):
+        run_here(recipe_of(folder, name, *settings, f"checkpoint.keep_best={best}"))
+    lines = {line["step"]: line for line in metrics_of(folder / "best") if "eval/topic/loss" in line}
+    for name, measured in (("figures", {4, 6, 8}), ("best", {4, 6, 8, 12})):
+        for step in range(1, 13):
+            figures = read_state(folder / name / "checkpoints" / folder_name(step), step)["figures"]
+            assert set(figures) == (set(TASKS) if step in measured else set())
+            for task, of_task in figures.items():
+                assert of_task == {key: lines[step][f"eval/{task}/{key}"] for key in ("loss", "accuracy", "macro_f1")}
+    stays_the_same(folder / "best", folder / "figures")
+
+
+def test_the_best_checkpoint_of_a_run_is_there_at_its_end(folder: Path) -> None:
+    run_here(recipe_of(folder, "kept", "checkpoint.every_steps=2", "checkpoint.keep=1", "checkpoint.keep_best=loss"))
+    boundaries = [line for line in metrics_of(folder / "kept") if "eval/topic/loss" in line]
+    best = {min(reversed(boundaries), key=lambda line: line[f"eval/{task}/loss"])["step"] for task in TASKS}
+    assert steps_in(folder / "kept" / "checkpoints") == sorted(best | {12})
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -16,6 +17,7 @@ from mtl_dist.encoder import find_anatomy, load_encoder, load_encoder_config
 from mtl_dist.errors import UserError
 from mtl_dist.model import MultitaskTransformer, SentenceTransformer
 from mtl_dist.recipe import ModelConfig
+from tests.hostile import pickled, with_code, with_pickled_weights
 from tests.tiny import KINDS, MOODS, SPECIAL, TOPICS, WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 
 LABELS = {"topic": TOPICS, "mood": MOODS}
@@ -323,6 +325,50 @@ def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"{folder}: its config.json has no 'mtl_dist', so it is no MultitaskTransformer"
     with pytest.raises(OSError, match="nowhere"):
         MultitaskTransformer.from_pretrained(tmp_path / "nowhere")
+
+
+HARMFUL: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "code for an unknown type": (
+        lambda folder, mark: with_code(folder, mark, model_type="own"),
+        "{}: cannot be loaded: The repository {} contains custom code",
+    ),
+    "code for a known type": (
+        with_code,
+        "{}: its config.json names code of its own (auto_map); trust_remote_code=True",
+    ),
+    "weights as a pickle": (
+        with_pickled_weights,
+        "{} has no model.safetensors; weights as pickle files are not read",
+    ),
+    "a pickle under the weights' name": (
+        lambda folder, mark: (folder / "model.safetensors").write_bytes(pickled(mark)),
+        "{}: model.safetensors cannot be read: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_a_folder_that_would_run_code_is_refused(tmp_path: Path, harm: str) -> None:
+    do, expected = HARMFUL[harm]
+    folder, mark = tmp_path / "model", tmp_path / "ran"
+    model_of(tmp_path / "encoder").save_pretrained(folder)
+    do(folder, mark)
+    with pytest.raises(UserError) as error:
+        MultitaskTransformer.from_pretrained(folder)
+    assert str(error.value).startswith(expected.replace("{}", str(folder)))
+    assert len(str(error.value).splitlines()) == 1
+    assert not mark.exists()
+
+
+def test_weights_that_are_incomplete_are_refused(tmp_path: Path) -> None:
+    model_of(tmp_path / "encoder").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["bert.encoder.layer.0.output.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as error:
+        MultitaskTransformer.from_pretrained(tmp_path)
+    expected = f"{tmp_path}: model.safetensors has no bert.encoder.layer.0.output.dense.bias (1 missing)"
+    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize("name", ["type", "items", "training", "forward"])

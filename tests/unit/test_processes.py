@@ -28,6 +28,10 @@ def fail(error: Exception) -> None:
     raise error
 
 
+VOTES = [(0, 0), (0, 2), (1, 0), (0, 1), (0, 0), (0, 0)]
+"""Wishes of both ranks, round by round."""
+
+
 def talk(rank: int, folder: str) -> None:
     """All cases on one rank; a call that one rank makes alone would hang here, and the fixture would stop it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
@@ -49,6 +53,10 @@ def talk(rank: int, folder: str) -> None:
         "second fails": work(lambda: "zero", lambda: fail(TrainingError("one"))),
         "both fail": work(lambda: fail(UserError("zero")), lambda: fail(TrainingError("one"))),
     }
+    vote = processes.vote()
+    outcomes["votes"] = [vote.cast(wish[rank]) for wish in VOTES]
+    outcomes["on first"] = outcome(lambda: processes.on_first(lambda: Path(folder, f"first {rank}").touch()))
+    outcomes["first fails alone"] = outcome(lambda: processes.on_first(lambda: fail(UserError("zero"))))
     Path(folder, f"{rank}.json").write_text(json.dumps(outcomes))
     dist.destroy_process_group()
 
@@ -95,6 +103,23 @@ def test_an_error_of_one_is_raised_by_all(outcomes: list[dict[str, Any]]) -> Non
         assert of_rank["first fails"] == ["UserError", "zero"]
         assert of_rank["second fails"] == ["TrainingError", "one"]
         assert of_rank["both fail"] == ["UserError", "zero"]
+
+
+def test_the_greatest_wish_of_a_round_is_the_outcome_of_the_next(outcomes: list[dict[str, Any]]) -> None:
+    for of_rank in outcomes:
+        assert of_rank["votes"] == [0, *map(max, VOTES[:-1])]
+
+
+def test_the_first_works_for_all(outcomes: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    for of_rank in outcomes:
+        assert of_rank["on first"] == ["returned", None]
+        assert of_rank["first fails alone"] == ["UserError", "zero"]
+    assert {path.name for path in tmp_path_factory.getbasetemp().glob("processes*/first *")} == {"first 0"}
+
+
+def test_alone_a_wish_is_granted_at_once() -> None:
+    vote = Processes().vote()
+    assert [vote.cast(wish) for wish in (0, 2, 1)] == [0, 2, 1]
 
 
 def test_one_process_needs_no_group() -> None:

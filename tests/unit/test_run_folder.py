@@ -7,9 +7,13 @@ import torch
 
 from mtl_dist import checkpoint
 from mtl_dist.checkpoint import Checkpoint
-from mtl_dist.errors import UserError
-from mtl_dist.run_folder import CHECKPOINTS, METRICS, RECIPE, SUMMARY, open_run_folder, trim_metrics, write_whole
-from mtl_dist.tracking import Console
+from mtl_dist.disk import write_whole
+from mtl_dist.errors import TrainingError, UserError
+from mtl_dist.recipe import CheckpointConfig
+from mtl_dist.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
+from mtl_dist.tracking import METRICS, Console
+from tests.checkpoints import flip_a_bit, state_at
+from tests.disks import nearly_full, read_only, small_disk, why_not
 
 RECIPE_OF_RUN: dict[str, Any] = {
     "output_dir": "runs/a",
@@ -36,7 +40,8 @@ def left_by_a_run(folder: Path, *checkpoints: int, finished: bool = False) -> di
     for name, text in texts.items():
         (folder / name).write_text(text)
     for step in checkpoints:
-        checkpoint.save(folder / CHECKPOINTS, step, {"weight": torch.ones(1)}, {}, {"identity": RECIPE_OF_RUN})
+        state = state_at(step, identity=RECIPE_OF_RUN)
+        checkpoint.save(folder / CHECKPOINTS, step, {"weight": torch.ones(1)}, {}, state, CheckpointConfig())
     return texts
 
 
@@ -89,7 +94,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path, capsys: p
     left_by_a_run(tmp_path, 2, 4)
     found = opened(tmp_path)
     assert found is not None
-    assert found.state == {"identity": RECIPE_OF_RUN, "step": 4}
+    assert found.state == state_at(4, identity=RECIPE_OF_RUN)
     assert (tmp_path / METRICS).read_text() == metrics_lines(1, 2, 3, 4)
     assert files_in(tmp_path) == {RECIPE, METRICS, CHECKPOINTS, "notes.txt"}
     assert capsys.readouterr().out == ""
@@ -99,10 +104,10 @@ def test_a_damaged_checkpoint_is_said_and_the_older_one_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left_by_a_run(tmp_path, 2, 4)
-    (tmp_path / CHECKPOINTS / "step-0000000004" / "state.json").write_text("{}")
+    flip_a_bit(tmp_path / CHECKPOINTS / "step-0000000004" / "state.json")
     found = opened(tmp_path)
     assert found is not None
-    assert found.state["step"] == 2
+    assert found.step == 2
     assert (tmp_path / METRICS).read_text() == metrics_lines(1, 2)
     assert capsys.readouterr().out == "checkpoint step-0000000004 skipped: state.json does not match its SHA-256\n"
 
@@ -163,6 +168,7 @@ def test_metrics_end_with_the_lines_of_the_checkpoints_step(tmp_path: Path) -> N
 def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
     assert trimmed(tmp_path, metrics_lines(1, 2)[:-1], 4) == metrics_lines(1)
     assert trimmed(tmp_path, metrics_lines(1) + '{"step": 2, "pha', 4) == metrics_lines(1)
+    assert trimmed(tmp_path, metrics_lines(1) + "\0" * 9 + "\n" + metrics_lines(2), 4) == metrics_lines(1)
 
 
 def test_the_line_of_the_end_is_dropped_because_it_comes_again(tmp_path: Path) -> None:
@@ -185,3 +191,31 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_whole(path, "the second\n")
     assert path.read_text() == "the second\n"
     assert files_in(tmp_path) == {SUMMARY}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        path = disk / SUMMARY
+        write_whole(path, "the first\n")
+        with nearly_full(disk, 4096), pytest.raises(TrainingError) as error:
+            write_whole(path, "x" * 9000)
+        assert str(error.value) == f"cannot write {path}: No space left on device"
+        assert path.read_text() == "the first\n"
+        assert files_in(disk) == {SUMMARY}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_metrics_are_trimmed_where_the_disk_has_no_room_for_a_copy(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        (disk / METRICS).write_text(metrics_lines(*range(1, 200)))
+        with nearly_full(disk, 0):
+            trim_metrics(disk / METRICS, 150)
+        assert (disk / METRICS).read_text() == metrics_lines(*range(1, 151))
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_read_only_folder_is_the_users_mistake(tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(UserError) as error:
+        opened(tmp_path)
+    assert str(error.value) == f"output_dir: cannot write to {tmp_path}: Read-only file system"

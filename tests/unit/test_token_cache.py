@@ -1,4 +1,5 @@
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from mtl_dist.recipe import DataConfig, TaskConfig
 from mtl_dist.sources import TaskExamples, check_rows
 from mtl_dist.token_cache import entry_name, make_root, open_entry, write_entry
 from mtl_dist.tokenizing import ColumnTokenizer
+from tests.disks import nearly_full, small_disk, why_not
 from tests.tiny import WORDS, tiny_tokenizer
 
 KEY = "tasks.t"
@@ -336,3 +338,22 @@ def test_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         write_entry(tmp_path / "file" / "e", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()), shown)
     assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file (Not a directory)"
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """With ever more room, until there is enough."""
+    said: list[str] = []
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        for pages in range(12):
+            with nearly_full(disk, pages * 4096):
+                try:
+                    written(disk / "entry")
+                    break
+                except UserError as error:
+                    said.append(str(error))
+                    assert [path.name for path in disk.iterdir()] == ["fill"]
+        assert open_entry(disk / "entry") is not None
+    expected = rf"data\.cache_dir: cannot write {disk} \(.*(No space left on device|requested and).*\)"
+    assert len(said) > 3
+    assert all(re.fullmatch(expected, line) for line in said)

@@ -3,24 +3,29 @@
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import wandb
 
 from mtl_dist import tracking
 from mtl_dist.cli import parse
-from mtl_dist.recipe import Recipe, TrackingConfig
+from mtl_dist.errors import TrainingError
+from mtl_dist.processes import Processes
+from mtl_dist.recipe import CheckpointConfig, Recipe, TrackingConfig
 from mtl_dist.tracking import Console, Progress, Tracker
+from tests.disks import nearly_full, small_disk, why_not
 from tests.in_process import run_here
 from tests.tiny import tiny_recipe
 
@@ -31,7 +36,12 @@ WITH_WANDB = TrackingConfig(wandb=True)
 
 
 def tracker_in(folder: Path, config: TrackingConfig = WITH_WANDB, speaks: bool = True) -> Tracker:
-    return Tracker(folder, config, asdict(Recipe()), Console(speaks))
+    return Tracker(folder, Recipe(tracking=config), Console(speaks), Processes())
+
+
+def log(tracker: Tracker, steps: Iterable[int]) -> None:
+    for step in steps:
+        tracker.log(step, "heads", {"train/loss": 1.0})
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -131,6 +141,49 @@ def test_lines_are_added_and_there_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_lines_on_a_full_disk_are_whole_or_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], on_error: Literal["stop", "continue"]
+) -> None:
+    """What is left of the file's last page takes some lines, and a part of the next."""
+    refusal = f"cannot write {tmp_path / 'disk' / 'metrics.jsonl'}: No space left on device"
+    recipe = Recipe(checkpoint=CheckpointConfig(on_error=on_error))
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        tracker = Tracker(disk, recipe, Console(True), Processes())
+        log(tracker, [1])
+        with nearly_full(disk, 0):
+            refused = (
+                nullcontext() if on_error == "continue" else pytest.raises(TrainingError, match=re.escape(refusal))
+            )
+            with refused:
+                log(tracker, range(2, 100))
+            written = len(lines_of(disk))
+            assert 0 < written < 99
+        if on_error == "continue":
+            log(tracker, [100])
+            assert [line["step"] for line in lines_of(disk)] == list(range(1, 101))
+        tracker.finish(None)
+    (said,) = capsys.readouterr().out.splitlines() or [""]
+    continued = f"{refusal}; training goes on (checkpoint.on_error), its lines are written later"
+    assert said == (continued if on_error == "continue" else "")
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_lines_that_a_disk_never_took_are_counted_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        tracker = Tracker(disk, Recipe(checkpoint=CheckpointConfig(on_error="continue")), Console(True), Processes())
+        with nearly_full(disk, 0):
+            log(tracker, [1, 2])
+            tracker.finish(None)
+        path = disk / "metrics.jsonl"
+        assert path.read_bytes() == b""
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{path} lacks its last 2 lines: the disk did not take them"
+
+
 def test_other_ranks_are_silent_and_write_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = tracker_in(tmp_path, speaks=False)
     tracker.log(1, "heads", {"train/loss": 1.0})
@@ -176,10 +229,11 @@ def test_wandb_without_a_key_is_offline_and_may_die_before_the_end(tmp_path: Pat
     code = f"""
 import psutil
 from pathlib import Path
-from mtl_dist.recipe import TrackingConfig
+from mtl_dist.recipe import Recipe, TrackingConfig
+from mtl_dist.processes import Processes
 from mtl_dist.tracking import Console, Tracker
 
-tracker = Tracker(Path({str(tmp_path)!r}), TrackingConfig(wandb=True), {{}}, Console(True))
+tracker = Tracker(Path({str(tmp_path)!r}), Recipe(tracking=TrackingConfig(wandb=True)), Console(True), Processes())
 assert list(Path({str(tmp_path)!r}).glob("wandb/offline-run-*"))
 tracker.log(1, "heads", {{"train/loss": 1.0}})
 for child in psutil.Process().children(recursive=True):

@@ -1,0 +1,46 @@
+"""What safety costs the quickstart: a checkpoint every 100 steps and comparing what processes hold alike.
+
+`python -m benchmarks.safety [--pairs N] [--processes N] [key=value]...` trains in turn with both and with neither, on
+the same samples, and prints each pair's ratio of the time of the whole run.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from tests.distributed.launching import launched
+
+SAFE = ("checkpoint.every_steps=100",)
+BARE = ("checkpoint.every_minutes=null", "safety.compare_every_steps=null")
+
+
+def seconds(folder: Path, processes: int, overrides: list[str]) -> float:
+    """Of a whole run."""
+    began = time.monotonic()
+    recipe = ("--config", "recipes/quickstart.yaml", f"output_dir={folder}", *overrides)
+    launched("launch/train.py", *recipe, processes=processes)
+    return time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times the quickstart with and without what makes it safe.")
+    parser.add_argument("--pairs", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for launch/train.py")
+    options = parser.parse_args()
+    ratios = []
+    for pair in range(options.pairs):
+        with tempfile.TemporaryDirectory() as scratch:
+            safe, bare = (
+                seconds(Path(scratch) / name, options.processes, [*options.overrides, *settings])
+                for name, settings in (("safe", SAFE), ("bare", BARE))
+            )
+        ratios.append(safe / bare)
+        print(f"pair {pair + 1}: {safe:.1f} s with, {bare:.1f} s without, ratio {ratios[-1]:.4f}", flush=True)
+    print(f"ratio: median {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Writing to a disk that may be full, read-only or cut off at any moment: files are whole, or not there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from mtl_dist.errors import TrainingError, reason
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around all that writes `path`: what the disk refuses becomes one TrainingError that names both."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise TrainingError(f"cannot write {path}: {reason(error)}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that a reader, or a crash, sees all of it or the old one. Raises TrainingError."""
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            flush(partial)
+            partial.rename(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Returns once a file's content, or a folder's list of names, is on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_all(folder: Path) -> None:
+    """Flushes the files of `folder`, and then the folder."""
+    for path in [*sorted(folder.iterdir()), folder]:
+        flush(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it; of a link only the link itself."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)

@@ -1,0 +1,158 @@
+"""A disk that is full, or read-only, while a run writes to it: at any byte of a checkpoint, a line, or what is left."""
+
+import io
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from mtl_dist import checkpoint, execution
+from mtl_dist.checkpoint import newest
+from mtl_dist.errors import TrainingError
+from mtl_dist.model import MultitaskTransformer
+from mtl_dist.recipe import Recipe
+from mtl_dist.run_folder import CHECKPOINTS
+from mtl_dist.tracking import Tracker
+from tests.disks import nearly_full, read_only, small_disk, why_not
+from tests.faults.campaign import Campaign, Outcome
+from tests.in_process import metrics_of, run_here, summary_of
+from tests.tiny import tiny_recipe
+
+SIZE = 8 << 20
+SAVES = 6
+"""Checkpoints of a run, one every two steps."""
+LINES = 15
+
+
+@dataclass
+class Blow:
+    """Strikes when something has been called a number of times, and for a number of calls."""
+
+    place: tuple[Any, str]
+    """Owner and name of what is called."""
+    at: int
+    calls: int
+    fault: Callable[[], AbstractContextManager[object]]
+    before: dict[str, bytes] = field(default_factory=dict)
+    """The checkpoints that the run had then."""
+
+    def arrange(self, patch: pytest.MonkeyPatch, checkpoints: Path, until: ExitStack) -> None:
+        """`until` ends the fault where nothing else has."""
+        owner, name = self.place
+        action, count = getattr(owner, name), 0
+
+        def struck(*arguments: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == self.at:
+                self.before = contents(checkpoints)
+                until.enter_context(self.fault())
+            try:
+                return action(*arguments)
+            finally:
+                if count == self.at + self.calls - 1:
+                    until.close()
+
+        patch.setattr(owner, name, struck)
+
+
+def contents(checkpoints: Path) -> dict[str, bytes]:
+    """All files of all finished checkpoints."""
+    return {str(path.relative_to(checkpoints)): path.read_bytes() for path in sorted(checkpoints.glob("step-*/*"))}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of its files, in whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.iterdir())
+
+
+def blow_of(source: random.Random, kind: str, disk: Path, run: Path, whole: Path) -> Blow:
+    """`whole` is the folder of a run that nothing has struck, `run` that of the one to strike."""
+    saving, at = (checkpoint, "save"), source.randint(2, SAVES)
+    if kind == "read-only at a checkpoint":
+        return Blow(saving, at, 1, lambda: read_only(run / CHECKPOINTS))
+    if kind == "full at a checkpoint":
+        # One of a phase's end, which is larger than those before, or like them.
+        left = source.randrange(size_of(whole / CHECKPOINTS / f"step-{2 * SAVES:010d}") // 3)
+        return Blow(saving, at, 1, lambda: nearly_full(disk, left))
+    if kind == "full at a line":
+        # Until the last but one, for the lines must first fill what is left of the file's last page.
+        at = source.randint(1, 4)
+        return Blow((Tracker, "log"), at, LINES - at, lambda: nearly_full(disk, 0))
+    if kind == "full at the model":
+        left = source.randrange(size_of(whole / "model"))
+        # To the run's end, for the tokenizer comes after that.
+        return Blow((MultitaskTransformer, "save_pretrained"), 1, 2, lambda: nearly_full(disk, left))
+    return Blow((execution, "write_summary"), 1, 1, lambda: nearly_full(disk, 0))
+
+
+ON_ERROR: tuple[Literal["stop", "continue"], ...] = ("stop", "continue")
+KINDS = {
+    # Whether a run may go on, and does with checkpoint.on_error=continue.
+    "full at a checkpoint": True,
+    "read-only at a checkpoint": True,
+    "full at a line": True,
+    "full at the model": False,
+    "full at the summary": False,
+}
+
+
+def run(source: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Each passes if checkpoints stay as they were, the run ends or goes on as asked, and comes to the same end."""
+    if reason := why_not():
+        raise SystemExit(reason)
+    recipe = tiny_recipe(folder, "checkpoint.every_steps=2", f"output_dir={folder / 'whole'}")
+    with redirect_stdout(io.StringIO()):
+        run_here(recipe)
+    whole = folder / "whole"
+    for number in range(count):
+        kind = list(KINDS)[number % len(KINDS)]
+        with small_disk(folder / f"disk {number}", SIZE) as disk:
+            # Without checkpoints, which would be the first to find no room, where a line is to.
+            config = replace(
+                recipe.checkpoint,
+                every_steps=None if kind == "full at a line" else 2,
+                on_error=source.choice(ON_ERROR),
+            )
+            struck = replace(recipe, output_dir=str(disk / "run"), checkpoint=config)
+            blow = blow_of(source, kind, disk, disk / "run", whole)
+            point = f"call {blow.at} of {blow.place[1]}, {config.on_error}"
+            outcome, passed = judged(struck, blow, goes_on=KINDS[kind] and config.on_error == "continue")
+            same = passed and same_end(disk / "run", whole)
+            yield Outcome(kind, point, outcome, same, summary_of(disk / "run")["state_sha256"] if same else "")
+
+
+def judged(recipe: Recipe, blow: Blow, goes_on: bool) -> tuple[str, bool]:
+    """What a run said of its disk, and whether it did as it should; afterwards it is finished."""
+    folder = Path(recipe.output_dir)
+    said, error = io.StringIO(), None
+    kept: dict[str, bytes] = {}
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as until, redirect_stdout(said):
+        blow.arrange(patch, folder / CHECKPOINTS, until)
+        try:
+            run_here(recipe)
+        except TrainingError as caught:
+            error = str(caught)
+            kept = contents(folder / CHECKPOINTS)
+    lines = [line for line in said.getvalue().splitlines() if "cannot write" in line]
+    if goes_on:
+        return f"went on: {lines}", error is None and len(lines) == 1 and "training goes on" in lines[0]
+    if error is None:
+        return "went on, and should not", False
+    found, skipped = newest(folder / CHECKPOINTS)
+    intact = blow.before.items() <= kept.items() and not skipped and (found is not None or not kept)
+    with redirect_stdout(io.StringIO()):
+        run_here(recipe)
+    return error, intact and str(folder) in error and len(error.splitlines()) == 1
+
+
+def same_end(one: Path, other: Path) -> bool:
+    """Whether two runs have become the same, and have written the same down."""
+    return metrics_of(one) == metrics_of(other) and summary_of(one)["state_sha256"] == summary_of(other)["state_sha256"]
+
+
+DISK = Campaign(30, run)

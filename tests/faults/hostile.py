@@ -1,0 +1,150 @@
+"""Checkpoints, recipes and model folders that were made to run code, or to reach beyond their folder."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from transformers import AutoModel
+
+from mtl_dist.checkpoint import newest
+from mtl_dist.cli import parse
+from mtl_dist.encoder import load_encoder, load_encoder_config
+from mtl_dist.errors import UserError
+from mtl_dist.model import MultitaskTransformer, SentenceTransformer
+from mtl_dist.recipe import ModelConfig
+from mtl_dist.seal import FILES, MANIFEST, manifest_text, seal
+from tests.checkpoints import saved
+from tests.faults.campaign import Campaign, Outcome
+from tests.hostile import change_config, pickled, with_code, with_pickled_weights
+from tests.tiny import tiny_encoder
+
+STEP = 5
+Fault = Callable[[random.Random, Path, Path], tuple[str, str | None]]
+"""In an empty folder, tries to have a file made; returns where it tried, and why it was refused, if it was."""
+
+
+def checkpoint_reason(root: Path) -> str | None:
+    found, skipped = newest(root)
+    return None if found else skipped[0]
+
+
+def pickle_in_a_checkpoint(source: random.Random, folder: Path, mark: Path) -> tuple[str, str | None]:
+    """In place of a file, before it or after it, or beside it, with a manifest that agrees."""
+    checkpoint = saved(folder, STEP)
+    name = source.choice((*FILES, MANIFEST, "optimizer.pt", "state.pkl"))
+    place = source.choice(("alone", "before", "after"))
+    content = (checkpoint / name).read_bytes() if (checkpoint / name).exists() else b""
+    parts = {"alone": (pickled(mark),), "before": (pickled(mark), content), "after": (content, pickled(mark))}
+    (checkpoint / name).write_bytes(b"".join(parts[place]))
+    if name != MANIFEST:
+        seal(checkpoint, STEP)
+    return f"{name}: {place}", checkpoint_reason(folder)
+
+
+def header(source: random.Random, folder: Path, mark: Path) -> tuple[str, str | None]:
+    """A safetensors file that claims a header longer than itself."""
+    path = saved(folder, STEP) / source.choice(FILES[:2])
+    content = path.read_bytes()
+    length = source.choice((len(content) - 7, 1 << source.randrange(20, 63), (1 << 64) - 1 - source.randrange(99)))
+    path.write_bytes(length.to_bytes(8, "little") + content[8:])
+    seal(path.parent, STEP)
+    return f"{path.name}: {length}", checkpoint_reason(folder)
+
+
+def path_in_a_manifest(source: random.Random, folder: Path, mark: Path) -> tuple[str, str | None]:
+    """A manifest that names a file elsewhere, sealed as ours are."""
+    checkpoint = saved(folder, STEP)
+    name = source.choice(FILES)
+    target = folder / "elsewhere"
+    shutil.copy(checkpoint / name, target)
+    path = source.choice(
+        ("../elsewhere", str(target), f"./{name}", f"{name}/../{name}", f"../{checkpoint.name}/{name}")
+    )
+    said = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    files = {path if known == name else known: of for known, of in said["files"].items()}
+    (checkpoint / MANIFEST).write_text(manifest_text(STEP, files), encoding="utf-8")
+    return f"{name}: {path}", checkpoint_reason(folder)
+
+
+def link(source: random.Random, folder: Path, mark: Path) -> tuple[str, str | None]:
+    """A link in a checkpoint, or in its place, to something that would verify."""
+    checkpoint = saved(folder / "checkpoints", STEP)
+    path = source.choice((checkpoint, *(checkpoint / name for name in (*FILES, MANIFEST))))
+    target = path.rename(folder / "elsewhere")
+    path.symlink_to(target)
+    return path.name, checkpoint_reason(folder / "checkpoints")
+
+
+def refusal(work: Callable[[], object]) -> str | None:
+    """The one line of a UserError, which ends a run with exit code 2."""
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def yaml_tag(source: random.Random, folder: Path, mark: Path) -> tuple[str, str | None]:
+    """In a recipe's file or in an override."""
+    tag = source.choice(("python/object/apply:os.system", "python/object/new:os.system", "python/object/apply:eval"))
+    code = f"__import__('pathlib').Path('{mark}').touch()" if tag.endswith("eval") else f"touch {mark}"
+    value = f"!!{tag} [{json.dumps(code)}]"
+    key = source.choice(("output_dir", "seed", "model.encoder", "tasks.topic.path"))
+    if source.random() < 0.5:
+        return f"override {key}: {tag}", refusal(lambda: parse([f"{key}={value}"]))
+    text = value
+    for name in reversed(key.split(".")):
+        text = f"{{{name}: {text}}}"
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    return f"file {key}: {tag}", refusal(lambda: parse(["--config", str(folder / "recipe.yaml")]))
+
+
+def as_encoder(folder: Path) -> None:
+    settings = ModelConfig(encoder=str(folder))
+    load_encoder(settings, load_encoder_config(settings))
+
+
+def model_folder(source: random.Random, folder: Path, mark: Path) -> tuple[str, str | None]:
+    """An encoder, or a model of ours, that comes with code or with pickled weights."""
+    model = tiny_encoder(folder / "encoder", layers=1)
+    load, kind = as_encoder, source.choice(("encoder", "model"))
+    if kind == "model":
+        whole = MultitaskTransformer(SentenceTransformer(AutoModel.from_pretrained(model)), {"topic": ("a", "b")})
+        model, load = folder / "model", MultitaskTransformer.from_pretrained
+        whole.save_pretrained(model)
+    how = source.choice(("code, unknown type", "code, known type", "pickle", "pickle under the name", "index"))
+    if how == "code, unknown type":
+        with_code(model, mark, model_type="own")
+    elif how == "code, known type":
+        with_code(model, mark)
+    elif how == "pickle under the name":
+        (model / "model.safetensors").write_bytes(pickled(mark))
+    else:
+        with_pickled_weights(model, mark)
+    if how == "index":
+        index = {"metadata": {}, "weight_map": {"embeddings.LayerNorm.bias": "pytorch_model.bin"}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        (model / "model-extra.safetensors").touch()
+    change_config(model, architectures=["OwnModel"])
+    return f"{kind}: {how}", refusal(lambda: load(model))
+
+
+FAULTS: tuple[Fault, ...] = (pickle_in_a_checkpoint, header, path_in_a_manifest, link, yaml_tag, model_folder)
+
+
+def run(source: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Each passes if it is refused in one line and nothing has run."""
+    for number in range(count):
+        fault = FAULTS[number % len(FAULTS)]
+        place, mark = folder / str(number), folder / "ran"
+        place.mkdir()
+        point, why = fault(source, place, mark)
+        passed = why is not None and len(why.splitlines()) == 1 and not mark.exists()
+        yield Outcome(fault.__name__, point, why or "not refused", passed)
+        mark.unlink(missing_ok=True)
+        shutil.rmtree(place)
+
+
+HOSTILE = Campaign(60, run)
