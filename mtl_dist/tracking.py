@@ -25,6 +25,10 @@ METRICS = "metrics.jsonl"
 
 LOG_LINE_SECONDS = 10.0
 """In a log without a terminal, a progress line at most this often."""
+WANDB_START_SECONDS = 60.0
+"""How long a run waits for W&B before its first step."""
+WANDB_FINISH_SECONDS = 60.0
+"""How long a finished run waits for W&B to take the rest; `wandb sync` sends from the folder what it did not."""
 
 
 class Console:
@@ -148,7 +152,13 @@ class Tracker:
             dir=str(folder),
             config=recipe,
             mode=None if decided else "offline",
-            settings=wandb.Settings(init_timeout=60, console="off", silent=True),
+            settings=wandb.Settings(
+                init_timeout=WANDB_START_SECONDS,
+                finish_timeout=WANDB_FINISH_SECONDS,
+                finish_timeout_raises=True,
+                console="off",
+                silent=True,
+            ),
         )
         self._wandb.define_metric("step")
         self._wandb.define_metric("*", step_metric="step")

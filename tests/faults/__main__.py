@@ -2,11 +2,25 @@
 
 import sys
 
-from tests.faults import damage, disk, faulty, hanging, hostile, killing, rows, saving, stopping, worlds
+from tests.faults import (
+    damage,
+    disk,
+    faulty,
+    hanging,
+    hostile,
+    killing,
+    ranks,
+    rows,
+    saving,
+    stopping,
+    tracking,
+    worlds,
+)
 from tests.faults.campaign import Campaign, main
 
 CAMPAIGNS: dict[str, Campaign] = {
     "kill": killing.KILL,
+    "kill_rank": ranks.KILL_RANK,
     "kill_in_save": saving.KILL_IN_SAVE,
     "thirty_kills": killing.THIRTY_KILLS,
     "repeat": killing.REPEAT,
@@ -19,6 +33,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     "disk": disk.DISK,
     "hostile": hostile.HOSTILE,
     "rows": rows.ROWS,
+    "wandb": tracking.WANDB,
 }
 
 if __name__ == "__main__":

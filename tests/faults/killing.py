@@ -23,6 +23,7 @@ KILLS = 30
 """Of one run in `thirty_kills`."""
 PHASE_STEPS = 30
 """There: more in all than as many kills, each after 5 steps at most, let it do."""
+REPEATED = (Way(1), Way(2), Way(3))
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def finished(runs: Runs, way: Way, name: str) -> str:
 
 
 def kill(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
-    """Kills the whole job once and goes on, on one process and two, with accumulation and without."""
+    """Kills the whole job once and goes on, on one process and several, with accumulation and without."""
     with Zygote(folder / "logs") as zygote:
         runs = Runs(zygote, folder)
         number = 0
@@ -130,18 +131,18 @@ def passes_are_whole(plan: Plan, steps: int, task: int, rows: int) -> bool:
 
 
 def repeat(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
-    """The same seed again and again, on one process and on two: one hash each."""
+    """The same seed again and again, on each number of processes: one hash for each."""
     seed = draw.randrange(2**31)
     with Zygote(folder / "logs") as zygote:
         runs = Runs(zygote, folder, f"seed={seed}")
         for number in range(count):
-            wrong = []
-            for way in (WAYS[0], WAYS[-1]):
-                runs.finish(way, f"{way} {number}")
-                wrong.append(runs.difference(way, f"{way} {number}"))
-            digest = digest_of(runs.folder / f"{WAYS[-1]} {number}")
-            problem = "; ".join(filter(None, wrong))
-            yield Outcome("none", f"seed {seed}, run {number}", problem or "equal", not problem, digest)
+            wrong, digests = "", []
+            for way in REPEATED:
+                name = f"{way} {number}"
+                runs.finish(way, name)
+                wrong = wrong or runs.difference(way, name)
+                digests.append(digest_of(folder / name))
+            yield Outcome("none", f"seed {seed}, run {number}", wrong or "equal", not wrong, " ".join(digests))
 
 
 KILL = Campaign(120, kill)

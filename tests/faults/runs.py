@@ -31,8 +31,12 @@ class Way:
         return " ".join([f"{self.world_size}p{engine}", *self.overrides])
 
 
-WAYS = tuple(Way(world_size, cut) for world_size in (1, 2) for cut in ((), ("micro_batch_size=3",)))
-"""One and two processes, without accumulation and with it. Each is a run of its own: dropout depends on the cut."""
+CUT = ("micro_batch_size=3",)
+WAYS = (Way(1), Way(2, CUT), Way(3), Way(1, CUT), Way(2))
+"""With accumulation and without it; on three processes the order of a sum begins to matter.
+
+Each is a run of its own: dropout depends on the cut.
+"""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Importing takes seconds and a tiny run one. A fork runs launch/train.py as a user's process does, and is killed like any
 other. Above the ranks of a job stands an agent, as a launcher would: it leads their session, and reports how each of
-them ended. Whoever dies takes all below along: the driver the forks' parent, that one the agents, they the ranks.
+them ended. Whoever dies takes all below along: the driver the agents, and these their ranks.
 """
 
 import atexit
@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "launch" / "train.py"
 TIMEOUT = 180.0
 """Seconds after which a job counts as hanging."""
+TICK = 0.01
+"""Seconds between two looks at the ranks."""
 PRELOADED = ("tests.faults.preloaded",)
 SURROUNDINGS = {
     "PYTHONPATH": str(ROOT),
@@ -207,9 +209,14 @@ def _lead(order: Order, report: Connection) -> None:
     os.environ.update(_meeting_place(order.world_size))
     pids = [_fork_rank(order, rank) for rank in range(order.world_size)]
     report.send(pids)
+    driver = multiprocessing.parent_process()
+    assert driver is not None, "a fork, and not the driver itself"
     for _ in pids:
-        pid, status = os.wait()
-        report.send((pids.index(pid), os.waitstatus_to_exitcode(status)))
+        while (ended := os.waitpid(-1, os.WNOHANG))[0] == 0:
+            # The fork server does not end with the driver: it stays for as long as there are forks.
+            if wait([driver.sentinel], TICK):
+                os._exit(1)
+        report.send((pids.index(ended[0]), os.waitstatus_to_exitcode(ended[1])))
 
 
 def _meeting_place(world_size: int) -> dict[str, str]:

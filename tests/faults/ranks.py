@@ -1,0 +1,123 @@
+"""Campaign `kill_rank`: one rank of 2 to 4 is killed, and the launcher starts all of them again.
+
+Here with torchrun itself, for it is the launcher that is tried.
+"""
+
+import os
+import random
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.faults.campaign import Campaign, Outcome
+from tests.faults.killing import outcome_of
+from tests.faults.runs import Runs, Way
+from tests.faults.zygote import ROOT, SURROUNDINGS, TRAIN, Zygote
+
+LAUNCH_SECONDS = 300.0
+"""After which a launch counts as hanging."""
+STEPS = 24
+"""Of the whole run."""
+MARK = "MTL_DIST_FAULT"
+"""Environment variable by which a launch's processes are known."""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--max-restarts=3")
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it, ranks that are started again may read the addresses of those before them, and hang."""
+
+
+class Launch:
+    """A launcher with its ranks."""
+
+    def __init__(self, world_size: int, arguments: Sequence[str], log: Path) -> None:
+        self.mark = secrets.token_hex(8)
+        self.log = log
+        command = [sys.executable, *TORCHRUN, f"--nproc-per-node={world_size}", str(TRAIN), *arguments]
+        environment = os.environ | SURROUNDINGS | OWN_STORE | {MARK: self.mark}
+        with log.open("wb") as file:
+            self.launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that are alive, launcher and W&B's own included."""
+        return [one for one in psutil.process_iter() if _environment_of(one).get(MARK) == self.mark]
+
+    def rank(self, rank: int) -> psutil.Process | None:
+        """The process with this rank, if it is there."""
+        ranks = (one for one in self.processes() if _environment_of(one).get("RANK") == str(rank))
+        return next(ranks, None)
+
+    def kill(self) -> None:
+        """Ends whatever is left."""
+        for one in self.processes():
+            with suppress(psutil.Error):
+                one.kill()
+        self.launcher.wait()
+
+
+@contextmanager
+def launched(world_size: int, arguments: Sequence[str], log: Path) -> Iterator[Launch]:
+    launch = Launch(world_size, arguments, log)
+    try:
+        yield launch
+    finally:
+        launch.kill()
+
+
+def _environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        return {} if process.status() == psutil.STATUS_ZOMBIE else process.environ()
+    except (psutil.Error, OSError):
+        return {}
+
+
+def kill_rank(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """At a random step, start-up included."""
+    with Zygote(folder / "logs") as zygote:
+        runs = Runs(zygote, folder)
+        for number in range(count):
+            way, name = Way(draw.choice((2, 3, 4))), f"run {number}"
+            rank, step, later = draw.randrange(way.world_size), draw.randrange(STEPS), draw.uniform(0, 0.2)
+            runs.reference(way)
+            with launched(way.world_size, runs.arguments(way, name), folder / f"launch {number}.log") as launch:
+                wrong = killed(launch, rank, folder / name / "metrics.jsonl", step, later) or restarted(launch)
+            wrong = wrong or runs.difference(way, name)
+            if wrong:
+                wrong += launch.log.read_text(errors="replace")[-3000:]
+            yield outcome_of(runs, f"rank {rank} killed, {way}", f"{later:.2f} s after step {step}", name, wrong)
+
+
+def killed(launch: Launch, rank: int, metrics: Path, step: int, later: float) -> str:
+    """Kills the rank some time after the step of this number is in the metrics; what was in the way, or ""."""
+    deadline = time.monotonic() + LAUNCH_SECONDS
+    while (victim := launch.rank(rank)) is None or _lines(metrics) < step:
+        if launch.launcher.poll() is not None or time.monotonic() > deadline:
+            return "it ended, or hung, before that"
+        time.sleep(0.02)
+    time.sleep(later)
+    with suppress(psutil.NoSuchProcess):
+        victim.kill()
+        return ""
+    return "the rank had ended"
+
+
+def _lines(metrics: Path) -> int:
+    return metrics.read_bytes().count(b'"train/loss"') if metrics.exists() else 0
+
+
+def restarted(launch: Launch) -> str:
+    """What is wrong with the end of a launch, or ""."""
+    try:
+        code = launch.launcher.wait(LAUNCH_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if code != 0:
+        return f"exit code {code}"
+    return f"processes are left: {left}" if (left := launch.processes()) else ""
+
+
+KILL_RANK = Campaign(40, kill_rank)

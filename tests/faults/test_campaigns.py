@@ -1,0 +1,147 @@
+"""A few faults of each campaign, and what shows that the campaigns would see a failure."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from torch import Tensor
+
+from mtl_dist import checkpoint, run_folder
+from tests.faults import killing, ranks, rows, saving, tracking, worlds
+from tests.faults.campaign import Campaign
+from tests.faults.points import kill_at
+from tests.faults.runs import WAYS, Runs, Way
+from tests.faults.zygote import ROOT, Zygote
+
+Tensors = Mapping[str, Tensor]
+SAMPLES = {
+    "kill": (killing.KILL, 3),
+    "kill_in_save": (saving.KILL_IN_SAVE, 3),
+    "kill_rank": (ranks.KILL_RANK, 1),
+    "rows": (rows.ROWS, len(rows.FAULTS)),
+    "repeat": (killing.REPEAT, 1),
+    "world_sizes": (worlds.WORLD_SIZES, 4),
+    "wandb": (tracking.WANDB, 4),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_of_the_campaign_passes(name: str, tmp_path: Path) -> None:
+    campaign, count = SAMPLES[name]
+    outcomes = list(campaign.run(random.Random(7), tmp_path, count))
+    assert len(outcomes) == count
+    assert [one for one in outcomes if not one.passed] == []
+
+
+def test_few_kills_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(killing, "KILLS", 4)
+    monkeypatch.setattr(killing, "PHASE_STEPS", 8)
+    (outcome,) = Campaign(1, killing.thirty_kills).run(random.Random(7), tmp_path, 1)
+    assert outcome.passed, outcome
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("faults")
+    with Zygote(folder / "logs") as zygote:
+        yield Runs(zygote, folder)
+
+
+def without_moments() -> None:
+    load = checkpoint.load
+
+    def forgetful(checkpoint: checkpoint.Checkpoint, like: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return load(checkpoint, like)[0], {}
+
+    checkpoint.load = forgetful
+
+
+def without_trimming() -> None:
+    run_folder.trim_metrics = lambda path, step: None
+
+
+@pytest.mark.parametrize(
+    ("hook", "difference"),
+    [
+        (without_moments, "step 14: train/loss"),
+        (without_trimming, "steps [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 13"),
+    ],
+)
+def test_a_run_that_goes_on_wrongly_is_seen(runs: Runs, hook: killing.Hook, difference: str) -> None:
+    """The negative control of `kill`."""
+    way, name = WAYS[0], f"wrong {hook.__name__}"
+    assert killing.strike(runs, way, name, killing.Kill("", hook=partial(kill_at, "step", 14, "after")))
+    runs.finish(way, name, hook)
+    assert runs.difference(way, name).startswith(difference)
+
+
+def test_a_file_ends_at_the_byte_of_the_kill(runs: Runs) -> None:
+    assert saving.died(runs, Way(), "byte", partial(saving.die_at_byte, 2, "optimizer.safetensors", 1234))
+    checkpoints = runs.folder / "byte" / "checkpoints"
+    (partial_file,) = checkpoints.glob(".partial-*/optimizer.safetensors")
+    assert partial_file.stat().st_size == 1234
+    assert len(list(checkpoints.glob("step-*"))) == 2
+
+
+def test_job_of_two_processes(runs: Runs) -> None:
+    job = runs.start(Way(2), "two")
+    assert job.wait() == [0, 0]
+    assert "going on" not in job.output(0)
+    assert "model, metrics and summary are in" in job.output(0)
+    assert json.loads((runs.folder / "two" / "summary.json").read_text())["world_size"] == 2
+    assert runs.zygote.leftovers() == []
+
+
+def test_a_rank_is_killed_alone(runs: Runs) -> None:
+    job = runs.start(Way(2), "alone", partial(kill_at, "step", 10**6, "before"))
+    job.kill(rank=1, number=signal.SIGKILL)
+    assert job.first_end() == (1, -signal.SIGKILL)
+    job.kill()
+    assert job.wait() == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+def test_a_job_that_hangs_is_killed(runs: Runs) -> None:
+    job = runs.start(Way(1), "hangs", signal.pause)
+    with pytest.raises(TimeoutError, match="none of 1 processes ended within 1 s"):
+        job.wait(1)
+    assert runs.zygote.leftovers() == []
+
+
+def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, pathlib\n"
+        "from tests.faults.zygote import Zygote\n"
+        "job = Zygote(pathlib.Path(sys.argv[1])).start([], 2, hook=signal.pause)\n"
+        "print(job.session, *job.pids, flush=True)\n"
+        "signal.pause()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        pids = list(map(int, driver.stdout.readline().split()))
+        assert len(pids) == 3
+        zygote = psutil.Process(pids[0]).parent()
+        assert zygote is not None
+        assert zygote.num_threads() == 1  # a fork has only one of them
+        driver.kill()
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, [*pids, zygote.pid])):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,194 @@
+"""Campaign `wandb`: whatever becomes of W&B, the run is the same, ends with 0 and has every figure in metrics.jsonl."""
+
+import functools
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from mtl_dist import tracking
+from tests.faults.campaign import Campaign, Outcome
+from tests.faults.killing import outcome_of
+from tests.faults.runs import Runs, Way
+from tests.faults.wandb_server import Server, closed_port
+from tests.faults.zygote import Hook, Zygote
+
+SECONDS = 8.0
+"""A run here waits so long for W&B, at its start and at its end."""
+MARGIN = 25.0
+"""What a run may take beyond that and its own time, on a machine that others use too."""
+KEY = "0" * 40
+FIGURES_SECONDS = 20.0
+"""In which W&B sends its first figures."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What becomes of W&B."""
+
+    server: Callable[[], Server | None]
+    """None where nobody listens."""
+    mid_run: Callable[[Server], None] | None = None
+    """Done to the server in the middle of the run, once it has taken figures."""
+    key: str = KEY
+    hook: Callable[[int], Hook] | None = None
+    """In the run, by the number of the line at which it strikes."""
+
+
+def go_mute(server: Server) -> None:
+    server.mute = True
+
+
+def fail(server: Server) -> None:
+    server.status = 500
+
+
+def refuse_key(server: Server) -> None:
+    server.status = 401
+
+
+def hurry() -> None:
+    """A hook: the run's patience with W&B is short."""
+    tracking.WANDB_START_SECONDS = tracking.WANDB_FINISH_SECONDS = SECONDS
+
+
+def at_line(line: int, action: Hook) -> None:
+    """A hook: `action` before the line of this number, from 1, is logged."""
+    hurry()
+    log, lines = tracking.Tracker.log, 0
+
+    @functools.wraps(log)
+    def watched(self: tracking.Tracker, step: int, phase: str, values: Mapping[str, float | str]) -> None:
+        nonlocal lines
+        lines += 1
+        if lines == line and self._console.speaks:
+            action()
+        log(self, step, phase, values)
+
+    tracking.Tracker.log = watched
+
+
+def kill_service() -> None:
+    """Ends the process that W&B starts beside a run."""
+    found = [child for child in psutil.Process().children(recursive=True) if "wandb-core" in " ".join(child.cmdline())]
+    assert found, "W&B has no process of its own"
+    for child in found:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+
+
+def wait_in_the_middle(reached: Path, go_on: Path) -> None:
+    """Until the driver has done its part."""
+    reached.touch()
+    while not go_on.exists():
+        time.sleep(0.01)
+
+
+def kill_service_at(line: int) -> Hook:
+    return partial(at_line, line, kill_service)
+
+
+FAULTS = {
+    "nobody listens": Fault(lambda: None),
+    "service killed": Fault(Server, hook=kill_service_at),
+    "cut off": Fault(Server, Server.cut_off),
+    "malformed key": Fault(Server, key="none"),
+    "never answers": Fault(partial(Server, mute=True)),
+    "answers slowly": Fault(partial(Server, delay=1.0)),
+    "refuses the key": Fault(partial(Server, status=401)),
+    "fails": Fault(partial(Server, status=500)),
+    "goes mute": Fault(Server, go_mute),
+    "begins to fail": Fault(Server, fail),
+    "withdraws the key": Fault(Server, refuse_key),
+}
+
+
+def wandb(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Every fault in turn, mid-run ones at a random line, on one process and two."""
+    with Zygote(folder / "logs") as zygote:
+        runs = Runs(zygote, folder)
+        for number in range(count):
+            name = list(FAULTS)[number % len(FAULTS)]
+            fault = FAULTS[name]
+            way, line = Way(draw.choice((1, 2))), draw.randint(2, 24)
+            wrong = tracked(runs, way, f"run {number}", fault, line)
+            where = f"line {line}" if fault.mid_run or fault.hook else "from the start"
+            yield outcome_of(runs, f"{name}, {way}", where, f"run {number}", wrong)
+
+
+def tracked(runs: Runs, way: Way, name: str, fault: Fault, line: int) -> str:
+    """A run with W&B at fault; what is wrong with it, or ""."""
+    expected = runs.reference(way)
+    reached, go_on = runs.folder / f"{name} reached", runs.folder / f"{name} goes on"
+    with _serving(fault) as server:
+        url = server.url if server is not None else f"http://127.0.0.1:{closed_port()}"
+        environment = {"WANDB_MODE": "online", "WANDB_API_KEY": fault.key, "WANDB_BASE_URL": url}
+        arguments = [*runs.arguments(way, name), "tracking.wandb=true"]
+        hook = _hook(fault, line, reached, go_on)
+        job = runs.zygote.start(arguments, way.world_size, hook=hook, environment=environment)
+        try:
+            if fault.mid_run is not None and server is not None:
+                _wait_for(reached.exists)
+                _wait_for(lambda: server.streamed > 0)
+                fault.mid_run(server)
+                go_on.touch()
+            codes = job.wait(expected.seconds + 2 * SECONDS + MARGIN)
+        except TimeoutError as error:
+            job.kill()
+            return f"hangs: {error}: {job.output()}"
+    if set(codes) != {0}:
+        return f"exit codes {codes}: {job.output()}"
+    return _left_of(url) or runs.difference(way, name)
+
+
+def _hook(fault: Fault, line: int, reached: Path, go_on: Path) -> Hook:
+    if fault.hook is not None:
+        return fault.hook(line)
+    if fault.mid_run is not None:
+        return partial(at_line, line, partial(wait_in_the_middle, reached, go_on))
+    return hurry
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    """Raises TimeoutError where it does not come true."""
+    deadline = time.monotonic() + FIGURES_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the run has not come to its middle, or W&B has sent nothing")
+        time.sleep(0.01)
+
+
+def _left_of(url: str) -> str:
+    """W&B's own processes that a run with this server has left behind, a little later."""
+    deadline = time.monotonic() + SECONDS
+    while found := [one for one in psutil.process_iter() if _environment(one).get("WANDB_BASE_URL") == url]:
+        if time.monotonic() > deadline:
+            return f"processes are left: {found}"
+        time.sleep(0.05)
+    return ""
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
+
+
+@contextmanager
+def _serving(fault: Fault) -> Iterator[Server | None]:
+    server = fault.server()
+    try:
+        yield server
+    finally:
+        if server is not None and not server.gone:
+            server.cut_off()
+
+
+WANDB = Campaign(20, wandb)
