@@ -240,7 +240,9 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
 
     def _train_phase(self, phase: Phase) -> None:
         log_every, seconds = self.recipe.tracking.log_every_steps, self.progression.phase_seconds
-        if self._ends_early(phase):
+        # A run that was stopped between a step and its measurement goes on with that.
+        owed = phase.measurements_by(self.progression.step) > len(self.progression.measured.get(phase.name, ()))
+        if owed and self._ends_early(phase):
             return
         before = seconds.get(phase.name, 0.0)
         watch, tokens, since = Stopwatch(), 0, 0.0
@@ -262,11 +264,9 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             self._compare_and_save(phase, watch)
 
     def _ends_early(self, phase: Phase) -> bool:
-        """Measures where `until` asks for it and it has not been done, and says whether that ends the phase."""
-        done, measured = self.progression.step, self.progression.measured.get(phase.name, ())
-        if not phase.measures_after(done) or len(measured) >= phase.measurements_by(done):
-            return False
-        if self.hooks.has_enough(phase):
+        """Measures where `until` asks for it, and says whether that ends the phase."""
+        done = self.progression.step
+        if phase.measures_after(done) and self.hooks.has_enough(phase):
             self.progression.stops[phase.name] = done
         return phase.name in self.progression.stops
 
