@@ -128,11 +128,12 @@ class Watchdog:
         silent = [rank for rank, (_, at) in self._heard.items() if now - at > SILENT_SECONDS and rank != self._rank]
         if any(beat.excused for rank, (beat, _) in self._heard.items() if rank not in silent):
             return []
-        counts = {rank: beat.count for rank, (beat, _) in self._heard.items()} | {self._rank: self._own.count}
-        late = [rank for rank, count in counts.items() if count == min(counts.values())]
-        if not silent and len(late) == len(counts) and stood < PATIENCE_WITH_ALL * self._timeout:
+        beats = {rank: beat for rank, (beat, _) in self._heard.items()} | {self._rank: self._own}
+        at_one_place = len({(beat.count, beat.place) for beat in beats.values()}) == 1
+        if not silent and at_one_place and stood < PATIENCE_WITH_ALL * self._timeout:
             return []
-        return silent or late
+        least = min(beat.count for beat in beats.values())
+        return silent or [rank for rank, beat in beats.items() if beat.count == least]
 
     def _end(self, missing: list[int], stood: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
