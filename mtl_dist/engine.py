@@ -287,9 +287,6 @@ class DataParallel(Engine):
                 device_ids=None if self.device.type == "cpu" else [self.device],
                 forward_sync_buffers=False,
                 init_sync=False,  # the ranks have just compared their parameters
-                # Else DDP lays its buckets out anew after its first step, and with them the order in which three ranks
-                # or more are added up: a continued run would differ from an uninterrupted one in its last digits.
-                find_unused_parameters=True,
                 gradient_as_bucket_view=True,
             )
             self._lay_out_gradients()
