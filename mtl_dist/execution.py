@@ -19,7 +19,7 @@ from mtl_dist.phases import Phase, Schedule
 from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary
 from mtl_dist.saving import Saver
 from mtl_dist.tracking import Console, Progress, Tracker
-from mtl_dist.trainer import Progression, TrainingSetup, TransferLearningTrainer
+from mtl_dist.trainer import TELLS_NOTHING, Progression, TrainingSetup, TransferLearningTrainer
 from mtl_dist.until import has_run_out, value_of, why
 from mtl_dist.watchdog import Watchdog
 
@@ -65,7 +65,8 @@ class Execution:
         Raises Interrupted, on every rank, after a checkpoint, where the run was asked to stop.
         """
         self.processes.on_first(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
-        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes)
+        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes, self.progression.wandb_id)
+        self.progression.wandb_id = self.tracker.wandb_id
         self.saver = Saver(
             self.folder / CHECKPOINTS,
             self.recipe,
@@ -228,7 +229,7 @@ class Execution:
 
         Two runs with the same have become the same.
         """
-        counters = {key: value for key, value in asdict(self.progression).items() if key != "phase_seconds"}
+        counters = {key: value for key, value in asdict(self.progression).items() if key not in TELLS_NOTHING}
         state = {**self.engine.parameter_digests(), **self.engine.moment_digests(), "": json.dumps(counters)}
         return combined(state)
 

@@ -72,8 +72,15 @@ class Progress:
 class Tracker:
     """Writes metrics of a run, one line of JSON per call of `log`. Every rank has one, and calls it alike."""
 
-    def __init__(self, folder: Path, recipe: Recipe, console: Console, processes: Processes) -> None:
-        """Raises TrainingError, as `log` does, on every rank where metrics.jsonl cannot be opened."""
+    def __init__(
+        self, folder: Path, recipe: Recipe, console: Console, processes: Processes, wandb_id: str = ""
+    ) -> None:
+        """`wandb_id`: the W&B run to go on with.
+
+        Raises TrainingError, as `log` does, on every rank where metrics.jsonl cannot be opened.
+        """
+        self.wandb_id = wandb_id
+        """On the first rank, the id of the W&B run; empty without one."""
         self._console = console
         self._processes = processes
         self._on_error = recipe.checkpoint.on_error
@@ -150,6 +157,8 @@ class Tracker:
         self._wandb = wandb.init(
             project=config.wandb_project,
             dir=str(folder),
+            id=self.wandb_id or None,
+            resume="allow",
             config=recipe,
             mode=None if decided else "offline",
             settings=wandb.Settings(
@@ -160,6 +169,7 @@ class Tracker:
                 silent=True,
             ),
         )
+        self.wandb_id = self._wandb.id
         self._wandb.define_metric("step")
         self._wandb.define_metric("*", step_metric="step")
 

@@ -39,6 +39,10 @@ class TrainingSetup:
     """Told the places that every rank comes by in a step, in the same order; see `watchdog`."""
 
 
+TELLS_NOTHING = ("phase_seconds", "wandb_id")
+"""Fields of a Progression that differ between equal runs."""
+
+
 @dataclass
 class Progression:
     """What a run has done so far; a checkpoint holds it."""
@@ -54,6 +58,8 @@ class Progression:
     between them is lost, and its samples are not drawn again."""
     evaluated: int = 0
     """Steps done when the last evaluation at a phase's end was made."""
+    wandb_id: str = ""
+    """Of the run at Weights & Biases, which goes on with this one; empty without."""
     phase_seconds: dict[str, float] = field(default_factory=dict)
     """Training time of each phase, evaluation and saving left out."""
     measured: dict[str, list[float]] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from mtl_dist.recipe import CheckpointConfig, Recipe, TrackingConfig
 from mtl_dist.tracking import Console, Progress, Tracker
 from tests.disks import nearly_full, small_disk, why_not
 from tests.in_process import run_here
+from tests.kills import Killed, killed_before_step
 from tests.tiny import tiny_recipe
 
 # Imported by name, because protobuf makes its classes as the module is loaded, unseen by type checks.
@@ -121,6 +122,22 @@ def test_wandb_has_the_summary_and_knows_how_the_run_ended(whole_run: tuple[Path
     assert found.items() >= json.loads((folder / "summary.json").read_text()).items()
     (ended,) = (record.exit for record in records if record.WhichOneof("record_type") == "exit")
     assert ended.exit_code == 0
+
+
+def test_a_run_that_goes_on_is_the_same_run_at_wandb(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "tracking.wandb=true", "checkpoint.every_steps=2")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_before_step(7)(patch)
+        with pytest.raises(Killed):
+            run_here(recipe)
+    wandb.teardown()
+    run_here(recipe)
+    wandb.teardown()
+    first, second = sorted(
+        (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime
+    )
+    assert first.name == second.name
+    assert first != second
 
 
 def test_wandb_knows_of_a_run_that_failed(tmp_path: Path) -> None:
