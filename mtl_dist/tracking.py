@@ -158,7 +158,7 @@ class Tracker:
             project=config.wandb_project,
             dir=str(folder),
             id=self.wandb_id or None,
-            resume="allow",
+            resume="allow" if self.wandb_id else None,
             config=recipe,
             mode=None if decided else "offline",
             settings=wandb.Settings(
