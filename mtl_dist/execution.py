@@ -82,6 +82,8 @@ class Execution:
                 with self.watchdog.watching():
                     summary = self._train_and_measure()
                 exit_code = 0
+                # No rank asks the others any more, and what remains of the run is nothing to go on with.
+                self.stop_request.end_with(exit_code)
             except Interrupted as interrupted:
                 exit_code = interrupted.exit_code
                 raise

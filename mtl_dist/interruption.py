@@ -48,7 +48,7 @@ class StopRequest:
         threading.Thread(target=self._read, args=(reader,), daemon=True, name="signals").start()
 
     def end_with(self, code: int) -> None:
-        """From here on, a signal ends this process with the exit code that it has found out for itself."""
+        """From here on, a signal that ends this process ends it with the exit code that it has found out for itself."""
         with self._lock:
             self._code = code
 
@@ -71,14 +71,15 @@ class StopRequest:
 
     def _take(self, request: signal.Signals) -> None:
         with self._lock:
-            if self._code is not None:
-                os._exit(self._code)
             first = self.signal is None
             if first:
                 self.signal, self._since = request, time.monotonic()
-            if first and self._waits:
+            same = not first and time.monotonic() - self._since < ONE_REQUEST_SECONDS
+            if self._waits and (first or same):
                 return
-            if not first and time.monotonic() - self._since < ONE_REQUEST_SECONDS:
+            if self._code is not None:
+                os._exit(self._code)
+            if same:
                 return
             if os.environ.get("RANK", "0") == "0":
                 print(f"stopped by {request.name}; the same command goes on", file=sys.stderr, flush=True)

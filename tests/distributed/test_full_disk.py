@@ -1,30 +1,38 @@
 """A full disk on two processes: rank 0 alone writes, both end with its one line, and neither waits for the other."""
 
 import json
-from contextlib import ExitStack
+import mmap
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 
+from mtl_dist.cli import parse, resolved_yaml
 from tests.disks import small_disk, why_not
 from tests.distributed.launching import launch, launched
 from tests.tiny import tiny_recipe_file
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
-KIB = 1 << 10
+KIB, PAGE = 1 << 10, mmap.PAGESIZE
 CASES: dict[str, tuple[int, tuple[str, ...], str]] = {
-    # Room on the disk, what is set, and what cannot be written: all has room for the recipe.
-    "a checkpoint": (48 * KIB, ("checkpoint.every_steps=100",), "checkpoints/step-0000000004"),
-    "the model, after checkpoints": (48 * KIB, ("checkpoint.every_steps=100", "checkpoint.on_error=continue"), "model"),
-    "a line": (8 * KIB, (), "metrics.jsonl"),
-    "the model, after lines": (8 * KIB, ("checkpoint.on_error=continue",), "model"),
+    # Room on the disk beside the recipe, what is set, and what cannot be written.
+    "a checkpoint": (40 * KIB, ("checkpoint.every_steps=100",), "checkpoints/step-0000000004"),
+    "the model, after checkpoints": (40 * KIB, ("checkpoint.every_steps=100", "checkpoint.on_error=continue"), "model"),
+    "a line": (0, (), "metrics.jsonl"),
+    "the model, after lines": (0, ("checkpoint.on_error=continue",), "model"),
 }
 
 
 def arguments_of(folder: Path, case: str) -> list[str]:
     _, settings, _ = CASES[case]
     return ["--config", str(folder / "recipe.yaml"), f"output_dir={folder / case / 'run'}", *settings]
+
+
+def disk_for(folder: Path, case: str) -> AbstractContextManager[Path]:
+    """A disk that is full after the recipe, which is as long as the names of folders are, and the room of the case."""
+    recipe = resolved_yaml(parse(arguments_of(folder, case)).recipe).encode()
+    return small_disk(folder / case, -(-len(recipe) // PAGE) * PAGE + CASES[case][0])
 
 
 def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> None:
@@ -34,8 +42,8 @@ def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> 
     file = tmp_path / "jobs.json"
     file.write_text(json.dumps([{"arguments": arguments_of(tmp_path, case)} | common for case in CASES]))
     with ExitStack() as disks:
-        for case, (room, *_) in CASES.items():
-            disks.enter_context(small_disk(tmp_path / case, room))
+        for case in CASES:
+            disks.enter_context(disk_for(tmp_path, case))
         launched("tests/distributed/worker.py", str(file), processes=2)
         left = {case: {path.name for path in (tmp_path / case / "run").iterdir()} for case in CASES}
     first, second = (json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2))
@@ -49,7 +57,7 @@ def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> 
 def test_a_launch_says_it_once(tmp_path: Path) -> None:
     tiny_recipe_file(tmp_path)
     case = "the model, after checkpoints"
-    with small_disk(tmp_path / case, CASES[case][0]):
+    with disk_for(tmp_path, case):
         done = launch("launch/train.py", *arguments_of(tmp_path, case), processes=2)
     assert done.returncode == 1
     (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))

@@ -83,3 +83,22 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         started.send_signal(signal.SIGINT)
         assert started.wait(timeout=30) == 75
         assert started.stderr.read() == "stopped by SIGINT; the same command goes on\n"
+
+
+@pytest.mark.parametrize("first_while_training", [True, False])
+def test_after_the_end_a_signal_ends_the_process_as_one_that_has_finished(first_while_training: bool) -> None:
+    """A rank that has cast its last vote cannot ask the others any more: were it to end with 75, they would not."""
+    first = "os.kill(os.getpid(), 15)\n    while not stop.made: time.sleep(0.01)" if first_while_training else "pass"
+    ended = f"""
+import os
+stop.listen()
+with stop.waiting():
+    {first}
+    stop.end_with(0)
+print('ready', flush=True)
+threading.Event().wait()
+"""
+    with process(ended) as started:
+        started.send_signal(signal.SIGUSR1)
+        assert started.communicate(timeout=30) == ("", "")
+    assert started.returncode == 0

@@ -64,6 +64,14 @@ def stop_in_round(patch: pytest.MonkeyPatch, round_: int) -> None:
     patch.setattr(StopRequest, "made", property(made))
 
 
+def test_a_signal_after_the_last_vote_finds_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any rank: one that ended with 75 while the others end with 0 would have a finished job started again."""
+    codes: list[int] = []
+    monkeypatch.setattr(StopRequest, "end_with", lambda self, code: codes.append(code))
+    run_here(recipe_of(tmp_path, "run"))
+    assert codes == [0]
+
+
 def test_without_checkpoints_a_stopped_run_says_that_it_starts_anew(tmp_path: Path) -> None:
     overrides = ("checkpoint.every_steps=null", "checkpoint.every_minutes=null")
     with pytest.MonkeyPatch.context() as patch:
