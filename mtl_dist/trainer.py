@@ -76,6 +76,13 @@ def dropout_seed(seed: int, step: int, rank: int, micro_step: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """As `torch.manual_seed`, which for every device that a machine does not have keeps the call and its stack."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class LayerwiseLearningRateTrainer:
     """Trains one step at a time with a learning rate for each unit of the model.
 
@@ -133,7 +140,7 @@ class LayerwiseLearningRateTrainer:
         inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions], with_tokens)
         inputs = inputs.to(self.engine.device)
         self.passing(f"{place}: forward and backward")
-        torch.manual_seed(dropout_seed(self.recipe.seed, step, rank, micro_step))
+        seed_device(self.engine.device, dropout_seed(self.recipe.seed, step, rank, micro_step))
         with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
             logits = self.engine.logits(inputs, below)
             # A task without rows here gives a zero with a graph: DDP waits for every head's gradient.
