@@ -21,6 +21,10 @@ class Split:
     sentence pairs where the tokenizer makes them, `token_type_ids` (list of int32)."""
     lengths: np.ndarray
     """Tokens of each row, int32."""
+    labels: np.ndarray
+    """Class index of each row, int64."""
+    hashes: np.ndarray
+    """128 bits of each row's tokens, [rows, 2] uint64."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +55,30 @@ class Batch:
         )
 
 
-def collate(splits: Mapping[str, Split], task_ids: np.ndarray, rows: np.ndarray, pad_token_id: int) -> Batch:
-    """The batch of examples `rows[i]` of the `task_ids[i]`-th split, in this order; `splits` is by task."""
+def collate(
+    splits: Mapping[str, Split], task_ids: np.ndarray, rows: np.ndarray, pad_token_id: int, with_tokens: bool = True
+) -> Batch:
+    """The batch of examples `rows[i]` of the `task_ids[i]`-th split, in this order; `splits` is by task.
+
+    Without its tokens each example is one of padding, for who has its sentence vector already.
+    """
     positions = {task: np.flatnonzero(task_ids == index) for index, task in enumerate(splits)}
     lengths = np.empty(len(rows), dtype=np.int64)
     for task, at in positions.items():
         lengths[at] = splits[task].lengths[rows[at]]
-    shape = (len(rows), int(lengths.max(initial=1)))
+    shape = (len(rows), int(lengths.max(initial=1)) if with_tokens else 1)
     attended = np.arange(shape[1]) < lengths[:, None]
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     typed = any("token_type_ids" in split.rows.column_names for split in splits.values())
     token_type_ids = np.zeros(shape, dtype=np.int64) if typed else None
     labels = {}
     for task, at in positions.items():
-        columns = cast(pa.Table, splits[task].rows[rows[at]])
-        _fill(input_ids, attended, at, columns["input_ids"])
-        if token_type_ids is not None and "token_type_ids" in columns.column_names:
-            _fill(token_type_ids, attended, at, columns["token_type_ids"])
-        labels[task] = torch.from_numpy(columns["label"].to_numpy().copy())
+        labels[task] = torch.from_numpy(splits[task].labels[rows[at]])
+        if with_tokens and len(at):
+            columns = cast(pa.Table, splits[task].rows[rows[at]])
+            _fill(input_ids, attended, at, columns["input_ids"])
+            if token_type_ids is not None and "token_type_ids" in columns.column_names:
+                _fill(token_type_ids, attended, at, columns["token_type_ids"])
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(attended.astype(np.int64)),

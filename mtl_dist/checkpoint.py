@@ -23,7 +23,16 @@ from mtl_dist.until import SIGNS
 
 PARTIAL = ".partial-"
 # Keys that may change between stop and resume, because they cannot change the run's samples or weights.
-FREE_KEYS = ("output_dir", "micro_batch_size", "data.cache_dir", "evaluation.", "checkpoint.", "safety.", "tracking.")
+FREE_KEYS = (
+    "output_dir",
+    "micro_batch_size",
+    "data.cache_dir",
+    "cache.",
+    "evaluation.",
+    "checkpoint.",
+    "safety.",
+    "tracking.",
+)
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class DataBundle:
         names = {split for task in self.tasks.values() for split in task.splits}
         return {split: {name: task.splits[split] for name, task in self.tasks.items()} for split in names}
 
-    def batch(self, split: str, task_ids: np.ndarray, rows: np.ndarray) -> Batch:
+    def batch(self, split: str, task_ids: np.ndarray, rows: np.ndarray, with_tokens: bool = True) -> Batch:
         """Examples of `split` in the given order: row `rows[i]` of the task with index `task_ids[i]` in the recipe."""
-        return collate(self._splits[split], task_ids, rows, int(self.tokenizer.pad_token_id))
+        return collate(self._splits[split], task_ids, rows, int(self.tokenizer.pad_token_id), with_tokens)
 
 
 def prepare(recipe: Recipe, processes: Processes, say: Callable[[str], None]) -> DataBundle:

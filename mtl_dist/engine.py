@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtl_dist.batches import Batch
 from mtl_dist.digests import combined, quick_digest, require_equal, tensor_digest
 from mtl_dist.errors import TrainingError
-from mtl_dist.model import MultitaskTransformer
+from mtl_dist.model import Below, MultitaskTransformer
 from mtl_dist.optim import build_optimizer, set_rates
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import OptimizerConfig
@@ -33,6 +33,8 @@ class Engine(ABC):
     """
 
     name: str
+    lockstep = False
+    """Whether every forward is made by all ranks together, because none has all parameters."""
 
     def __init__(
         self, accelerator: Accelerator, processes: Processes, model: MultitaskTransformer, config: OptimizerConfig
@@ -164,11 +166,21 @@ class Engine(ABC):
             self._settle()
             self.train_mode()
 
-    def logits(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits [its rows, num_labels] of every task, in the weights' type whatever precision they come from."""
+    def logits(self, batch: Batch, below: Below | None = None) -> dict[str, Tensor]:
+        """Logits [its rows, num_labels] of every task, in the weights' type whatever precision they come from.
+
+        `below`, as from `run_below`, is not computed again.
+        """
         with self.accelerator.autocast():
-            logits = self.model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids)
+            logits = self.model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, below)
         return {task: values.to(self.raw.sentence_transformer.encoder.dtype) for task, values in logits.items()}
+
+    def run_below(self, levels: Sequence[int], batch: Batch) -> dict[int, Tensor]:
+        """What the encoder's part below each of `levels` gives; see `MultitaskTransformer.run_below`."""
+        with self.accelerator.autocast():
+            states = self.raw.run_below(levels, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        self._settle()
+        return states
 
     def backward(self, loss: Tensor) -> None:
         """Adds this rank's share of the global batch's gradient. The shares' sum is what the ranks hold afterwards."""

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtl_dist.engine import Engine
@@ -24,6 +24,7 @@ class FullySharded(Engine):
     """
 
     name = "fsdp2"
+    lockstep = True
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class FullySharded(Engine):
             if unit.startswith("blocks."):
                 fully_shard(modules[unit][0], mesh=mesh, reshard_after_forward=self._reshard_after_forward)
         fully_shard(model, mesh=mesh)  # in place
+        register_fsdp_forward_method(model, "run_below")
         return model
 
     def _settle(self) -> None:

@@ -103,6 +103,7 @@ class ZeroRedundancy(Engine):
     ) -> None:
         super().__init__(accelerator, processes, model, config)
         self.name = f"zero{stage}"
+        self.lockstep = stage == 3
         self._stage = stage
         self._groups = [dict(group) for group in self.optimizer.param_groups]
         self._layouts = [

@@ -16,6 +16,8 @@ from torch.nn.functional import cross_entropy
 from mtl_dist.batches import Batch
 from mtl_dist.data import DataBundle
 from mtl_dist.engine import Engine
+from mtl_dist.model import Below
+from mtl_dist.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,12 @@ class TaskMetrics:
 
 
 def evaluate(
-    engine: Engine, data: DataBundle, split: str, batch_size: int, before_batch: Callable[[], None] = lambda: None
+    engine: Engine,
+    data: DataBundle,
+    split: str,
+    batch_size: int,
+    cache: PrefixCache,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, TaskMetrics]:
     """Metrics of every task on `split`; every rank calls this and gets the same figures.
 
@@ -63,8 +70,11 @@ def evaluate(
                 before_batch()
                 mine = first + rank
                 # A rank that has no batch left goes along with the first one and counts nothing.
-                rows = batches[mine if mine < len(batches) else 0]
-                counts, loss = _measure(engine, data.batch(split, np.full(len(rows), index), rows), task)
+                number = mine if mine < len(batches) else 0
+                rows = batches[number]
+                batch = data.batch(split, np.full(len(rows), index), rows).to(engine.device)
+                below = cache.below_in_evaluation(split, task, number, batch)
+                counts, loss = _measure(engine, batch, task, below)
                 if mine < len(batches):
                     confusion += counts
                     losses.append(loss)
@@ -74,10 +84,9 @@ def evaluate(
     return metrics
 
 
-def _measure(engine: Engine, batch: Batch, task: str) -> tuple[np.ndarray, float]:
+def _measure(engine: Engine, batch: Batch, task: str, below: Below | None) -> tuple[np.ndarray, float]:
     """Confusion counts and summed loss of one batch."""
-    batch = batch.to(engine.device)
-    logits, labels = engine.logits(batch)[task], batch.labels[task]
+    logits, labels = engine.logits(batch, below)[task], batch.labels[task]
     loss = cross_entropy(logits, labels, reduction="sum")
     num_labels = logits.shape[-1]
     cells = torch.bincount(labels * num_labels + logits.argmax(dim=-1), minlength=num_labels**2)

@@ -16,10 +16,11 @@ from mtl_dist.errors import Interrupted, TrainingError, reason
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
 from mtl_dist.interruption import StopRequest
 from mtl_dist.phases import Phase, Schedule
+from mtl_dist.progression import TELLS_NOTHING, Progression
 from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary
 from mtl_dist.saving import Saver
 from mtl_dist.tracking import Console, Progress, Tracker
-from mtl_dist.trainer import TELLS_NOTHING, Progression, TrainingSetup, TransferLearningTrainer
+from mtl_dist.trainer import TrainingSetup, TransferLearningTrainer
 from mtl_dist.until import has_run_out, value_of, why
 from mtl_dist.watchdog import Watchdog
 
@@ -123,7 +124,9 @@ class Execution:
             self.watchdog.passing(f"after step {self.progression.step}: a batch of {split}")
             self.asked_to_save()
 
-        return evaluate(self.engine, self.setup.data, split, self.recipe.evaluation.batch_size, before_batch)
+        return evaluate(
+            self.engine, self.setup.data, split, self.recipe.evaluation.batch_size, self.setup.cache, before_batch
+        )
 
     def evaluate(self, phase: Phase) -> dict[str, TaskMetrics]:
         split, step = self.recipe.evaluation.split, self.progression.step
@@ -202,6 +205,7 @@ class Execution:
         self.engine.enter_phase(phase.name, phase.units)
         self.engine.train_mode()
         self.progression.rollbacks.append([back_to, lost_to])
+        self.setup.cache.enter_phase(phase, self.progression)
         self.progression.nonfinite_in_row = 0
         self.tracker.log(lost_to, phase.name, {"safety/rolled_back_to": back_to})
         self.console.say(

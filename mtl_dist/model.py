@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from mtl_dist.encoder import comes_with_code, find_anatomy, new_encoder, without_pooler
 from mtl_dist.errors import UserError, reason
+from mtl_dist.stages import Stages
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "mtl_dist"
@@ -23,6 +24,8 @@ SETTINGS = "mtl_dist"
 POOLINGS = ("first_token", "mean")
 Routes = Mapping[str, Tensor]
 """For each task, the rows of a batch that are its own, int64."""
+Below = tuple[int, Tensor]
+"""A level, and what the encoder's part below it gives; see `MultitaskTransformer.run_below`."""
 
 
 class SentenceTransformer(nn.Module):
@@ -42,12 +45,15 @@ class SentenceTransformer(nn.Module):
 
         Rows are padded on the right for `first_token`.
         """
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        inputs = encoder_inputs(input_ids, attention_mask, token_type_ids)
+        return self.dropout(self.pooled(self.encoder(**inputs).last_hidden_state, attention_mask))
+
+    def pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Sentence vectors [n, hidden_size] of the last hidden states [n, tokens, hidden_size], before dropout."""
         if self.pooling == "first_token":
-            return self.dropout(hidden[:, 0])
+            return hidden[:, 0]
         attended = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return self.dropout((hidden * attended).sum(dim=1) / attended.sum(dim=1))
+        return (hidden * attended).sum(dim=1) / attended.sum(dim=1)
 
 
 class MultitaskTransformer(nn.Module):
@@ -71,6 +77,7 @@ class MultitaskTransformer(nn.Module):
         self.sentence_transformer = sentence_transformer
         self.labels = {task: tuple(names) for task, names in labels.items()}
         self.anatomy = find_anatomy(encoder)
+        self.stages = Stages(encoder, self.anatomy)
         self.heads = nn.ModuleDict(
             {
                 task: _head(encoder.config.hidden_size, len(names), dropout, f"{seed}/{task}", encoder.dtype)
@@ -80,7 +87,12 @@ class MultitaskTransformer(nn.Module):
 
     @overload
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, task: str, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        task: str,
+        token_type_ids: Tensor | None = None,
+        below: Below | None = None,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -89,6 +101,7 @@ class MultitaskTransformer(nn.Module):
         attention_mask: Tensor,
         task: Sequence[str] | Routes,
         token_type_ids: Tensor | None = None,
+        below: Below | None = None,
     ) -> dict[str, Tensor]: ...
     def forward(
         self,
@@ -96,19 +109,47 @@ class MultitaskTransformer(nn.Module):
         attention_mask: Tensor,
         task: str | Sequence[str] | Routes,
         token_type_ids: Tensor | None = None,
+        below: Below | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Logits of one task, or of each row's own task in one pass through the encoder.
 
         `task` is a task's name for all rows, which gives logits [n, num_labels]; or a name for each row; or the rows
         of each task, maybe none. The latter two give, for each task named, logits [its rows, num_labels], its rows in
-        their order. The other arguments are [n, tokens], int64. Raises KeyError for an unknown task, and ValueError
-        for names that are not as many as rows.
+        their order. `input_ids`, `attention_mask` and `token_type_ids` are [n, tokens], int64. What the encoder's
+        lower part gives, as from `run_below`, is not computed again where it comes as `below`. Raises KeyError for an
+        unknown task, and ValueError for names that are not as many as rows.
         """
-        vectors = self.sentence_transformer(input_ids, attention_mask, token_type_ids)
+        if below is None:
+            vectors = self.sentence_transformer(input_ids, attention_mask, token_type_ids)
+        else:
+            vectors = self._vectors_above(below, encoder_inputs(input_ids, attention_mask, token_type_ids))
         if isinstance(task, str):
             return self.heads[task](vectors)
         routes = task if isinstance(task, Mapping) else _routes(task, vectors)
         return {name: self.heads[name](vectors[rows]) for name, rows in routes.items()}
+
+    def _vectors_above(self, below: Below, inputs: dict[str, Tensor]) -> Tensor:
+        level, states = below
+        sentences = self.sentence_transformer
+        if level < self.anatomy.num_blocks:
+            hidden = self.stages.above(level, states, inputs)
+            states = sentences.pooled(hidden, inputs["attention_mask"])
+        return sentences.dropout(states)
+
+    @torch.no_grad()
+    def run_below(
+        self, levels: Sequence[int], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[int, Tensor]:
+        """What the encoder's part below each of `levels` gives, in the mode that its modules are in.
+
+        Level k, at least 1, is the hidden states [n, tokens, hidden_size] that enter block k; level `num_blocks` is
+        the sentence vectors [n, hidden_size] before their dropout.
+        """
+        states = self.stages.below(levels, encoder_inputs(input_ids, attention_mask, token_type_ids))
+        top = self.anatomy.num_blocks
+        if top in states:
+            states[top] = self.sentence_transformer.pooled(states[top], attention_mask)
+        return states
 
     def unit_modules(self) -> dict[str, list[nn.Module]]:
         """The modules of each unit in canonical order: embeddings, blocks upwards, heads; see `phases`."""
@@ -202,6 +243,14 @@ def _weights_of(source: str, revision: str | None) -> dict[str, Tensor]:
         return load_file(str(cached_file(source, WEIGHTS, revision=revision)))
     except SafetensorError as error:
         raise UserError(f"{source}: {WEIGHTS} cannot be read: {reason(error)}") from error
+
+
+def encoder_inputs(
+    input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+) -> dict[str, Tensor]:
+    """An encoder's arguments by name."""
+    types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+    return {"input_ids": input_ids, "attention_mask": attention_mask, **types}
 
 
 def check_task_names(tasks: Iterable[str]) -> None:

@@ -148,6 +148,18 @@ class OptimizerConfig:
 
 
 @dataclass
+class CacheConfig:
+    """Keeping what the encoder's frozen lower part gives for a text, instead of computing it again."""
+
+    mode: Literal["auto", "always", "never"] = "auto"
+    """Keep it wherever a phase leaves the embeddings and the lowest block frozen; auto does so where it pays."""
+    budget_gb: float = 2.0
+    """Most GiB that a machine gives to it; what does not fit is computed each time."""
+    folder: str | None = None
+    """Keep it in a file of this folder, memory-mapped, and not in memory."""
+
+
+@dataclass
 class EvaluationConfig:
     """When and on what the model is measured: after each phase, at the end and as a phase's `until` says."""
 
@@ -218,6 +230,7 @@ class Recipe:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     phases: list[PhaseConfig] = field(default_factory=seed_phases)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)

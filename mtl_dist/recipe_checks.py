@@ -49,6 +49,7 @@ _RANGES = {
     "optimizer.thaw_warmup_steps": _NOT_NEGATIVE,
     "optimizer.max_nonfinite_steps": _AT_LEAST_1,
     "optimizer.max_rollbacks": _NOT_NEGATIVE,
+    "cache.budget_gb": _POSITIVE,
     "evaluation.batch_size": _AT_LEAST_1,
     "checkpoint.every_steps": _AT_LEAST_1,
     "checkpoint.every_minutes": _POSITIVE,

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -18,16 +19,18 @@ from mtl_dist.engines import EngineClass, engine_class_of
 from mtl_dist.execution import Execution
 from mtl_dist.interruption import StopRequest
 from mtl_dist.launch_guard import bf16_hint, start_accelerator
-from mtl_dist.model import MultitaskTransformer, SentenceTransformer, check_task_names
+from mtl_dist.model import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
 from mtl_dist.optim import LearningRates
 from mtl_dist.phases import Schedule, compile_schedule, trainable_units
 from mtl_dist.plan import Plan, shares
 from mtl_dist.plan_view import plan_table
+from mtl_dist.prefix_cache import PrefixCache
 from mtl_dist.processes import Processes
+from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
 from mtl_dist.run_folder import STACKS, open_run_folder
 from mtl_dist.tracking import Console
-from mtl_dist.trainer import Progression, TrainingSetup
+from mtl_dist.trainer import TrainingSetup
 from mtl_dist.until import first_end
 from mtl_dist.watchdog import Watchdog
 
@@ -82,6 +85,7 @@ def run_on(
     model = processes.together(lambda: build_model(recipe, config, data))
     like = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
+    cache = PrefixCache(recipe, engine, data, plan, schedule, micro_steps, console.say)
     # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
     identity = {**asdict(recipe), "data_sha256": data.digest}
@@ -96,7 +100,7 @@ def run_on(
         total = schedule.cut(progression.stops).total_steps
         console.say(f"going on from {found.folder.name}, step {progression.step} of {total}")
     watchdog = Watchdog(processes, recipe.safety.timeout_seconds, folder / STACKS)
-    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, watchdog.passing)
+    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, watchdog.passing)
     stop_request = stop_request or StopRequest()
     Execution(setup, progression, console, digests, identity, stop_request, watchdog).execute()
 
@@ -131,7 +135,10 @@ def build_plan(recipe: Recipe, data: DataBundle) -> Plan:
 def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> MultitaskTransformer:
     """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
     sentences = SentenceTransformer(load_encoder(recipe.model, config), recipe.model.pooling, recipe.model.dropout)
-    return MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
+    model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
+    tokens = torch.ones(1, 2, dtype=torch.int64)
+    model.stages.learn(encoder_inputs(tokens, tokens))
+    return model
 
 
 def unit_sizes(recipe: Recipe, skeleton: PreTrainedModel, data: DataBundle) -> dict[str, int]:

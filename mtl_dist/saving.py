@@ -9,9 +9,9 @@ from typing import Any
 from mtl_dist import checkpoint
 from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
+from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
 from mtl_dist.tracking import Console, Tracker
-from mtl_dist.trainer import Progression
 
 
 class Saver:

@@ -21,9 +21,9 @@ from mtl_dist.recipe import DataConfig, TaskConfig
 from mtl_dist.sources import Examples, TaskExamples
 from mtl_dist.tokenizing import ColumnTokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same input would be written otherwise, so that older entries are not used."""
-META, ROWS, LENGTHS = "meta.json", ".arrow", ".lengths.npy"
+META, ROWS, LENGTHS, LABELS, HASHES = "meta.json", ".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy"
 BATCH_ROWS = 1000
 
 Shown = Callable[[range, str], Iterator[int]]
@@ -94,7 +94,7 @@ def open_entry(folder: Path) -> Entry | None:
         splits = {
             split: Split(
                 datasets.Dataset.from_file(str(folder / f"{split}{ROWS}")).with_format("arrow"),
-                np.load(folder / f"{split}{LENGTHS}", mmap_mode="r"),
+                *(np.load(folder / f"{split}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES)),
             )
             for split in meta["digests"]
         }
@@ -131,7 +131,7 @@ def _write_split(
 ) -> tuple[str, np.ndarray]:
     """Writes one split; returns the SHA-256 of its content and a 64-bit hash of each row's text."""
     digest = hashlib.sha256()
-    lengths, hashes = [], []
+    lengths, hashes, of_tokens = [], [], []
     with ExitStack() as files:
         sink = files.enter_context(pa.OSFile(f"{stem}{ROWS}", "wb"))
         writer = None
@@ -143,6 +143,7 @@ def _write_split(
             writer.write_batch(batch)
             lengths.append(batch["input_ids"].value_lengths().to_numpy())
             hashes.append(texts)
+            of_tokens.append(_token_hashes(batch))
             if not lengths[-1].all():
                 raise UserError(
                     f"{place} row {rows[lengths[-1].argmin()]} (from 0): the tokenizer makes no token of it"
@@ -152,7 +153,20 @@ def _write_split(
     all_lengths = np.concatenate(lengths)
     digest.update(all_lengths.tobytes())
     np.save(f"{stem}{LENGTHS}", all_lengths)
+    np.save(f"{stem}{LABELS}", examples.labels.astype(np.int64))
+    np.save(f"{stem}{HASHES}", np.concatenate(of_tokens))
     return digest.hexdigest(), np.concatenate(hashes)
+
+
+def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
+    """[rows, 2] uint64: 128 bits of each row's tokens and types, so that no two unlike texts ever share them."""
+    names = [name for name in ("input_ids", "token_type_ids") if name in batch.schema.names]
+    columns = [(batch[name].offsets.to_numpy(), batch[name].values.to_numpy()) for name in names]
+    digests = []
+    for row in range(len(batch)):
+        parts = [values[offsets[row] : offsets[row + 1]].tobytes() for offsets, values in columns]
+        digests.append(xxhash.xxh3_128_digest(b"".join(parts)))
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
 
 
 def _overlaps(hashes: Mapping[str, np.ndarray]) -> list[str]:

@@ -5,10 +5,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -20,6 +19,8 @@ from mtl_dist.errors import TrainingError
 from mtl_dist.optim import LearningRates
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.plan import GlobalBatch, Plan
+from mtl_dist.prefix_cache import Parts, PrefixCache
+from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
 from mtl_dist.tracking import Progress, Tracker
 
@@ -35,37 +36,9 @@ class TrainingSetup:
     rates: LearningRates
     micro_steps: int
     """Forward and backward passes of a process per optimizer step."""
+    cache: PrefixCache
     passing: Callable[[str], None] = lambda place: None
     """Told the places that every rank comes by in a step, in the same order; see `watchdog`."""
-
-
-TELLS_NOTHING = ("phase_seconds", "wandb_id")
-"""Fields of a Progression that differ between equal runs."""
-
-
-@dataclass
-class Progression:
-    """What a run has done so far; a checkpoint holds it."""
-
-    step: int = 0
-    """Steps done."""
-    nonfinite_total: int = 0
-    """Steps skipped because the gradient was not finite."""
-    nonfinite_in_row: int = 0
-    """Such steps since the last finite one."""
-    rollbacks: list[list[int]] = field(default_factory=list)
-    """The times that the run went back to earlier weights, as [steps these had done, steps done then]. What was learnt
-    between them is lost, and its samples are not drawn again."""
-    evaluated: int = 0
-    """Steps done when the last evaluation at a phase's end was made."""
-    wandb_id: str = ""
-    """Of the run at Weights & Biases, which goes on with this one; empty without."""
-    phase_seconds: dict[str, float] = field(default_factory=dict)
-    """Training time of each phase, evaluation and saving left out."""
-    measured: dict[str, list[float]] = field(default_factory=dict)
-    """What a phase's `until` has measured, by phase and in order."""
-    stops: dict[str, int] = field(default_factory=dict)
-    """Phases that their `until` has ended, each with the steps of the run that were done by then."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +91,7 @@ class LayerwiseLearningRateTrainer:
         self.plan = setup.plan
         self.rates = setup.rates
         self.micro_steps = setup.micro_steps
+        self.cache = setup.cache
         self.passing = setup.passing
         self.progression = progression
 
@@ -139,8 +113,8 @@ class LayerwiseLearningRateTrainer:
         batch = self.plan.batch(step)
         parts = cut(batch.lengths, self.engine.processes.world_size, self.micro_steps, self.recipe.micro_batch_size)
         losses = torch.zeros(len(self.recipe.tasks), dtype=torch.float64, device=self.engine.device)
-        for micro_step, of_ranks in enumerate(parts):
-            losses += self._micro_step(batch, of_ranks[self.engine.processes.rank], step, micro_step)
+        for micro_step in range(len(parts)):
+            losses += self._micro_step(batch, parts, step, micro_step)
         self.passing(f"step {step + 1}: applying the gradient")
         absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, batch.counts, strict=True) if not count]
         norm = self.engine.step(self.rates_at(step), absent)
@@ -148,17 +122,20 @@ class LayerwiseLearningRateTrainer:
         self.progression.step = step + 1
         return StepResult(batch, losses, norm)
 
-    def _micro_step(self, batch: GlobalBatch, positions: np.ndarray, step: int, micro_step: int) -> Tensor:
+    def _micro_step(self, batch: GlobalBatch, parts: Parts, step: int, micro_step: int) -> Tensor:
         """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached."""
         rank = self.engine.processes.rank
+        positions = parts[micro_step][rank]
         place = f"step {step + 1}, micro-step {micro_step + 1}"
         self.passing(f"{place}: reading rows")
-        inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions])
+        below = self.cache.below(batch, parts, micro_step)
+        with_tokens = below is None or below[0] < self.engine.raw.anatomy.num_blocks
+        inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions], with_tokens)
         inputs = inputs.to(self.engine.device)
         self.passing(f"{place}: forward and backward")
         torch.manual_seed(dropout_seed(self.recipe.seed, step, rank, micro_step))
         with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
-            logits = self.engine.logits(inputs)
+            logits = self.engine.logits(inputs, below)
             # A task without rows here gives a zero with a graph: DDP waits for every head's gradient.
             losses = torch.stack(
                 [
@@ -232,6 +209,7 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             phase = self.schedule.phase_at(self.progression.step)
             self.engine.enter_phase(phase.name, phase.units)
             self.engine.train_mode()
+            self.cache.enter_phase(phase, self.progression)
             self._train_phase(phase)
             self._evaluate_if_due()
             self.hooks.save()

@@ -14,6 +14,7 @@ from mtl_dist.encoder import load_encoder_config
 from mtl_dist.engine import DataParallel
 from mtl_dist.optim import LearningRates
 from mtl_dist.phases import compile_schedule
+from mtl_dist.prefix_cache import PrefixCache
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe
 from mtl_dist.run import build_model, build_plan, run_on
@@ -39,9 +40,12 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> 
     engine = DataParallel(accelerator_here(accumulation, precision), processes, model, recipe.optimizer)
     rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
     num_blocks = model.anatomy.num_blocks
-    rates = LearningRates(recipe.optimizer, compile_schedule(recipe, num_blocks, rows), num_blocks)
+    schedule = compile_schedule(recipe, num_blocks, rows)
+    rates = LearningRates(recipe.optimizer, schedule, num_blocks)
     micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
-    return TrainingSetup(recipe, engine, data, build_plan(recipe, data), rates, micro_steps)
+    plan = build_plan(recipe, data)
+    cache = PrefixCache(recipe, engine, data, plan, schedule, micro_steps, lambda line: None)
+    return TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtl_dist.batches import Batch
 from mtl_dist.engine import Engine
+from mtl_dist.model import Below
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.runs import Runs, Way
@@ -54,8 +55,8 @@ def spoil(what: str, value: float, steps: range, rank: int | None) -> None:
         at = step
         return training_step(self, step)
 
-    def spoilt(self: Engine, batch: Batch) -> dict[str, Tensor]:
-        result = logits(self, batch)
+    def spoilt(self: Engine, batch: Batch, below: Below | None = None) -> dict[str, Tensor]:
+        result = logits(self, batch, below)
         if at not in steps or not torch.is_grad_enabled():
             return result
         if what == "loss":

@@ -99,7 +99,7 @@ def by_rows(folder: Path, setup: TrainingSetup, split: str, task: str) -> tuple[
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: TrainingSetup, batch_size: int) -> None:
     for split in ("train", "test"):
-        metrics = evaluate(setup.engine, setup.data, split, batch_size)
+        metrics = evaluate(setup.engine, setup.data, split, batch_size, setup.cache)
         assert list(metrics) == ["topic", "mood"]
         for task, one in metrics.items():
             confusion, loss = by_rows(folder, setup, split, task)
@@ -109,7 +109,7 @@ def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: TrainingSetup, b
 
 def test_the_model_of_these_tests_gives_every_answer(setup: TrainingSetup) -> None:
     """Else the test above would not see labels and predictions exchanged, or rows in another order."""
-    metrics = evaluate(setup.engine, setup.data, "train", 64)
+    metrics = evaluate(setup.engine, setup.data, "train", 64, setup.cache)
     for one, classes in zip(metrics.values(), (TOPICS, MOODS), strict=True):
         assert np.count_nonzero(one.confusion.sum(axis=0)) == len(classes)
         assert not np.array_equal(one.confusion, one.confusion.T)

@@ -16,6 +16,7 @@ from mtl_dist.digests import combined
 from mtl_dist.engine import Engine
 from mtl_dist.errors import Interrupted, TrainingError
 from mtl_dist.interruption import StopRequest
+from mtl_dist.model import Below
 from mtl_dist.recipe import Recipe
 from mtl_dist.saving import Saver
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
@@ -105,9 +106,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
         at = step
         return training_step(self, step)
 
-    def spoilt(self: Engine, batch: Batch) -> dict[str, Tensor]:
+    def spoilt(self: Engine, batch: Batch, below: Below | None = None) -> dict[str, Tensor]:
         factor = float("nan") if at in steps and torch.is_grad_enabled() else 1.0
-        return {task: one * factor for task, one in logits(self, batch).items()}
+        return {task: one * factor for task, one in logits(self, batch, below).items()}
 
     monkeypatch.setattr(LayerwiseLearningRateTrainer, "training_step", in_step)
     monkeypatch.setattr(Engine, "logits", spoilt)
