@@ -9,13 +9,12 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
 
-from mtl_dist.recipe import Recipe
 from tests.distributed.launching import launched
 
 PHASES = {"heads": "[heads]", "upper": '[heads, "blocks[-2:]"]', "all": "[all]"}
@@ -24,8 +23,6 @@ SCHEDULES = {"1+1+1": (1, 1, 1), "3+3+3": (3, 3, 3), "heads only": (10,)}
 """Epochs of the first of PHASES. An epoch is as many examples as all tasks together have training rows."""
 QUICK = ("tasks.domain.max_rows=320", "tasks.sentiment.max_rows=320", "optimizer.warmup_steps=4")
 """For a trial of a benchmark, not for a figure."""
-NO_CACHE = ("cache.mode=off",) if "cache" in {field.name for field in fields(Recipe)} else ()
-"""Computes what is frozen at every step."""
 TIMEOUT = 4 * 3600.0
 
 
