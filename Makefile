@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 ARGS ?=
 
-.PHONY: help setup train test test-all faults bench-engines lint format clean
+.PHONY: help setup train test test-all faults bench bench-engines lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,14 @@ test-all: lint setup  ## All tests, also those that build the container image
 
 faults: $(INSTALLED)  ## One campaign of faults: CAMPAIGN=kill ARGS="--count 20 --seed 7 --csv kills.csv"
 	$(BIN)/python -m tests.faults $(or $(CAMPAIGN),--help) $(ARGS)
+
+bench: setup  ## Every figure of docs/benchmarks.md, which takes hours on a quiet machine; ARGS="--quick" tries it out
+	$(BIN)/python -m benchmarks.hf_trainer --share 0.2 $(ARGS)
+	$(BIN)/python -m benchmarks.kept $(ARGS)
+	$(BIN)/python -m benchmarks.flops $(ARGS)
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+	$(BIN)/python -m benchmarks.loop $(ARGS)
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 bench-engines: $(INSTALLED)  ## Compare the losses of every engine with those of one process
 	$(BIN)/python -m benchmarks.engines

@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 600
-"""Seconds after which a launch counts as hanging."""
+"""Seconds after which a launch counts as hanging, unless it is told to take longer."""
 
 
 class How(TypedDict, total=False):
@@ -24,6 +24,10 @@ class How(TypedDict, total=False):
     """Take a file for GPUs to CPUs."""
     flags: tuple[str, ...]
     """The launcher's; at first a free port, so that launches side by side do not meet."""
+    threads: int
+    """Of each process, for torch; 1 at first."""
+    timeout: float
+    """Seconds; TIMEOUT at first."""
 
 
 def launch(script: Path | str, *arguments: str, **how: Unpack[How]) -> subprocess.CompletedProcess[str]:
@@ -31,7 +35,7 @@ def launch(script: Path | str, *arguments: str, **how: Unpack[How]) -> subproces
     processes = how.get("processes", 1)
     config = how.get("config", "cpu.yaml" if processes == 1 else "multi_cpu.yaml")
     flags = how.get("flags", ("--main_process_port", "0"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(how.get("threads", 1))}
     if how.get("on_cpu") and processes == 1:
         flags = (*flags, "--cpu")
     elif how.get("on_cpu"):
@@ -42,8 +46,9 @@ def launch(script: Path | str, *arguments: str, **how: Unpack[How]) -> subproces
         str(script),
         *arguments,
     ]
+    timeout = how.get("timeout", TIMEOUT)
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

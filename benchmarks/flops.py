@@ -1,0 +1,130 @@
+"""Useful FLOP/s of training over the machine's bf16 matrix rate, by phase: of this harness and of the HF Trainer (c).
+
+`python -m benchmarks.flops [--rounds N] [key=value]...` runs both in turn for 1+1+1 epochs of the quickstart. Useful
+are, for each example that a phase draws, with T tokens (padding left out):
+
+    forward   of a block, 2 x T x its parameters in matrices + 4 x T x T x hidden for attention; of the head of its
+              task, 2 x its parameters in matrices; of the embeddings, which are looked up, nothing
+    training  three times the forward of what trains, once that of the frozen prefix
+
+An activation read from a cache counts as if it had been computed, so that a phase can come out above the rate. The
+rate is the best of torch's bf16 linear layers on the shapes of this encoder and batch, on as many threads as the
+training has, taken before every run.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from benchmarks.runs import SCHEDULES, Run, ours, overrides_of, parser_of, recipe, rival, spread
+from mtl_dist.cli import parse
+from mtl_dist.data import DataBundle, prepare
+from mtl_dist.phases import trainable_units
+from mtl_dist.processes import Processes
+from mtl_dist.recipe import Recipe
+from mtl_dist.run import build_model, check_encoder
+
+TOKENS = (256, 512, 1024, 2048)
+"""Rows of the matrices on which the rate is taken: a batch has some hundreds."""
+SECONDS = 0.3
+"""For which each shape is repeated."""
+
+
+def matrix_rate(hidden: int, inner: int, threads: int) -> float:
+    """FLOP/s of the fastest bf16 product of activations [tokens, in] with weights [out, in]."""
+    torch.set_num_threads(threads)
+    best = 0.0
+    for tokens in TOKENS:
+        for out, into in ((hidden, hidden), (inner, hidden), (hidden, inner)):
+            x, weight = torch.randn(tokens, into).bfloat16(), torch.randn(out, into).bfloat16()
+            ends = time.perf_counter() + SECONDS
+            while (began := time.perf_counter()) < ends:
+                linear(x, weight)
+                best = max(best, 2 * tokens * out * into / (time.perf_counter() - began))
+    return best
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to compute."""
+
+    hidden: int
+    inner: int
+    matrices: Mapping[str, int]
+    """Parameters in matrices by unit; embeddings are read, not multiplied."""
+    trainable: Mapping[str, tuple[str, ...]]
+    """Units by phase."""
+    lengths: np.ndarray
+    """Tokens of all rows of all tasks."""
+    heads: Mapping[str, float]
+    """Share of the examples that go through each head."""
+
+    def useful(self, phase: str, examples: float) -> float:
+        """FLOP of a phase."""
+        trains = self.trainable[phase]
+        lengths = self.lengths.astype(np.float64)
+        tokens, squares = lengths.mean() * examples, (lengths**2).mean() * examples
+        total = 0.0
+        for unit, matrices in self.matrices.items():
+            if unit.startswith("heads."):
+                forward = 2 * matrices * examples * self.heads[unit]
+            else:
+                forward = 2 * matrices * tokens + 4 * self.hidden * squares
+            total += forward * (3 if unit in trains else 1)
+        return total
+
+
+def work_of(recipe: Recipe) -> Work:
+    """The work of an epoch, from the recipe's encoder and rows."""
+    config, _ = check_encoder(recipe)
+    data: DataBundle = prepare(recipe, Processes(), lambda line: None)
+    model = build_model(recipe, config, data)
+    parameters = dict(model.named_parameters())
+    units = {unit: names for unit, names in model.unit_parameters().items() if unit != "embeddings"}
+    matrices = {
+        unit: sum(parameters[name].numel() for name in names if parameters[name].ndim == 2)
+        for unit, names in units.items()
+    }
+    trainable = trainable_units(recipe, model.anatomy.num_blocks)
+    rows = {f"heads.{name}": task.splits["train"].lengths for name, task in data.tasks.items()}
+    total = sum(len(lengths) for lengths in rows.values())
+    return Work(
+        config.hidden_size,
+        config.intermediate_size,
+        matrices,
+        {phase.name: units for phase, units in zip(recipe.phases, trainable, strict=True)},
+        np.concatenate(list(rows.values())),
+        {head: len(lengths) / total for head, lengths in rows.items()},
+    )
+
+
+def main() -> None:
+    parser = parser_of(str(__doc__))
+    options = parser.parse_intermixed_args()
+    arguments, threads = recipe(SCHEDULES["1+1+1"], *overrides_of(options)), options.threads
+    asked = parse(arguments).recipe
+    work = work_of(asked)
+    ran: dict[str, list[tuple[Run, float]]] = {"harness": [], "HF (c)": []}
+    for number in range(options.rounds):
+        for side in list(ran) if number % 2 == 0 else reversed(ran):
+            rate = matrix_rate(work.hidden, work.inner, threads)
+            mine = side == "harness"
+            run = ours(arguments, threads=threads) if mine else rival("c", arguments, threads=threads)
+            ran[side].append((run, rate))
+    rates = [rate / 1e12 for runs in ran.values() for _, rate in runs]
+    print(f"bf16 matrix rate, {threads} threads: {spread(rates, '.3f')} TFLOP/s")
+    for phase in asked.phases:
+        useful = work.useful(phase.name, (phase.epochs or 0) * len(work.lengths))
+        print(f"{phase.name}: {useful / 1e12:.3f} useful TFLOP")
+        for side, runs in ran.items():
+            speeds = [useful / run.phases[phase.name] / 1e12 for run, _ in runs]
+            parts = [100 * useful / run.phases[phase.name] / rate for run, rate in runs]
+            print(f"  {side:<10}{spread(speeds, '.3f')} TFLOP/s, {spread(parts, '.1f')} % of the matrix rate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""How many times as long the HF Trainer takes for what this harness does: same rows, epochs and rates, by phase.
+
+`python -m benchmarks.hf_trainer [--against c b a] [--schedules 1+1+1 ...] [--share S] [key=value]...` trains the
+quickstart with the harness (bf16, batches of 32) and with the HF Trainer (`rival.py`), in turn, every run in processes
+of its own; round r has the recipe's seed + r. Printed are a round's seconds of the HF Trainer over the harness's, as
+median (least to greatest), for each phase, for all training, and for the whole process (see `runs.py`). The harness
+draws whole batches and so up to 31 rows more in a phase. "equal" says that two sides' mean accuracies are within the
+larger of their standard deviations over the rounds.
+"""
+
+import argparse
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+from benchmarks.rival import SIDES
+from benchmarks.runs import SCHEDULES, Run, ours, overrides_of, parser_of, recipe, rival, said, spread
+from mtl_dist.cli import parse
+
+OURS = "harness"
+SCALED = "a"
+"""The side of which `--share` runs a part: all of its steps are alike."""
+
+
+def run_all(schedule: str, options: argparse.Namespace) -> dict[str, list[Run]]:
+    """The runs of every side, by round; who begins changes from round to round."""
+    ran: dict[str, list[Run]] = {side: [] for side in (OURS, *options.against)}
+    threads = options.threads
+    for number in range(options.rounds):
+        base = recipe(SCHEDULES[schedule], *overrides_of(options))
+        arguments = [*base, f"seed={parse(base).recipe.seed + number}"]
+        turn = number % len(ran)
+        order = [*list(ran)[turn:], *list(ran)[:turn]]
+        for side in order:
+            part = options.share if side == SCALED else 1.0
+            run = ours(arguments, threads=threads) if side == OURS else rival(side, arguments, part, threads)
+            ran[side].append(run)
+            scaled = f" [{part:.0%} of the steps, seconds scaled]" if part < 1 else ""
+            print(f"{schedule}, round {number + 1}, {side}{scaled}: {said(run)}", flush=True)
+    return ran
+
+
+def ratios(theirs: Sequence[Run], mine: Sequence[Run], whole: bool) -> dict[str, list[float]]:
+    """Seconds over seconds by round; `whole`: the processes' too."""
+    pairs = list(zip(theirs, mine, strict=True))
+    by_phase = {name: [a.phases[name] / b.phases[name] for a, b in pairs] for name in mine[0].phases}
+    training = {"training": [a.training / b.training for a, b in pairs]}
+    return by_phase | training | ({"process": [a.process / b.process for a, b in pairs]} if whole else {})
+
+
+def compared(task: str, theirs: Sequence[Run], mine: Sequence[Run]) -> str:
+    """Both sides' accuracies on one task."""
+    sides = [[run.accuracy[task] for run in runs] for runs in (mine, theirs)]
+    if len(mine) == 1:
+        return f"{task}: {sides[0][0]:.4f}, HF {sides[1][0]:.4f}"
+    (m, s), (m_theirs, s_theirs) = ((mean(values), stdev(values)) for values in sides)
+    verdict = "equal" if abs(m - m_theirs) <= max(s, s_theirs) else f"differs by {m - m_theirs:+.4f}"
+    return f"{task}: {m:.4f} ± {s:.4f}, HF {m_theirs:.4f} ± {s_theirs:.4f} ({verdict})"
+
+
+def report(schedule: str, ran: dict[str, list[Run]], share: float) -> None:
+    print(f"\n{schedule}: times as long as the harness, in {len(ran[OURS])} rounds")
+    for side, runs in ran.items():
+        if side == OURS:
+            continue
+        part = share if side == SCALED else 1.0
+        note = f"; ONLY {part:.0%} OF THE STEPS RUN, seconds scaled up by steps, no accuracy" if part < 1 else ""
+        print(f"  ({side}) {SIDES[side].title}{note}")
+        for name, values in ratios(runs, ran[OURS], whole=part == 1).items():
+            print(f"      {name:<10}{spread(values)}")
+        for task in ran[OURS][0].accuracy if part == 1 else ():
+            print(f"      test accuracy, {compared(task, runs, ran[OURS])}")
+    print(flush=True)
+
+
+def main() -> None:
+    parser = parser_of(str(__doc__))
+    parser.add_argument("--against", nargs="+", choices=SIDES, default=["c", "b", "a"], help="sides (%(default)s)")
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="(%(default)s)")
+    parser.add_argument("--share", type=float, default=1.0, help=f"run this part of the steps of ({SCALED}) (1)")
+    options = parser.parse_intermixed_args()
+    for schedule in options.schedules:
+        report(schedule, run_all(schedule, options), options.share)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Under `accelerate launch`: a run of a recipe in which each phase's peak of resident memory is taken.
+
+`resident.py FILE [argument]...` takes the arguments of launch/train.py. Rank r writes to FILE.<r>, as JSON, the bytes
+by phase: from the boundary's work to the last step, with reading rows, without the evaluation that follows. Linux
+alone has the counters.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def reset() -> None:
+    """Makes the peak start anew from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Bytes, since the last `reset`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def main(file: str, arguments: Sequence[str]) -> None:
+    from mtl_dist.cli import parse
+    from mtl_dist.engine import DataParallel
+    from mtl_dist.launch_guard import start_accelerator
+    from mtl_dist.run import run_on
+    from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
+
+    training_step, peaks = LayerwiseLearningRateTrainer.training_step, {}
+
+    class Measured(DataParallel):
+        """Starts the peak anew at every boundary."""
+
+        def enter_phase(self, name: str, units: Sequence[str]) -> None:
+            reset()
+            super().enter_phase(name, units)
+
+    def measured(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
+        result = training_step(self, step)
+        peaks[self.schedule.phase_at(step).name] = peak()
+        return result
+
+    LayerwiseLearningRateTrainer.training_step = measured
+    accelerator, processes, _ = start_accelerator()
+    run_on(accelerator, processes, parse(arguments), Measured)
+    Path(f"{file}.{processes.rank}").write_text(json.dumps(peaks))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
