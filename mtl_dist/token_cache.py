@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +23,15 @@ from mtl_dist.recipe import DataConfig, TaskConfig
 from mtl_dist.sources import Examples, TaskExamples
 from mtl_dist.tokenizing import ColumnTokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same input would be written otherwise, so that older entries are not used."""
 META, ROWS, LENGTHS = "meta.json", ".arrow", ".lengths.npy"
 BATCH_ROWS = 1000
+"""Rows that are tokenised at a time; the digests depend on it."""
+RECORD_BYTES = 1 << 25
+"""Least size of a record batch but the last: opening a file costs time and memory for each that it has."""
+PART = 1 << 18
+"""Numbers of a file that are read at a time."""
 
 Shown = Callable[[range, str], Iterator[int]]
 """`tokenizing.starts_shown` with the way of showing settled."""
@@ -115,7 +122,8 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         new = Path(scratch) / folder.name
         new.mkdir()
         for split, rows in examples.splits.items():
-            digests[split], hashes[split] = _write_split(new / split, f"{key}: {split}", rows, tokenize, shown)
+            hashes[split] = Path(scratch) / f"{split}.hashes.npy"
+            digests[split] = _write_split(new / split, f"{key}: {split}", rows, tokenize, shown, hashes[split])
         meta = {
             "labels": examples.labels,
             "warnings": [*examples.warnings, *_overlaps(hashes)],
@@ -127,42 +135,105 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
 
 
 def _write_split(
-    stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown
-) -> tuple[str, np.ndarray]:
-    """Writes one split; returns the SHA-256 of its content and a 64-bit hash of each row's text."""
+    stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown, hashes: Path
+) -> str:
+    """Writes one split, and a 64-bit hash of each row's text to `hashes`; returns the SHA-256 of the split's content.
+
+    However many rows there are, only some are in memory at a time.
+    """
     digest = hashlib.sha256()
-    lengths, hashes = [], []
-    with ExitStack() as files:
-        sink = files.enter_context(pa.OSFile(f"{stem}{ROWS}", "wb"))
-        writer = None
+    lengths = Path(f"{stem}{LENGTHS}")
+    with (
+        _RecordBatches(Path(f"{stem}{ROWS}")) as tokens_written,
+        _numbers(lengths, np.int32, len(examples.rows)) as add_lengths,
+        _numbers(hashes, np.uint64, len(examples.rows)) as add_hashes,
+    ):
         for start in shown(range(0, len(examples.rows), BATCH_ROWS), f"{place}: tokenising"):
             rows = examples.rows[start : start + BATCH_ROWS]
             tokens, texts = tokenize(examples.columns[rows])
             batch = pa.record_batch(tokens | {"label": examples.labels[start : start + BATCH_ROWS], "row": rows})
-            writer = writer or files.enter_context(pa.ipc.new_stream(sink, batch.schema))
-            writer.write_batch(batch)
-            lengths.append(batch["input_ids"].value_lengths().to_numpy())
-            hashes.append(texts)
-            if not lengths[-1].all():
-                raise UserError(
-                    f"{place} row {rows[lengths[-1].argmin()]} (from 0): the tokenizer makes no token of it"
-                )
+            tokens_written.add(batch)
+            of_rows = batch["input_ids"].value_lengths().to_numpy()
+            add_lengths(of_rows)
+            add_hashes(texts)
+            if not of_rows.all():
+                raise UserError(f"{place} row {rows[of_rows.argmin()]} (from 0): the tokenizer makes no token of it")
             for column in batch.columns:
                 digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
-    all_lengths = np.concatenate(lengths)
-    digest.update(all_lengths.tobytes())
-    np.save(f"{stem}{LENGTHS}", all_lengths)
-    return digest.hexdigest(), np.concatenate(hashes)
+    for part in _parts(lengths):
+        digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
-def _overlaps(hashes: Mapping[str, np.ndarray]) -> list[str]:
-    """A line for each split that shares texts with the training split."""
-    shared = {split: int(np.isin(of, hashes["train"]).sum()) for split, of in hashes.items() if split != "train"}
-    return [
-        f"{count} of {len(hashes[split])} {split} rows have a text that is also in train"
-        for split, count in shared.items()
-        if count
-    ]
+class _RecordBatches:
+    """An arrow stream that grows by rows and has them in record batches of RECORD_BYTES or more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files = ExitStack()
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        self._sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._files:
+            if kind is None:
+                self._write()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes >= RECORD_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            batch = pa.concat_batches(self._waiting)
+            self._writer = self._writer or self._files.enter_context(pa.ipc.new_stream(self._sink, batch.schema))
+            self._writer.write_batch(batch)
+            self._waiting, self._bytes = [], 0
+
+
+@contextmanager
+def _numbers(path: Path, dtype: npt.DTypeLike, count: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A .npy file of `count` numbers, and what adds the next ones to it.
+
+    Not a mapped file: on a full disk, writing to one kills the process.
+    """
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def add(numbers: np.ndarray) -> None:
+            file.write(numbers.astype(dtype, copy=False).tobytes())
+
+        yield add
+
+
+def _parts(path: Path) -> Iterator[np.ndarray]:
+    """The numbers in a .npy file, some at a time."""
+    numbers = np.load(path, mmap_mode="r")
+    return (numbers[start : start + PART] for start in range(0, len(numbers), PART))
+
+
+def _overlaps(hashes: Mapping[str, Path]) -> list[str]:
+    """A line for each split that shares texts with the training split; `hashes` are files of the rows' hashes."""
+    lines = []
+    for split, path in hashes.items():
+        if split == "train":
+            continue
+        texts, rows = np.unique(np.load(path, mmap_mode="r"), return_counts=True)
+        shared = np.zeros(len(texts), dtype=bool)
+        for part in _parts(hashes["train"]):
+            at = np.searchsorted(texts, part).clip(max=len(texts) - 1)
+            shared[at[texts[at] == part]] = True
+        if shared.any():
+            lines.append(f"{rows[shared].sum()} of {rows.sum()} {split} rows have a text that is also in train")
+    return lines
 
 
 def _publish(new: Path, folder: Path) -> None:
