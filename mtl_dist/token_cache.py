@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -71,16 +71,21 @@ def entry_name(
 
     It has no paths or dates in it, so that machines with the same data have the same entries.
     """
-    decisive = {
+    rows = {split: [str(rows.features), _content(rows)] for split, rows in splits.items()}
+    decisive = settings_of(task, data, tokenizer) | {"rows": rows}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def settings_of(task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that decides what is written of given rows."""
+    return {
         "format": FORMAT,
-        "rows": {split: [str(rows.features), _content(rows)] for split, rows in splits.items()},
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "special_tokens": tokenizer.special_tokens_map,
         "inputs": [tokenizer.model_input_names, tokenizer.truncation_side],
         "task": [task.text, task.label, task.labels, task.max_rows],
         "data": [data.max_length, data.empty_text],
     }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _content(rows: datasets.Dataset) -> str:
