@@ -21,6 +21,7 @@ from mtl_dist.errors import UserError, did_you_mean, reason
 from mtl_dist.file_faults import find_fault
 from mtl_dist.recipe import TaskConfig
 from mtl_dist.recipe_checks import FILE_BUILDERS
+from mtl_dist.source_files import local_files
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
         pattern = task.data_files[split]
         if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):  # noqa: PTH207
             raise UserError(f"{key}.data_files.{split}: there is no file {pattern}")
-        files = {split: pattern}
+        files = {split: local_files(task, split) or pattern}
     # pandas would read texts and labels such as "NA" and "None" as missing.
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if task.path == "csv" else {}
     try:
