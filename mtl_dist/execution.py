@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,17 @@ from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined, require_equal
 from mtl_dist.disk import flush, flush_all, write_whole, writing
 from mtl_dist.errors import Interrupted, TrainingError, reason
-from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
+from mtl_dist.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
+from mtl_dist.folder_names import CHECKPOINTS, MODEL, RECIPE
 from mtl_dist.interruption import StopRequest
 from mtl_dist.phases import Phase, Schedule
-from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary
+from mtl_dist.run_folder import write_summary
 from mtl_dist.saving import Saver
+from mtl_dist.setup_record import start_of, versions, write_setup
 from mtl_dist.tracking import Console, Progress, Tracker
 from mtl_dist.trainer import TELLS_NOTHING, Progression, TrainingSetup, TransferLearningTrainer
 from mtl_dist.until import has_run_out, value_of, why
 from mtl_dist.watchdog import Watchdog
-
-LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
-
 
 _SAVE, _STOP = 1, 2
 """Wishes of a rank between two steps; the greater one wins."""
@@ -38,16 +36,16 @@ class Execution:
         setup: TrainingSetup,
         progression: Progression,
         console: Console,
-        digests: dict[str, str],
+        description: dict[str, Any],
         identity: dict[str, Any],
         stop_request: StopRequest,
         watchdog: Watchdog,
     ) -> None:
-        """`digests`, of what the run is made from, go into the summary; `identity`, by key, into checkpoints."""
+        """`description` is what the run is made of, for setup.json; `identity`, by key, goes into checkpoints."""
         self.setup = setup
         self.progression = progression
         self.console = console
-        self.digests = digests
+        self.description = description
         self.identity = identity
         self.stop_request = stop_request
         self.watchdog = watchdog
@@ -65,6 +63,8 @@ class Execution:
         Raises Interrupted, on every rank, after a checkpoint, where the run was asked to stop.
         """
         self.processes.on_first(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
+        start = start_of(self.engine, self.progression.step, self.setup.micro_steps)
+        self.processes.on_first(lambda: write_setup(self.folder, self.description, start))
         self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes, self.progression.wandb_id)
         self.progression.wandb_id = self.tracker.wandb_id
         self.saver = Saver(
@@ -127,7 +127,7 @@ class Execution:
         split, step = self.recipe.evaluation.split, self.progression.step
         metrics = self._measure(split)
         self.measured = step, metrics
-        self.tracker.log(step, phase.name, flat_metrics(metrics, "eval"))
+        self.tracker.log(step, phase.name, flat_metrics(metrics, "eval") | flat_confusions(metrics, "eval"))
         when = f"after phase {phase.name}" if step == phase.stop else f"phase {phase.name}, after step {step}"
         self._say(f"{when}, {split}", metrics)
         return metrics
@@ -154,7 +154,9 @@ class Execution:
         test = self._measure("test")
         split = self.recipe.evaluation.split
         last = test if split == "test" else self._measure(split)
-        self.tracker.log(self.progression.step, "end", flat_metrics(last, "eval") | flat_metrics(test, "test"))
+        figures = flat_metrics(last, "eval") | flat_metrics(test, "test")
+        confusions = flat_confusions(last, "eval") | flat_confusions(test, "test")
+        self.tracker.log(self.progression.step, "end", figures | confusions)
         self._say("at the end, test", test)
         return test
 
@@ -247,6 +249,7 @@ class Execution:
                     "steps": phase.steps,
                     "seconds": self.progression.phase_seconds.get(phase.name, 0.0),
                     "trainable_parameters": sum(sizes[unit] for unit in phase.units),
+                    "draws": self.setup.plan.draws(phase.start, phase.stop),
                 }
                 for phase in self._schedule.phases
             ],
@@ -257,6 +260,6 @@ class Execution:
             "params_sha256": by_rank[0],
             "params_sha256_by_rank": by_rank,
             "state_sha256": self._state_digest(),
-            "digests": self.digests,
-            "versions": {library: version(library) for library in LIBRARIES},
+            "digests": self.description["digests"],
+            "versions": versions(),
         }
