@@ -11,11 +11,12 @@ from torch import Tensor
 from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined, require_equal
 from mtl_dist.disk import flush, flush_all, write_whole, writing
-from mtl_dist.errors import Interrupted, TrainingError, reason
+from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
 from mtl_dist.folder_names import CHECKPOINTS, MODEL, RECIPE
 from mtl_dist.interruption import StopRequest
 from mtl_dist.phases import Phase, Schedule
+from mtl_dist.report.page import write_report
 from mtl_dist.run_folder import write_summary
 from mtl_dist.saving import Saver
 from mtl_dist.setup_record import start_of, versions, write_setup
@@ -101,6 +102,7 @@ class Execution:
             weights = self.engine.weights()
             self.processes.on_first(lambda: self._save_model(weights))
             self.processes.on_first(lambda: write_summary(self.folder, summary))
+            self.processes.on_first(self._write_report)
         self.console.say(f"model, metrics and summary are in {self.folder}")
         return summary
 
@@ -225,6 +227,14 @@ class Execution:
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             flush(self.folder)
+
+    def _write_report(self) -> None:
+        """The run is finished without it: what goes wrong here is said and ends nothing."""
+        try:
+            write_report(self.folder)
+        except Exception as error:  # noqa: BLE001 - a page that cannot be drawn must not make a finished run fail
+            words = str(error) if isinstance(error, UserError | TrainingError) else reason(error)
+            self.console.say(f"warning: the run is finished, its report is not: {' '.join(words.split())}")
 
     def _state_digest(self) -> str:
         """One SHA-256 over parameters, moments, the place in the schedule and the counters; how long it took is not in.

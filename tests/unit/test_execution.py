@@ -179,7 +179,7 @@ def test_with_all_frozen_a_run_only_measures(folder: Path) -> None:
     assert (summary["steps"], summary["phases"]) == (0, [])
     assert summary["params_sha256"] == digest_of(dict(setup_here(recipe).engine.raw.named_parameters()))
     assert MultitaskTransformer.from_pretrained(run / "model").labels["mood"] == ("0", "1", "2")
-    files = {"recipe.yaml", "setup.json", "metrics.jsonl", "summary.json"}
+    files = {"recipe.yaml", "setup.json", "metrics.jsonl", "summary.json", "report.html"}
     assert {path.name for path in run.iterdir()} == files | {"model"}
 
 
@@ -232,7 +232,7 @@ def test_another_split_is_measured_between_and_test_at_the_end(folder: Path) -> 
 def test_nothing_in_a_run_folder_is_a_pickle(folder: Path) -> None:
     run_here(recipe_of(folder, "files", "checkpoint.every_steps=5"))
     endings = {path.suffix for path in (folder / "files").rglob("*") if path.is_file()}
-    assert endings == {".safetensors", ".json", ".jsonl", ".yaml"}
+    assert endings == {".safetensors", ".json", ".jsonl", ".yaml", ".html"}
 
 
 def killed_before_the_summary(patch: pytest.MonkeyPatch) -> None:

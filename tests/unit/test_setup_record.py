@@ -1,4 +1,4 @@
-"""What a run leaves for its report: setup.json, confusions and padding."""
+"""What a run leaves for its report: setup.json, confusions, padding, and the page itself."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,11 @@ import pytest
 from mtl_dist.cli import parse
 from mtl_dist.cut import cut
 from mtl_dist.model import MultitaskTransformer
+from mtl_dist.report.page import page_of_run
+from mtl_dist.report.records import read_run
 from tests.in_process import run_here, setup_here, summary_of
 from tests.kills import Killed, killed_before_step
+from tests.report_pages import parsed
 from tests.tiny import TOPICS, tiny_recipe_file
 
 TASKS = ("topic", "mood")
@@ -81,6 +84,7 @@ def test_a_run_that_starts_anew_forgets_the_starts_of_the_one_before(folder: Pat
         run_here(parse(arguments).recipe)
     assert [start["step"] for start in setup_of(tmp_path / "anew")["starts"]] == [0]
     assert (tmp_path / "anew" / "previous" / "1" / "setup.json").exists()
+    assert (tmp_path / "anew" / "previous" / "1" / "report.html").exists()
 
 
 def test_confusions_add_up_to_the_figures(folder: Path) -> None:
@@ -107,3 +111,22 @@ def test_padding_and_tokens_are_those_of_the_batches(folder: Path) -> None:
         computed = sum(np.max(lengths[part]) * len(part) for part in parts)
         assert line["plan/tokens"] == lengths.sum()
         assert line["perf/padding"] == pytest.approx(computed / lengths.sum(), rel=1e-12)
+
+
+def test_the_page_is_there_when_the_run_has_finished(folder: Path) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert text == page_of_run(read_run(folder))
+    figures = parsed(text).by_id("results").text
+    assert all(f"{summary_of(folder)[f'test/{task}/accuracy']:.4f}" in figures for task in TASKS)
+
+
+def test_a_page_that_cannot_be_written_costs_one_line_and_not_the_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    (run / ".report.html.partial" / "in the way").mkdir(parents=True)
+    run_here(parse(["--config", str(folder / "recipe.yaml"), f"output_dir={run}"]).recipe)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "its report is not" in line)
+    assert line.startswith(f"warning: the run is finished, its report is not: cannot write {run / 'report.html'}: ")
+    assert summary_of(run)["steps"] == 12
+    assert not (run / "report.html").exists()
