@@ -96,3 +96,17 @@ def _measure(engine: Engine, batch: Batch, task: str, below: Below | None) -> tu
 def flat_metrics(metrics: Mapping[str, TaskMetrics], prefix: str) -> dict[str, float]:
     """Metrics as `<prefix>/<task>/<name>`."""
     return {f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()}
+
+
+def flat_confusions(metrics: Mapping[str, TaskMetrics], prefix: str) -> dict[str, list[list[int]]]:
+    """What was taken for what, as `<prefix>/<task>/confusion`: [label, prediction, count] where that is not 0.
+
+    So it has no more entries than the split has rows, however many classes there are.
+    """
+    return {
+        f"{prefix}/{task}/confusion": [
+            [int(label), int(prediction), int(one.confusion[label, prediction])]
+            for label, prediction in np.argwhere(one.confusion)
+        ]
+        for task, one in metrics.items()
+    }

@@ -18,10 +18,9 @@ from tqdm import tqdm
 
 from mtl_dist.disk import writing
 from mtl_dist.errors import TrainingError
+from mtl_dist.folder_names import METRICS
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe, TrackingConfig
-
-METRICS = "metrics.jsonl"
 
 LOG_LINE_SECONDS = 10.0
 """In a log without a terminal, a progress line at most this often."""
@@ -92,7 +91,7 @@ class Tracker:
         if console.speaks and recipe.tracking.wandb:
             self._guarded(lambda: self._start_wandb(folder, recipe.tracking, asdict(recipe)))
 
-    def log(self, step: int, phase: str, values: Mapping[str, float | str]) -> None:
+    def log(self, step: int, phase: str, values: Mapping[str, float | str | list[list[int]]]) -> None:
         """One line: `values` with the number of steps done and the phase's name; null for what is not a number.
 
         Where the disk refuses it, raises TrainingError on every rank, or says so once and tries again with the next

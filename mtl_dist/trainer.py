@@ -50,6 +50,8 @@ class StepResult:
     """This rank's part of each task's mean loss over the global batch, [num_tasks], in the recipe's order."""
     gradient_norm: float
     """Norm of the whole gradient before clipping."""
+    computed: int
+    """Tokens that all ranks have computed, padding counted."""
 
 
 class Stopwatch:
@@ -127,7 +129,9 @@ class LayerwiseLearningRateTrainer:
         norm = self.engine.step(self.rates_at(step), absent)
         self._count_nonfinite(norm)
         self.progression.step = step + 1
-        return StepResult(batch, losses, norm)
+        # Parts have their longest example first.
+        computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
+        return StepResult(batch, losses, norm, computed)
 
     def _micro_step(self, batch: GlobalBatch, parts: Parts, step: int, micro_step: int) -> Tensor:
         """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached."""
@@ -236,16 +240,16 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         if owed and self._ends_early(phase):
             return
         before = seconds.get(phase.name, 0.0)
-        watch, tokens, since = Stopwatch(), 0, 0.0
+        watch, tokens, computed, since = Stopwatch(), 0, 0, 0.0
         loss = None
         for step in range(self.progression.step, phase.stop):
             result = self.training_step(step)
             done = step + 1
-            tokens += int(result.batch.lengths.sum())
+            tokens, computed = tokens + int(result.batch.lengths.sum()), computed + result.computed
             if done % log_every == 0 or done == phase.stop or phase.measures_after(done):
                 now = watch.seconds
-                loss = self._log(phase, result, tokens / (now - since))
-                tokens, since = 0, now
+                loss = self._log(phase, result, tokens / (now - since), computed / tokens)
+                tokens, computed, since = 0, 0, now
             seconds[phase.name] = before + watch.seconds
             with watch.stopped():
                 ends = self._ends_early(phase)
@@ -276,8 +280,11 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         if not self.hooks.roll_back():
             super().give_up_or_roll_back()
 
-    def _log(self, phase: Phase, result: StepResult, tokens_per_second: float) -> float:
-        """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients."""
+    def _log(self, phase: Phase, result: StepResult, tokens_per_second: float, padding: float) -> float:
+        """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients.
+
+        `padding` is how many tokens were computed for each real one since the last line.
+        """
         parts = torch.tensor(self.engine.processes.all_gather(result.losses.tolist()), dtype=torch.float64)
         by_task = dict(zip(self.recipe.tasks, parts.sum(dim=0).tolist(), strict=True))
         loss = sum(self.recipe.tasks[task].weight * value for task, value in by_task.items())
@@ -292,7 +299,9 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
                 "optim/grad_norm": result.gradient_norm,
                 "optim/nonfinite_steps": self.progression.nonfinite_total,
                 "plan/digest": result.batch.digest,
+                "plan/tokens": int(result.batch.lengths.sum()),
                 "perf/tokens_per_second": tokens_per_second,
+                "perf/padding": padding,
             },
         )
         return loss

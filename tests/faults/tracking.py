@@ -64,7 +64,9 @@ def at_line(line: int, action: Hook) -> None:
     log, lines = tracking.Tracker.log, 0
 
     @functools.wraps(log)
-    def watched(self: tracking.Tracker, step: int, phase: str, values: Mapping[str, float | str]) -> None:
+    def watched(
+        self: tracking.Tracker, step: int, phase: str, values: Mapping[str, float | str | list[list[int]]]
+    ) -> None:
         nonlocal lines
         lines += 1
         if lines == line and self._console.speaks:
