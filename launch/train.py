@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mtl_dist.cli import parse
 from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
+from mtl_dist.exit_record import LOST, record
 from mtl_dist.interruption import StopRequest
 
 SECONDS_FOR_RANK_0 = 20.0
@@ -24,19 +25,25 @@ def main(arguments: Sequence[str]) -> int:
 
         run(command, stop_request)
     except Interrupted as interrupted:  # the run has said so
-        return interrupted.exit_code
+        return _recorded(interrupted.exit_code)
     except (UserError, TrainingError) as error:
         if os.environ.get("RANK", "0") != "0":
             _leave_the_word_to_rank_0(stop_request, error.exit_code)
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _recorded(error.exit_code)
     except RuntimeError as error:
         if not _another_process_is_gone(error):
             raise
         code = Interrupted.exit_code if stop_request.made else TrainingError.exit_code
         print(f"error: lost contact with another process of the run ({reason(error)})", file=sys.stderr)
+        record(LOST)
         return code
-    return 0
+    return _recorded(0)
+
+
+def _recorded(code: int) -> int:
+    record(code)
+    return code
 
 
 def _another_process_is_gone(error: RuntimeError) -> bool:

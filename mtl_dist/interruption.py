@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mtl_dist.errors import Interrupted
+from mtl_dist.exit_record import record
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_REQUEST_SECONDS = 2.0
@@ -72,6 +73,7 @@ class StopRequest:
     def _take(self, request: signal.Signals) -> None:
         with self._lock:
             if self._code is not None:
+                record(self._code)
                 os._exit(self._code)
             first = self.signal is None
             if first:
@@ -82,4 +84,5 @@ class StopRequest:
                 return
             if os.environ.get("RANK", "0") == "0":
                 print(f"stopped by {request.name}; the same command goes on", file=sys.stderr, flush=True)
+            record(Interrupted.exit_code)
             os._exit(Interrupted.exit_code)

@@ -10,9 +10,9 @@ from typing import Any
 from mtl_dist.checkpoint import Checkpoint, changed_keys, newest
 from mtl_dist.disk import write_whole, writing
 from mtl_dist.errors import UserError
+from mtl_dist.run_files import CHECKPOINTS, MODEL, RECIPE, SUMMARY
 from mtl_dist.tracking import METRICS, Console
 
-RECIPE, SUMMARY, MODEL, CHECKPOINTS = "recipe.yaml", "summary.json", "model", "checkpoints"
 STACKS = "stacks"
 """Where every rank stood when the run ended because they waited for one of them."""
 OURS = (RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS, STACKS, "wandb")
