@@ -24,7 +24,9 @@ def main(arguments: Sequence[str]) -> int:
         from mtl_dist.run import run
 
         run(command, stop_request)
-    except Interrupted as interrupted:  # the run has said so
+    except Interrupted as interrupted:  # on every rank, with the same words
+        if os.environ.get("RANK", "0") == "0":
+            print(interrupted, file=sys.stderr)
         return _recorded(interrupted.exit_code)
     except (UserError, TrainingError) as error:
         if os.environ.get("RANK", "0") != "0":

@@ -43,9 +43,9 @@ class StopRequest:
         """From here on, signals are requests. Called once, in the main thread."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for one in SIGNALS:
             signal.signal(one, lambda *_: None)  # else there would be nothing to write
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), daemon=True, name="signals").start()
 
     def end_with(self, code: int) -> None:
