@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from mtl_dist import job as jobs
 from mtl_dist import kubernetes, local, skypilot, slurm
@@ -14,8 +14,21 @@ from mtl_dist.errors import TrainingError, UserError, did_you_mean
 from mtl_dist.job import Job
 from mtl_dist.node import finished
 
-FILES = {"slurm": slurm, "kubernetes": kubernetes, "skypilot": skypilot}
-"""Of each backend that has a job file, the module that writes it."""
+
+class _Files(NamedTuple):
+    """How a backend is handed a run."""
+
+    name: str
+    text: Callable[[Job], str]
+    submit: Callable[[Job, Path], str]
+    """Given what is at a path by now; returns what to say."""
+
+
+FILES = {
+    "slurm": _Files(slurm.JOB_FILE, slurm.job_file, slurm.submit),
+    "kubernetes": _Files(kubernetes.JOB_FILE, kubernetes.job_file, kubernetes.submit),
+    "skypilot": _Files(skypilot.JOB_FILE, skypilot.job_file, skypilot.submit),
+}
 ONLY = {
     "time": ("slurm",),
     "partition": ("slurm",),
@@ -52,8 +65,8 @@ def _submit(backend: str, job: Job, dry: bool) -> int:
         return local.run(job, dry)
     if backend == "slurm":
         slurm.check_cluster(job, dry)
-    module = FILES[backend]
-    path, text = job.run / module.JOB_FILE, module.job_file(job)
+    files = FILES[backend]
+    path, text = job.run / files.name, files.text(job)
     if dry:
         print(f"would write and submit {path}:", file=sys.stderr)
         print(text, end="")
@@ -63,7 +76,7 @@ def _submit(backend: str, job: Job, dry: bool) -> int:
         return 0
     jobs.write_recipe(job)
     write_whole(path, text)
-    print(module.submit(job, path))
+    print(files.submit(job, path))
     return 0
 
 

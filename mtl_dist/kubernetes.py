@@ -50,7 +50,7 @@ def job_file(job: Job) -> str:
     return as_yaml(recipe, runtime, train_job)
 
 
-def submit(path: Path) -> str:
+def submit(job: Job, path: Path) -> str:
     """Hands the file to kubectl; returns what it says. Raises UserError."""
     if shutil.which("kubectl") is None:
         raise UserError(f"kubectl: not found; where it is: kubectl replace --force -f {path}")

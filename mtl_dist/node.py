@@ -47,7 +47,8 @@ class Launch:
     def command(self) -> list[str]:
         """The command line of the launcher."""
         total = self.nodes * self.processes
-        words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.engine_file]
+        words = [sys.executable, "-m", "mtl_dist.quiet_launch", "accelerate", "launch"]
+        words += ["--config_file", self.engine_file]
         words += ["--num_processes", str(total), "--num_machines", str(self.nodes)]
         if self.nodes > 1:
             words += ["--machine_rank", str(self.node), "--main_process_ip", self.host]

@@ -50,7 +50,7 @@ def job_file(job: Job) -> str:
     return as_yaml(task)
 
 
-def submit(path: Path) -> str:
+def submit(job: Job, path: Path) -> str:
     """Hands the file to sky as a managed job. Raises UserError."""
     command = ["sky", "jobs", "launch", "--yes", "--detach-run", str(path)]
     if shutil.which("sky") is None:

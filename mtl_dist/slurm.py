@@ -54,10 +54,15 @@ def job_file(job: Job) -> str:
         + "\n"
         + exports(job.environment_with_threads())
         + "".join(f"{name}={shlex.quote(value)}\n" for name, value in words.items())
-        + "".join(f"{name}=({shlex.join(values)})\n" for name, values in lists.items())
+        + "".join(f"{name}=({' '.join(map(_quoted, values))})\n" for name, values in lists.items())
         + "\n"
         + BODY.read_text(encoding="utf-8")
     )
+
+
+def _quoted(word: str) -> str:
+    """For an array in bash, where a comma outside of quotes looks like a slip of the pen."""
+    return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 
 
 def check_cluster(job: Job, dry: bool) -> None:

@@ -130,35 +130,27 @@ def test_a_run_that_its_time_limit_cuts_goes_on_to_the_same_end(runs: Runs, uncu
 def test_a_run_that_is_preempted_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None:
     (number,) = runs.submitted("preempted", seconds=2)
     runs.wait_for_steps("preempted", 2)
-    wait = (
-        "sbatch",
-        "--parsable",
-        "--partition=urgent",
-        "--nodes=2",
-        "--exclusive",
-        "--output=/dev/null",
-        "--wrap=true",
-    )
-    urgent = int(runs.slurm.run(*wait))
+    options = ("--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
+    urgent = int(runs.slurm.run("sbatch", *options, "--wrap=true"))
     runs.slurm.wait(urgent, "COMPLETED")
     assert runs.ended("preempted", number).restarts == 1
     assert re.search(r"stopped by SIGTERM after step \d+ of 12", runs.output("preempted"))
     require_same_end(runs, "preempted", uncut)
 
 
-def test_a_run_whose_node_dies_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None:
-    (number,) = runs.submitted("bereft", "checkpoint.every_steps=3", seconds=2)
-    runs.wait_for_steps("bereft", 4)
-    runs.slurm.kill_node(NODES[1])
-    runs.slurm.run("scontrol", "update", f"nodename={NODES[1]}", "state=down", "reason=killed")
+@pytest.mark.parametrize("node", NODES)
+def test_a_run_whose_node_dies_goes_on_to_the_same_end(runs: Runs, uncut: str, node: str) -> None:
+    """The first node has the batch script."""
+    name = f"bereft of {node}"
+    (number,) = runs.submitted(name, "checkpoint.every_steps=3", seconds=2)
+    runs.wait_for_steps(name, 4)
+    runs.slurm.kill_node(node)
+    runs.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
     runs.slurm.wait(number, "PENDING")
-    runs.slurm.start_node(NODES[1])
-    runs.slurm.run("scontrol", "update", f"nodename={NODES[1]}", "state=resume")
-    assert runs.ended("bereft", number).restarts == 1
-    assert "from step-0000000003" in runs.output("bereft").replace(str(runs.folder / "bereft/checkpoints"), "").replace(
-        "/", ""
-    )
-    require_same_end(runs, "bereft", uncut)
+    runs.slurm.start_node(node)
+    assert runs.ended(name, number).restarts == 1
+    assert f"from {runs.folder / name / 'checkpoints'}/step-" in runs.output(name)
+    require_same_end(runs, name, uncut)
 
 
 def test_a_chain_of_jobs_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None:
