@@ -19,7 +19,7 @@ cd "$start" || end 2
 if ((nodes > 1)); then
   token=$(mktemp "$run/.seen-by-all.XXXXXX") || end 2
   # shellcheck disable=SC2016
-  srun "${each[@]}" bash -c '
+  srun --overlap "${each[@]}" bash -c '
     for _ in {1..10}; do [[ -e $0 ]] && exit; sleep 1; done
     echo "error: output_dir: node $SLURMD_NODENAME does not see what node $2 has written to $1;" \
       "all nodes must have it in common" >&2

@@ -116,7 +116,7 @@ def test_a_mistake_in_the_data_ends_with_2(tmp_path: Path, processes: int) -> No
     with running(tmp_path, processes, "tasks.mood.label=feeling") as command:
         assert code_of(command) == 2
     said = (tmp_path / "said").read_text()
-    assert "error: task mood" in said
+    assert said.count("error: tasks.mood.label: the train split has no column 'feeling'") == 1
     assert "Traceback" not in said
 
 
