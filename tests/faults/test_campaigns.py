@@ -16,11 +16,11 @@ import pytest
 from torch import Tensor
 
 from mtl_dist import checkpoint, run_folder
-from tests.faults import killing, ranks, rows, saving, worlds
+from tests.faults import killing, ranks, rows, saving, tracking, worlds
 from tests.faults.campaign import Campaign
 from tests.faults.points import kill_at
 from tests.faults.runs import WAYS, Runs, Way
-from tests.faults.zygote import ROOT, Zygote
+from tests.faults.zygote import DRIVERS_WANDB, ROOT, Zygote
 
 Tensors = Mapping[str, Tensor]
 SAMPLES = {
@@ -30,6 +30,7 @@ SAMPLES = {
     "rows": (rows.ROWS, len(rows.FAULTS)),
     "repeat": (killing.REPEAT, 1),
     "world_sizes": (worlds.WORLD_SIZES, 4),
+    "wandb": (tracking.WANDB, 4),
 }
 
 
@@ -124,7 +125,7 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
         "signal.pause()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), DRIVERS_WANDB: "of the driver"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         pids = list(map(int, driver.stdout.readline().split()))
@@ -132,6 +133,7 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
         zygote = psutil.Process(pids[0]).parent()
         assert zygote is not None
         assert zygote.num_threads() == 1  # a fork has only one of them
+        assert DRIVERS_WANDB not in zygote.environ()
         driver.kill()
     deadline = time.monotonic() + 30
     while any(map(is_alive, [*pids, zygote.pid])):
