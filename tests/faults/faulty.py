@@ -26,16 +26,6 @@ LIMIT = 5
 CLEAN_STEPS = 20_000
 
 
-def both(first: Hook | None, second: Hook) -> Hook:
-    """One hook for two."""
-    return second if first is None else partial(_in_turn, first, second)
-
-
-def _in_turn(*hooks: Hook) -> None:
-    for hook in hooks:
-        hook()
-
-
 def _meant(rank: int | None) -> bool:
     return rank in (None, int(os.environ.get("RANK", "0")))
 
@@ -47,12 +37,9 @@ def spoil_on(rank: int | None, what: str, value: float, steps: range) -> None:
 
 
 def nonfinite(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """NaN or inf for some steps: skipped by all; after too many in a row, back to the last checkpoint.
-
-    `without` takes what guards against it out of every run.
-    """
+    """NaN or inf for some steps: skipped by all; after too many in a row, back to the last checkpoint."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+        runs = Runs(zygote, folder, without=without)
         for number in range(count):
             way = Way(1 + number % 2)
             what, value = draw.choice(("loss", "gradient")), draw.choice((float("nan"), float("inf"), float("-inf")))
@@ -60,7 +47,7 @@ def nonfinite(draw: random.Random, folder: Path, count: int, without: Hook | Non
             steps = range(first, first + draw.randint(1, 7))
             rank = draw.choice([None, *range(way.world_size)])
             name = f"run {number}"
-            job = runs.start(way, name, both(without, partial(spoil_on, rank, what, value, steps)))
+            job = runs.start(way, name, partial(spoil_on, rank, what, value, steps))
             codes = job.wait()
             wrong = f"exit codes {codes}" if any(codes) else wrong_after(runs.folder / name, len(steps))
             words = f"steps {steps.start + 1} to {steps.stop} on {'all ranks' if rank is None else f'rank {rank}'}"
