@@ -111,10 +111,10 @@ FAULTS = {
 }
 
 
-def wandb(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def wandb(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Every fault in turn, mid-run ones at a random line, on one process and two."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+        runs = Runs(zygote, folder, without=without)
         for number in range(count):
             name = list(FAULTS)[number % len(FAULTS)]
             fault = FAULTS[name]
@@ -131,9 +131,8 @@ def tracked(runs: Runs, way: Way, name: str, fault: Fault, line: int) -> str:
     with _serving(fault) as server:
         url = server.url if server is not None else f"http://127.0.0.1:{closed_port()}"
         environment = {"WANDB_MODE": "online", "WANDB_API_KEY": fault.key, "WANDB_BASE_URL": url}
-        arguments = [*runs.arguments(way, name), "tracking.wandb=true"]
         hook = _hook(fault, line, reached, go_on)
-        job = runs.zygote.start(arguments, way.world_size, hook=hook, environment=environment)
+        job = runs.start(way, name, hook, "tracking.wandb=true", **environment)
         try:
             if fault.mid_run is not None and server is not None:
                 _wait_for(reached.exists)
