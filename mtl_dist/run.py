@@ -13,6 +13,7 @@ from mtl_dist.cli import Command, resolved_yaml
 from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import DataBundle, prepare
 from mtl_dist.digests import require_equal
+from mtl_dist.dropout import make_dropout_fast
 from mtl_dist.encoder import check_max_length, encoder_skeleton, find_anatomy, load_encoder, load_encoder_config
 from mtl_dist.engine import DataParallel
 from mtl_dist.engines import EngineClass, engine_class_of
@@ -140,6 +141,7 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
     sentences = SentenceTransformer(load_encoder(recipe.model, config), recipe.model.pooling, recipe.model.dropout)
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
+    make_dropout_fast(model, sentences.encoder)
     tokens = torch.ones(1, 2, dtype=torch.int64)
     model.stages.learn(encoder_inputs(tokens, tokens))
     return model

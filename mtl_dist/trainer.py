@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from mtl_dist.cut import cut
 from mtl_dist.data import DataBundle
+from mtl_dist.dropout import seed_masks
 from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
 from mtl_dist.optim import LearningRates
@@ -79,7 +80,11 @@ def dropout_seed(seed: int, step: int, rank: int, micro_step: int) -> int:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """As `torch.manual_seed`, which for every device that a machine does not have keeps the call and its stack."""
+    """Seeds all that is random in a forward.
+
+    Not by `torch.manual_seed`, which for every kind of device that a machine lacks keeps the call and its stack.
+    """
+    seed_masks(seed)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
