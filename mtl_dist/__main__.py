@@ -6,7 +6,9 @@ from importlib import import_module
 
 from mtl_dist.errors import TrainingError, UserError, did_you_mean
 
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "predict": ("predict", "labels and scores of one task for texts in a file"),
+}
 """Of each command, the module whose `main(arguments)` carries it out, and what it does."""
 
 
