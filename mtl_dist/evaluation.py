@@ -7,15 +7,32 @@ number of forwards, because with sharded parameters each forward needs them all.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mtl_dist.batches import Batch
 from mtl_dist.data import DataBundle
-from mtl_dist.engine import Engine
+from mtl_dist.processes import Processes
+
+
+class Measurable(Protocol):
+    """What can be measured: an engine, or a model alone."""
+
+    @property
+    def processes(self) -> Processes: ...
+    @property
+    def device(self) -> torch.device: ...
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Around forwards that need no gradient."""
+
+    def logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits [its rows, num_labels] of every task."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class TaskMetrics:
 
 
 def evaluate(
-    engine: Engine, data: DataBundle, split: str, batch_size: int, before_batch: Callable[[], None] = lambda: None
+    engine: Measurable, data: DataBundle, split: str, batch_size: int, before_batch: Callable[[], None] = lambda: None
 ) -> dict[str, TaskMetrics]:
     """Metrics of every task on `split`; every rank calls this and gets the same figures.
 
@@ -74,7 +91,7 @@ def evaluate(
     return metrics
 
 
-def _measure(engine: Engine, batch: Batch, task: str) -> tuple[np.ndarray, float]:
+def _measure(engine: Measurable, batch: Batch, task: str) -> tuple[np.ndarray, float]:
     """Confusion counts and summed loss of one batch."""
     batch = batch.to(engine.device)
     logits, labels = engine.logits(batch)[task], batch.labels[task]

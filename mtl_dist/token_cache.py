@@ -91,16 +91,18 @@ def open_entry(folder: Path) -> Entry | None:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             return None
-        splits = {
-            split: Split(
-                datasets.Dataset.from_file(str(folder / f"{split}{ROWS}")).with_format("arrow"),
-                np.load(folder / f"{split}{LENGTHS}", mmap_mode="r"),
-            )
-            for split in meta["digests"]
-        }
+        splits = {split: open_split(folder / split) for split in meta["digests"]}
     except (OSError, ValueError):
         return None
     return Entry(tuple(meta["labels"]), splits, meta["digests"], tuple(meta["warnings"]))
+
+
+def open_split(stem: Path) -> Split:
+    """A split that `write_split` wrote, memory-mapped."""
+    return Split(
+        datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
+        np.load(f"{stem}{LENGTHS}", mmap_mode="r"),
+    )
 
 
 def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: ColumnTokenizer, shown: Shown) -> None:
@@ -115,7 +117,7 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         new = Path(scratch) / folder.name
         new.mkdir()
         for split, rows in examples.splits.items():
-            digests[split], hashes[split] = _write_split(new / split, f"{key}: {split}", rows, tokenize, shown)
+            digests[split], hashes[split] = write_split(new / split, f"{key}: {split}", rows, tokenize, shown)
         meta = {
             "labels": examples.labels,
             "warnings": [*examples.warnings, *_overlaps(hashes)],
@@ -126,10 +128,13 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         _publish(new, folder)
 
 
-def _write_split(
+def write_split(
     stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown
 ) -> tuple[str, np.ndarray]:
-    """Writes one split; returns the SHA-256 of its content and a 64-bit hash of each row's text."""
+    """Writes one split to files whose names begin with `stem`; `place` is for messages.
+
+    Returns the SHA-256 of its content and a 64-bit hash of each row's text.
+    """
     digest = hashlib.sha256()
     lengths, hashes = [], []
     with ExitStack() as files:
