@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict", "labels and scores of one task for texts in a file"),
     "evaluate": ("measure", "figures on the test split or on other labelled data"),
     "export": ("export", "a folder for transformers.pipeline or sentence-transformers"),
+    "push": ("push", "uploads the model, or an exported folder, to the Hugging Face hub"),
 }
 """Of each command, the module whose `main(arguments)` carries it out, and what it does."""
 
