@@ -1,7 +1,6 @@
 """One prepared run from its first step to its summary: training, the measurements between, and what is kept."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from torch import Tensor
 
 from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined, require_equal
-from mtl_dist.disk import flush, flush_all, write_whole, writing
+from mtl_dist.disk import write_whole, writing_folder
 from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
 from mtl_dist.folder_names import CHECKPOINTS, MODEL, RECIPE
 from mtl_dist.interruption import StopRequest
+from mtl_dist.model_card import CARD, run_card
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.progression import TELLS_NOTHING, Progression
 from mtl_dist.report.page import write_report
@@ -103,7 +103,7 @@ class Execution:
             raise
         with self.watchdog.excusing("saving the model"):
             weights = self.engine.weights()
-            self.processes.on_first(lambda: self._save_model(weights))
+            self.processes.on_first(lambda: self._save_model(weights, summary))
             self.processes.on_first(lambda: write_summary(self.folder, summary))
             self.processes.on_first(self._write_report)
         self.console.say(f"model, metrics and summary are in {self.folder}")
@@ -218,21 +218,12 @@ class Execution:
         )
         return True
 
-    def _save_model(self, weights: dict[str, Tensor]) -> None:
-        final, partial = self.folder / MODEL, self.folder / f".{MODEL}.partial"
-        with writing(final):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                self.engine.raw.save_pretrained(partial, weights)
-                self.setup.data.tokenizer.save_pretrained(partial)
-                flush_all(partial)
-            except Exception as error:  # the tokenizers library has no class of its own for a full disk
-                shutil.rmtree(partial, ignore_errors=True)
-                raise TrainingError(f"cannot write {final}: {reason(error)}") from error
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            flush(self.folder)
+    def _save_model(self, weights: dict[str, Tensor], summary: dict[str, Any]) -> None:
+        with writing_folder(self.folder / MODEL) as folder:
+            self.engine.raw.save_pretrained(folder, weights)
+            self.setup.data.tokenizer.save_pretrained(folder)
+            card = run_card(self.recipe, self.engine.raw.labels, summary)
+            (folder / CARD).write_text(card, encoding="utf-8")
 
     def _write_report(self) -> None:
         """The run is finished without it: what goes wrong here is said and ends nothing."""

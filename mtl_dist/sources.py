@@ -112,14 +112,9 @@ def check_rows(
     warnings = []
     usable, labels = {}, {}
     for split, rows in splits.items():
-        place = f"{key}: {split}"
-        usable[split] = _rows_with_text(place, task.text, rows, empty_text)
-        skipped = len(rows) - int(usable[split].sum())
-        if skipped == len(rows):
-            raise UserError(f"{key}: the {split} split has no rows" + (" with text" if skipped else ""))
-        if skipped:
+        usable[split], labels[split] = _usable_and_labels(key, task, split, rows, empty_text)
+        if skipped := len(rows) - int(usable[split].sum()):
             warnings.append(f"{skipped} of {len(rows)} {split} rows have no text and are left out")
-        labels[split] = _label_values(place, task.label, rows, usable[split], partial(_fault_in_files, task, split))
     names = _class_names(key, task, splits["train"], labels, usable["train"])
     examples = {}
     for split, rows in splits.items():
@@ -133,6 +128,31 @@ def check_rows(
     if absent:
         warnings.append(f"no training row has the label {', '.join(absent)}")
     return TaskExamples(names, examples, tuple(warnings))
+
+
+def check_split(
+    key: str,
+    task: TaskConfig,
+    split: str,
+    rows: datasets.Dataset,
+    names: tuple[str, ...],
+    empty_text: Literal["error", "skip"],
+) -> Examples:
+    """The rows of one split, checked as `check_rows` does, for a model whose classes are `names` already."""
+    usable, labels = _usable_and_labels(key, task, split, rows, empty_text)
+    chosen = np.flatnonzero(usable)
+    return Examples(rows, chosen, _class_indices(f"{key}: {split}", labels, names, usable)[chosen])
+
+
+def _usable_and_labels(
+    key: str, task: TaskConfig, split: str, rows: datasets.Dataset, empty_text: Literal["error", "skip"]
+) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """Which rows have text, as a mask, and the label of each. Raises UserError where none has."""
+    place = f"{key}: {split}"
+    usable = _rows_with_text(place, task.text, rows, empty_text)
+    if not usable.any():
+        raise UserError(f"{key}: the {split} split has no rows" + (" with text" if len(rows) else ""))
+    return usable, _label_values(place, task.label, rows, usable, partial(_fault_in_files, task, split))
 
 
 def _refuse(place: str, bad: np.ndarray, what: Callable[[int], str]) -> None:

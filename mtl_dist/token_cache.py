@@ -103,16 +103,18 @@ def open_entry(folder: Path) -> Entry | None:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             return None
-        splits = {
-            split: Split(
-                datasets.Dataset.from_file(str(folder / f"{split}{ROWS}")).with_format("arrow"),
-                *(np.load(folder / f"{split}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES)),
-            )
-            for split in meta["digests"]
-        }
+        splits = {split: open_split(folder / split) for split in meta["digests"]}
     except (OSError, ValueError):
         return None
     return Entry(tuple(meta["labels"]), splits, meta["digests"], tuple(meta["warnings"]))
+
+
+def open_split(stem: Path) -> Split:
+    """A split that `write_split` wrote, memory-mapped."""
+    return Split(
+        datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
+        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES)),
+    )
 
 
 def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: ColumnTokenizer, shown: Shown) -> None:
@@ -128,7 +130,7 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         new.mkdir()
         for split, rows in examples.splits.items():
             hashes[split] = Path(scratch) / f"{split}.hashes.npy"
-            digests[split] = _write_split(new / split, f"{key}: {split}", rows, tokenize, shown, hashes[split])
+            digests[split] = write_split(new / split, f"{key}: {split}", rows, tokenize, shown, hashes[split])
         meta = {
             "labels": examples.labels,
             "warnings": [*examples.warnings, *_overlaps(hashes)],
@@ -139,12 +141,13 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         _publish(new, folder)
 
 
-def _write_split(
+def write_split(
     stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown, hashes: Path
 ) -> str:
-    """Writes one split, and a 64-bit hash of each row's text to `hashes`; returns the SHA-256 of the split's content.
+    """Writes one split to files whose names begin with `stem`; `place` is for messages.
 
-    However many rows there are, only some are in memory at a time.
+    Returns the SHA-256 of the split's content. A 64-bit hash of each row's text goes to the file `hashes`. However
+    many rows there are, only some are in memory at a time.
     """
     digest = hashlib.sha256()
     lengths, count = Path(f"{stem}{LENGTHS}"), len(examples.rows)
