@@ -44,8 +44,11 @@ fi
 
 # The run was asked to stop, has saved and can go on. Where Slurm itself ends the job, that is Slurm's to decide.
 state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
-if [[ $chain || $state != JobState=RUNNING ]]; then
-  say "stopped ($state); sbatch $run/job.sbatch goes on"
+if [[ $chain ]]; then
+  say "stopped; the next job of the chain, or sbatch $run/job.sbatch, goes on"
+  exit 75
+elif [[ $state != JobState=RUNNING ]]; then
+  say "stopped while Slurm ended it ($state); unless Slurm requeues it, sbatch $run/job.sbatch goes on"
   exit 75
 fi
 stops=0

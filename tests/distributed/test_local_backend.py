@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from tests.distributed.launching import ROOT, TIMEOUT
 from tests.tiny import tiny_recipe_file
 
+LONG_STEPS = ROOT / "tests" / "cluster" / "long_steps"
 T = TypeVar("T")
 
 
@@ -30,15 +32,15 @@ def until(what: Callable[[], T | None]) -> T:
 
 
 @contextmanager
-def running(folder: Path, processes: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command with the recipe in `folder`; its output is kept in `folder`/said."""
+def running(folder: Path, processes: int, *arguments: str, seconds: float = 0.0) -> Iterator[subprocess.Popen[str]]:
+    """The command with the recipe in `folder` and steps that take `seconds`; its output is kept in `folder`/said."""
     command = [sys.executable, "launch/submit.py", "--backend", "local", "--processes-per-node", str(processes)]
-    with (folder / "said").open("w") as said:
+    with (folder / "said").open("w") as output:
         process = subprocess.Popen(
             [*command, "--config", str(folder / "recipe.yaml"), *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=said,
+            env=os.environ | {"PYTHONPATH": f"{LONG_STEPS}:{ROOT}", "MTL_DIST_TEST_STEP_SECONDS": str(seconds)},
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
         )
@@ -74,40 +76,41 @@ def wait_for_a_step(folder: Path) -> None:
     until(lambda: steps(folder) or None)
 
 
-def state(folder: Path) -> str:
-    return json.loads((folder / "run" / "summary.json").read_text())["state_sha256"]
+def state(run: Path) -> str:
+    return json.loads((run / "summary.json").read_text())["state_sha256"]
 
 
-MANY_STEPS = [f"phases.{phase}.steps={400}" for phase in range(3)]
+def said(folder: Path) -> str:
+    return (folder / "said").read_text()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_goes_on_to_the_same_end(tmp_path: Path, processes: int) -> None:
     """By itself where one of its processes is told to stop; by the same command where that is."""
     tiny_recipe_file(tmp_path)
-    with running(tmp_path, processes, *MANY_STEPS) as command:
+    with running(tmp_path, processes, seconds=1) as command:
         wait_for_a_step(tmp_path)
         first = ranks(command)
         assert len(first) == processes
         first[-1].send_signal(signal.SIGTERM)
-        until(lambda: [rank for rank in ranks(command) if rank not in first] or None)
-        until(lambda: None if len((tmp_path / "said").read_text().split("going on from")) < 2 else True)
+        until(lambda: True if "going on from" in said(tmp_path) else None)
+        assert not set(first) & set(ranks(command))
+        done = len(steps(tmp_path))
+        until(lambda: True if len(steps(tmp_path)) > done else None)
         command.send_signal(signal.SIGINT)
         assert code_of(command) == 75
-    said = (tmp_path / "said").read_text()
-    assert "starting it again" in said
-    assert said.count("stopped by SIG") == 2
-    assert "Traceback" not in said
-    with running(tmp_path, processes, *MANY_STEPS) as command:
+    assert "starting it again" in said(tmp_path)
+    assert len(re.findall(r"^stopped by SIG\w+ after step \d+ of 12", said(tmp_path), re.MULTILINE)) == 2
+    assert "Traceback" not in said(tmp_path)
+    with running(tmp_path, processes) as command:
         assert code_of(command) == 0
-    assert [line["step"] for line in steps(tmp_path)] == list(range(1, 1201))
-    with running(tmp_path, processes, *MANY_STEPS) as command:
+    assert [line["step"] for line in steps(tmp_path)] == list(range(1, 13))
+    with running(tmp_path, processes) as command:
         assert code_of(command) == 0
-    assert (tmp_path / "said").read_text() == f"finished already: {tmp_path / 'run' / 'summary.json'}\n"
-    cut = state(tmp_path)
-    with running(tmp_path, processes, *MANY_STEPS, f"output_dir={tmp_path / 'uncut'}") as command:
+    assert said(tmp_path) == f"finished already: {tmp_path / 'run' / 'summary.json'}\n"
+    with running(tmp_path, processes, f"output_dir={tmp_path / 'uncut'}") as command:
         assert code_of(command) == 0
-    assert json.loads((tmp_path / "uncut" / "summary.json").read_text())["state_sha256"] == cut
+    assert state(tmp_path / "run") == state(tmp_path / "uncut")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -115,15 +118,14 @@ def test_a_mistake_in_the_data_ends_with_2(tmp_path: Path, processes: int) -> No
     tiny_recipe_file(tmp_path)
     with running(tmp_path, processes, "tasks.mood.label=feeling") as command:
         assert code_of(command) == 2
-    said = (tmp_path / "said").read_text()
-    assert said.count("error: tasks.mood.label: the train split has no column 'feeling'") == 1
-    assert "Traceback" not in said
+    assert said(tmp_path).count("error: tasks.mood.label: the train split has no column 'feeling'") == 1
+    assert "Traceback" not in said(tmp_path)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_process_ends_the_run_with_1(tmp_path: Path, processes: int) -> None:
     tiny_recipe_file(tmp_path)
-    with running(tmp_path, processes, *MANY_STEPS) as command:
+    with running(tmp_path, processes, seconds=1) as command:
         wait_for_a_step(tmp_path)
         ranks(command)[-1].kill()
         assert code_of(command) == 1
@@ -132,7 +134,7 @@ def test_a_killed_process_ends_the_run_with_1(tmp_path: Path, processes: int) ->
 def test_a_request_before_the_first_step_is_heard(tmp_path: Path) -> None:
     """By processes that do not listen yet, or are not there yet."""
     tiny_recipe_file(tmp_path)
-    with running(tmp_path, 2, *MANY_STEPS) as command:
+    with running(tmp_path, 2, seconds=1) as command:
         until(lambda: psutil.Process(command.pid).children() or None)
         command.send_signal(signal.SIGTERM)
         assert code_of(command) == 75
@@ -141,7 +143,7 @@ def test_a_request_before_the_first_step_is_heard(tmp_path: Path) -> None:
 
 def test_no_process_outlives_the_command(tmp_path: Path) -> None:
     tiny_recipe_file(tmp_path)
-    with running(tmp_path, 2, *MANY_STEPS) as command:
+    with running(tmp_path, 2, seconds=1) as command:
         wait_for_a_step(tmp_path)
         family = psutil.Process(command.pid).children(recursive=True)
         assert len(family) >= 3

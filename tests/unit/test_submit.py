@@ -295,8 +295,8 @@ def test_a_stopped_run_is_requeued(job: Ends, folder: Path) -> None:
 def test_a_job_that_slurm_itself_ends_is_left_to_it(job: Ends, state: str) -> None:
     ended, said = job("exit 75", state=state)
     assert ended == 75
-    assert f"stopped (JobState={state}); sbatch" in said
-    assert "requeue" not in said
+    assert f"stopped while Slurm ended it (JobState={state}); unless" in said
+    assert "requeue\n" not in said
 
 
 def test_a_slurm_that_does_not_requeue_is_said(job: Ends) -> None:
@@ -308,7 +308,8 @@ def test_a_slurm_that_does_not_requeue_is_said(job: Ends) -> None:
 def test_a_job_of_a_chain_leaves_the_rest_to_the_next(job: Ends) -> None:
     ended, said = job("exit 75", "chain")
     assert ended == 75
-    assert "requeue" not in said
+    assert "the next job of the chain" in said
+    assert "requeue\n" not in said
     assert "scancel" not in said
 
 
