@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +23,7 @@ from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.prefix_cache import Parts, PrefixCache
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
+from mtl_dist.throughput import Throughput
 from mtl_dist.tracking import Progress, Tracker
 
 
@@ -245,16 +246,14 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         if owed and self._ends_early(phase):
             return
         before = seconds.get(phase.name, 0.0)
-        watch, tokens, computed, since = Stopwatch(), 0, 0, 0.0
+        watch, throughput = Stopwatch(), Throughput(self.cache)
         loss = None
         for step in range(self.progression.step, phase.stop):
             result = self.training_step(step)
             done = step + 1
-            tokens, computed = tokens + int(result.batch.lengths.sum()), computed + result.computed
+            throughput.count(int(result.batch.lengths.sum()), result.computed)
             if done % log_every == 0 or done == phase.stop or phase.measures_after(done):
-                now = watch.seconds
-                loss = self._log(phase, result, tokens / (now - since), computed / tokens)
-                tokens, computed, since = 0, 0, now
+                loss = self._log(phase, result, throughput.figures(watch.seconds))
             seconds[phase.name] = before + watch.seconds
             with watch.stopped():
                 ends = self._ends_early(phase)
@@ -285,11 +284,8 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         if not self.hooks.roll_back():
             super().give_up_or_roll_back()
 
-    def _log(self, phase: Phase, result: StepResult, tokens_per_second: float, padding: float) -> float:
-        """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients.
-
-        `padding` is how many tokens were computed for each real one since the last line.
-        """
+    def _log(self, phase: Phase, result: StepResult, figures: Mapping[str, float]) -> float:
+        """Writes the line of a step, with `figures`; returns its loss. The only exchange besides gradients."""
         parts = torch.tensor(self.engine.processes.all_gather(result.losses.tolist()), dtype=torch.float64)
         by_task = dict(zip(self.recipe.tasks, parts.sum(dim=0).tolist(), strict=True))
         loss = sum(self.recipe.tasks[task].weight * value for task, value in by_task.items())
@@ -305,8 +301,7 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
                 "optim/nonfinite_steps": self.progression.nonfinite_total,
                 "plan/digest": result.batch.digest,
                 "plan/tokens": int(result.batch.lengths.sum()),
-                "perf/tokens_per_second": tokens_per_second,
-                "perf/padding": padding,
+                **figures,
             },
         )
         return loss
