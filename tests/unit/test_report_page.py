@@ -215,7 +215,7 @@ def two_runs(folder: Path) -> list[Path]:
     other["optimizer"]["lr"], other["model"]["freeze"] = 0.01, ["embeddings"]
     other["output_dir"] = "runs/two"
     lines = lines_of_run()
-    lines[-1]["test/mood/accuracy"] = 0.875
+    lines[-1] |= {"test/mood/accuracy": 0.875, "test/mood/loss": 0.125}
     return [
         write_run(folder / "a" / "run"),
         write_run(folder / "b" / "run", recipe=other, lines=lines, summary=summary),
@@ -230,10 +230,10 @@ def test_compared_runs_show_what_differs_and_who_is_better(tmp_path: Path) -> No
     assert figures["mood", "accuracy"] == ["0.7500", "0.8750+0.1250"]
     assert figures["topic", "accuracy"] == ["0.7500", "0.7500+0.0000"]
     assert figures["mean", "accuracy"] == ["0.7500", "0.8125+0.0625"]
-    assert {cell.text for node in root.by_id("figures").all("td") for cell in node.all("b")} - set(TASKS) == {
-        "0.8750",
-        "0.8125",
-    }
+    assert figures["mood", "loss"] == ["0.2500", "0.1250-0.1250"]
+    bold = [cell.text for node in root.by_id("figures").all("td") for cell in node.all("b")]
+    assert bold == ["0.8750", "0.1250", "0.8125", "0.1875"]
+    assert [node.text for node in root.by_class("better")] == ["+0.1250", "-0.1250", "+0.0625", "-0.0625"]
     lines = json.loads(root.by_id("training").first("script").text)["lines"]
     assert [line["n"] for line in lines] == ["a/run", "b/run"]
     assert lines[0]["c"] != lines[1]["c"]

@@ -88,6 +88,9 @@ def test_a_rollback_stays_where_its_step_is_logged_after_it() -> None:
     lines.add({"step": 4, "phase": "heads", "train/loss": 1.0})
     assert lines.rollbacks == {4: 2}
     assert list(lines.columns["train/loss"].steps) == [1, 2, 3, 4]
+    lines.add({"step": 5, "phase": "heads", "safety/rolled_back_to": 2})
+    lines.add({"step": 4, "phase": "heads", "train/loss": 1.0})
+    assert lines.rollbacks == {4: 2}
     lines.add({"step": 3, "phase": "heads", "train/loss": 1.0})
     assert lines.rollbacks == {}
 
