@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 SECONDS = float(os.environ.get("MTL_DIST_TEST_STEP_SECONDS", "0"))
-CRASHES = os.environ.get("MTL_DIST_TEST_CRASHES")
+CRASHES = os.environ.get("MTL_DIST_TEST_CRASHES", "none")
 """The rank that does, in its second step."""
 
 
@@ -43,7 +43,7 @@ def _change(trainer: Any) -> None:
 
     def step(self: Any, at: int) -> Any:
         time.sleep(SECONDS)
-        if at >= 2 and os.environ.get("RANK") == CRASHES:
+        if at >= 2 and os.environ.get("RANK", "0") == CRASHES:
             raise IndexError("a mistake of the program's")
         return training_step(self, at)
 
