@@ -115,5 +115,5 @@ def test_without_a_look_at_the_rows_a_bad_one_is_not_named(
 
 
 def test_without_a_guard_a_failure_of_wandb_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "FAULTS", {"malformed key": tracking.FAULTS["malformed key"]})
+    monkeypatch.setattr(tracking, "FAULTS", {"service killed": tracking.FAULTS["service killed"]})
     assert the_one(list(tracking.wandb(Draw(1), tmp_path, 1, without.guarding))).startswith("exit codes")
