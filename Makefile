@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 ARGS ?=
 
-.PHONY: help setup train test test-all faults bench bench-engines lint format clean
+.PHONY: help setup train test test-cluster test-all faults bench bench-engines lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,12 @@ train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes t
 test: lint setup  ## Lint, type checks, unit tests, a sample of all faults, tests on several processes
 	$(PYTEST) tests/unit tests/faults tests/distributed
 
-test-all: lint setup  ## All tests, also those that build the container image
+test-cluster: $(INSTALLED)  ## Jobs on a real Slurm of this machine's, and task files read by SkyPilot
+	tests/cluster/install.sh
+	$(BIN)/pytest tests/cluster
+
+test-all: lint setup  ## All tests, also those on a Slurm and those that build the container image
+	tests/cluster/install.sh
 	$(PYTEST) tests
 
 faults: $(INSTALLED)  ## One campaign of faults: CAMPAIGN=kill ARGS="--count 20 --seed 7 --csv kills.csv"
@@ -54,5 +59,5 @@ format: $(INSTALLED)  ## Mend style and format where that can be done by machine
 	$(BIN)/ruff format
 
 clean:  ## Remove .venv, the quickstart's data and encoder, and caches; runs/ stays
-	rm -rf .venv assets build *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-skypilot assets build *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,13 @@ from importlib import import_module
 
 from mtl_dist.errors import TrainingError, UserError, did_you_mean
 
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "report": ("report.command", "one HTML page on a run, or on several compared"),
+    "predict": ("predict", "labels and scores of one task for texts in a file"),
+    "evaluate": ("measure", "figures on the test split or on other labelled data"),
+    "export": ("export", "a folder for transformers.pipeline or sentence-transformers"),
+    "push": ("push", "uploads the model, or an exported folder, to the Hugging Face hub"),
+}
 """Of each command, the module whose `main(arguments)` carries it out, and what it does."""
 
 

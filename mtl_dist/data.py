@@ -15,7 +15,9 @@ from mtl_dist.batches import Batch, Split, collate
 from mtl_dist.errors import UserError
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import EvaluationConfig, Recipe
+from mtl_dist.source_files import files_state, rows_state
 from mtl_dist.sources import check_rows, load_rows
+from mtl_dist.start_memo import StartMemo
 from mtl_dist.token_cache import Entry, entry_name, make_root, open_entry, write_entry
 from mtl_dist.tokenizing import ColumnTokenizer, load_tokenizer, starts_shown
 
@@ -83,19 +85,32 @@ def _fill_cache(
 ) -> dict[str, Path]:
     """Sees to it that the cache has every task; returns their folders."""
     root = make_root(recipe.data)
-    folders, missing = {}, {}
+    names = split_names(recipe.evaluation)
+    folders, missing, memos = {}, {}, {}
     # All tasks are checked before the first is tokenised, which can take long.
     for name, task in recipe.tasks.items():
         key = f"tasks.{name}"
         tokenize = ColumnTokenizer(tokenizer, task.text, recipe.data.max_length)
-        splits = {split: load_rows(key, task, split) for split in split_names(recipe.evaluation)}
+        state, splits = files_state(task, names), None
+        if state is None:
+            splits = {split: load_rows(key, task, split) for split in names}
+            state = rows_state(splits)
+        memo = StartMemo(root, task, recipe.data, tokenizer, state)
+        known = memo.recall(say)
+        if known is not None and open_entry(root / known) is not None:
+            folders[name] = root / known
+            continue
+        splits = splits or {split: load_rows(key, task, split) for split in names}
         folders[name] = root / entry_name(task, recipe.data, tokenizer, splits)
+        memos[name] = memo, files_state(task, names) or rows_state(splits)
         if open_entry(folders[name]) is None:
             if folders[name].exists():
                 say(f"{key}: {folders[name]} is damaged; tokenising again")
             missing[name] = check_rows(key, task, splits, recipe.data.empty_text), tokenize
     for name, (examples, tokenize) in missing.items():
         write_entry(folders[name], f"tasks.{name}", examples, tokenize, partial(starts_shown, bar=bar, say=say))
+    for name, (memo, state) in memos.items():
+        memo.keep(folders[name].name, state, say)
     return folders
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mtl_dist.errors import TrainingError, reason
+from mtl_dist.errors import TrainingError, UserError, reason
 
 
 @contextmanager
@@ -36,6 +36,27 @@ def write_whole(path: Path, text: str) -> None:
         flush(path.parent)
 
 
+@contextmanager
+def writing_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `final` once it is whole, or is gone. Raises TrainingError."""
+    partial = final.with_name(f".{final.name}.partial")
+    with writing(final):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            flush_all(partial)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            # The tokenizers library has no class of its own for a full disk.
+            if isinstance(error, Exception) and not isinstance(error, UserError | TrainingError):
+                raise TrainingError(f"cannot write {final}: {reason(error)}") from error
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        flush(final.parent)
+
+
 def flush(path: Path) -> None:
     """Returns once a file's content, or a folder's list of names, is on the disk itself."""
     handle = os.open(path, os.O_RDONLY)
@@ -46,8 +67,8 @@ def flush(path: Path) -> None:
 
 
 def flush_all(folder: Path) -> None:
-    """Flushes the files of `folder`, and then the folder."""
-    for path in [*sorted(folder.iterdir()), folder]:
+    """Flushes all that is in `folder`, and then the folder."""
+    for path in [*sorted(folder.rglob("*")), folder]:
         flush(path)
 
 

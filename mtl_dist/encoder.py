@@ -112,7 +112,7 @@ def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) 
     Raises UserError where transformers cannot build one from `config`.
     """
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             encoder = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a model's own code makes of its settings
         raise UserError(f"model.encoder: cannot build a {config.model_type!r} encoder: {reason(error)}") from error
@@ -121,7 +121,7 @@ def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) 
 
 def new_encoder(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """The encoder with random weights, for weights that are loaded into it."""
-    with _quiet():
+    with quiet():
         encoder: Any = AutoModel.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     encoder.to(dtype)  # DeBERTa makes some of its own as float32
     return without_pooler(encoder)
@@ -134,7 +134,7 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
     """
     dtype = getattr(torch, model.dtype)
     try:
-        with _quiet():
+        with quiet():
             encoder, info = AutoModel.from_pretrained(
                 model.encoder,
                 config=config,
@@ -214,7 +214,7 @@ def _not_understood(config: PretrainedConfig, why: str) -> UserError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' report of what it loaded off the screen; what matters of it is checked here."""
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()

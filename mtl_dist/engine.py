@@ -47,6 +47,7 @@ class Engine(ABC):
         self.model: nn.Module = self.raw
         self.units: tuple[str, ...] = ()
         self.optimizer = build_optimizer(self.raw, self.raw.unit_parameters(), config)
+        self._every_group = list(self.optimizer.param_groups)
 
     # Where the engines differ
 
@@ -101,6 +102,11 @@ class Engine(ABC):
         for name, parameter in self.raw.named_parameters():
             parameter.requires_grad_(name in trainable)
             parameter.grad = None
+        self._choose_groups()
+
+    def _choose_groups(self) -> None:
+        """The optimizer looks at what trains; it keeps the moments of all."""
+        self.optimizer.param_groups = [group for group in self._every_group if group["unit"] in self.units]
 
     def check_equal(self, when: str) -> None:
         """Compares trainable set and parameters among the ranks, and what else they hold alike.
@@ -203,19 +209,18 @@ class Engine(ABC):
 
     def _drop_gradients(self, units: Sequence[str]) -> None:
         """Heads without rows took part all the same, because all ranks wait for every parameter."""
-        parameters = dict(self.raw.named_parameters())
-        by_unit = self.raw.unit_parameters()
-        for unit in units:
-            for name in by_unit[unit]:
-                parameters[name].grad = None
+        for group in self.optimizer.param_groups:
+            if group["unit"] in units:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _clip(self) -> float:
         """Clips the gradient to `max_grad_norm` in place; returns its norm before."""
-        gradients = [parameter.grad for parameter in self.raw.parameters() if parameter.grad is not None]
-        norm = self._whole(nn.utils.get_total_norm(gradients))
+        members = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = [parameter for parameter in members if parameter.grad is not None]
+        norm = self._whole(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
         if self.config.max_grad_norm is not None:
-            trainable = [parameter for parameter in self.raw.parameters() if parameter.requires_grad]
-            nn.utils.clip_grads_with_norm_(trainable, self.config.max_grad_norm, norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         return float(norm)
 
     # State, whole and by name

@@ -129,6 +129,9 @@ class ZeroRedundancy(Engine):
             self._take_down()
             self._set_up()
 
+    def _choose_groups(self) -> None:
+        """Chosen by the set-up."""
+
     def _set_up(self) -> None:
         groups = [(index, group) for index, group in enumerate(self._groups) if group["unit"] in self.units]
         self.optimizer = adamw([dict(group) for _, group in groups], self.config)

@@ -7,17 +7,34 @@ number of forwards, because with sharded parameters each forward needs them all.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mtl_dist.batches import Batch
 from mtl_dist.data import DataBundle
-from mtl_dist.engine import Engine
 from mtl_dist.model import Below
 from mtl_dist.prefix_cache import PrefixCache
+from mtl_dist.processes import Processes
+
+
+class Measurable(Protocol):
+    """What can be measured: an engine, or a model alone."""
+
+    @property
+    def processes(self) -> Processes: ...
+    @property
+    def device(self) -> torch.device: ...
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Around forwards that need no gradient."""
+
+    def logits(self, batch: Batch, below: Below | None = None) -> dict[str, Tensor]:
+        """Logits [its rows, num_labels] of every task; `below` as of `MultitaskTransformer.forward`."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +62,11 @@ class TaskMetrics:
 
 
 def evaluate(
-    engine: Engine,
+    engine: Measurable,
     data: DataBundle,
     split: str,
     batch_size: int,
-    cache: PrefixCache,
+    cache: PrefixCache | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, TaskMetrics]:
     """Metrics of every task on `split`; every rank calls this and gets the same figures.
@@ -73,7 +90,7 @@ def evaluate(
                 number = mine if mine < len(batches) else 0
                 rows = batches[number]
                 batch = data.batch(split, np.full(len(rows), index), rows).to(engine.device)
-                below = cache.below_in_evaluation(split, task, number, batch)
+                below = None if cache is None else cache.below_in_evaluation(split, task, number, batch)
                 counts, loss = _measure(engine, batch, task, below)
                 if mine < len(batches):
                     confusion += counts
@@ -84,7 +101,7 @@ def evaluate(
     return metrics
 
 
-def _measure(engine: Engine, batch: Batch, task: str, below: Below | None) -> tuple[np.ndarray, float]:
+def _measure(engine: Measurable, batch: Batch, task: str, below: Below | None) -> tuple[np.ndarray, float]:
     """Confusion counts and summed loss of one batch."""
     logits, labels = engine.logits(batch, below)[task], batch.labels[task]
     loss = cross_entropy(logits, labels, reduction="sum")
@@ -96,3 +113,17 @@ def _measure(engine: Engine, batch: Batch, task: str, below: Below | None) -> tu
 def flat_metrics(metrics: Mapping[str, TaskMetrics], prefix: str) -> dict[str, float]:
     """Metrics as `<prefix>/<task>/<name>`."""
     return {f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()}
+
+
+def flat_confusions(metrics: Mapping[str, TaskMetrics], prefix: str) -> dict[str, list[list[int]]]:
+    """What was taken for what, as `<prefix>/<task>/confusion`: [label, prediction, count] where that is not 0.
+
+    So it has no more entries than the split has rows, however many classes there are.
+    """
+    return {
+        f"{prefix}/{task}/confusion": [
+            [int(label), int(prediction), int(one.confusion[label, prediction])]
+            for label, prediction in np.argwhere(one.confusion)
+        ]
+        for task, one in metrics.items()
+    }

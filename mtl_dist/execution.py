@@ -1,9 +1,7 @@
 """One prepared run from its first step to its summary: training, the measurements between, and what is kept."""
 
 import json
-import shutil
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,22 @@ from torch import Tensor
 
 from mtl_dist.cli import resolved_yaml
 from mtl_dist.digests import combined, require_equal
-from mtl_dist.disk import flush, flush_all, write_whole, writing
-from mtl_dist.errors import Interrupted, TrainingError, reason
-from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
+from mtl_dist.disk import write_whole, writing_folder
+from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
+from mtl_dist.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
+from mtl_dist.folder_names import CHECKPOINTS, MODEL, RECIPE
 from mtl_dist.interruption import StopRequest
+from mtl_dist.model_card import CARD, run_card
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.progression import TELLS_NOTHING, Progression
-from mtl_dist.run_folder import CHECKPOINTS, MODEL, RECIPE, write_summary
+from mtl_dist.report.page import write_report
+from mtl_dist.run_folder import write_summary
 from mtl_dist.saving import Saver
+from mtl_dist.setup_record import start_of, versions, write_setup
 from mtl_dist.tracking import Console, Progress, Tracker
 from mtl_dist.trainer import TrainingSetup, TransferLearningTrainer
 from mtl_dist.until import has_run_out, value_of, why
 from mtl_dist.watchdog import Watchdog
-
-LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
-
 
 _SAVE, _STOP = 1, 2
 """Wishes of a rank between two steps; the greater one wins."""
@@ -39,16 +38,16 @@ class Execution:
         setup: TrainingSetup,
         progression: Progression,
         console: Console,
-        digests: dict[str, str],
+        description: dict[str, Any],
         identity: dict[str, Any],
         stop_request: StopRequest,
         watchdog: Watchdog,
     ) -> None:
-        """`digests`, of what the run is made from, go into the summary; `identity`, by key, into checkpoints."""
+        """`description` is what the run is made of, for setup.json; `identity`, by key, goes into checkpoints."""
         self.setup = setup
         self.progression = progression
         self.console = console
-        self.digests = digests
+        self.description = description
         self.identity = identity
         self.stop_request = stop_request
         self.watchdog = watchdog
@@ -66,6 +65,8 @@ class Execution:
         Raises Interrupted, on every rank, after a checkpoint, where the run was asked to stop.
         """
         self.processes.on_first(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
+        start = start_of(self.engine, self.progression.step, self.setup.micro_steps)
+        self.processes.on_first(lambda: write_setup(self.folder, self.description, start))
         self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes, self.progression.wandb_id)
         self.progression.wandb_id = self.tracker.wandb_id
         self.saver = Saver(
@@ -102,8 +103,9 @@ class Execution:
             raise
         with self.watchdog.excusing("saving the model"):
             weights = self.engine.weights()
-            self.processes.on_first(lambda: self._save_model(weights))
+            self.processes.on_first(lambda: self._save_model(weights, summary))
             self.processes.on_first(lambda: write_summary(self.folder, summary))
+            self.processes.on_first(self._write_report)
         self.console.say(f"model, metrics and summary are in {self.folder}")
         return summary
 
@@ -132,7 +134,7 @@ class Execution:
         split, step = self.recipe.evaluation.split, self.progression.step
         metrics = self._measure(split)
         self.measured = step, metrics
-        self.tracker.log(step, phase.name, flat_metrics(metrics, "eval"))
+        self.tracker.log(step, phase.name, flat_metrics(metrics, "eval") | flat_confusions(metrics, "eval"))
         when = f"after phase {phase.name}" if step == phase.stop else f"phase {phase.name}, after step {step}"
         self._say(f"{when}, {split}", metrics)
         return metrics
@@ -159,7 +161,9 @@ class Execution:
         test = self._measure("test")
         split = self.recipe.evaluation.split
         last = test if split == "test" else self._measure(split)
-        self.tracker.log(self.progression.step, "end", flat_metrics(last, "eval") | flat_metrics(test, "test"))
+        figures = flat_metrics(last, "eval") | flat_metrics(test, "test")
+        confusions = flat_confusions(last, "eval") | flat_confusions(test, "test")
+        self.tracker.log(self.progression.step, "end", figures | confusions)
         self._say("at the end, test", test)
         return test
 
@@ -214,21 +218,20 @@ class Execution:
         )
         return True
 
-    def _save_model(self, weights: dict[str, Tensor]) -> None:
-        final, partial = self.folder / MODEL, self.folder / f".{MODEL}.partial"
-        with writing(final):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                self.engine.raw.save_pretrained(partial, weights)
-                self.setup.data.tokenizer.save_pretrained(partial)
-                flush_all(partial)
-            except Exception as error:  # the tokenizers library has no class of its own for a full disk
-                shutil.rmtree(partial, ignore_errors=True)
-                raise TrainingError(f"cannot write {final}: {reason(error)}") from error
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            flush(self.folder)
+    def _save_model(self, weights: dict[str, Tensor], summary: dict[str, Any]) -> None:
+        with writing_folder(self.folder / MODEL) as folder:
+            self.engine.raw.save_pretrained(folder, weights)
+            self.setup.data.tokenizer.save_pretrained(folder)
+            card = run_card(self.recipe, self.engine.raw.labels, summary)
+            (folder / CARD).write_text(card, encoding="utf-8")
+
+    def _write_report(self) -> None:
+        """The run is finished without it: what goes wrong here is said and ends nothing."""
+        try:
+            write_report(self.folder)
+        except Exception as error:  # noqa: BLE001 - a page that cannot be drawn must not make a finished run fail
+            words = str(error) if isinstance(error, UserError | TrainingError) else reason(error)
+            self.console.say(f"warning: the run is finished, its report is not: {' '.join(words.split())}")
 
     def _state_digest(self) -> str:
         """One SHA-256 over parameters, moments, the place in the schedule and the counters; how long it took is not in.
@@ -253,6 +256,7 @@ class Execution:
                     "steps": phase.steps,
                     "seconds": self.progression.phase_seconds.get(phase.name, 0.0),
                     "trainable_parameters": sum(sizes[unit] for unit in phase.units),
+                    "draws": self.setup.plan.draws(phase.start, phase.stop),
                 }
                 for phase in self._schedule.phases
             ],
@@ -263,6 +267,6 @@ class Execution:
             "params_sha256": by_rank[0],
             "params_sha256_by_rank": by_rank,
             "state_sha256": self._state_digest(),
-            "digests": self.digests,
-            "versions": {library: version(library) for library in LIBRARIES},
+            "digests": self.description["digests"],
+            "versions": versions(),
         }

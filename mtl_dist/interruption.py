@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mtl_dist.errors import Interrupted
+from mtl_dist.exit_record import record
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_REQUEST_SECONDS = 2.0
@@ -42,9 +43,9 @@ class StopRequest:
         """From here on, signals are requests. Called once, in the main thread."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for one in SIGNALS:
             signal.signal(one, lambda *_: None)  # else there would be nothing to write
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), daemon=True, name="signals").start()
 
     def end_with(self, code: int) -> None:
@@ -78,9 +79,11 @@ class StopRequest:
             if self._waits and (first or same):
                 return
             if self._code is not None:
+                record(self._code)
                 os._exit(self._code)
             if same:
                 return
             if os.environ.get("RANK", "0") == "0":
                 print(f"stopped by {request.name}; the same command goes on", file=sys.stderr, flush=True)
+            record(Interrupted.exit_code)
             os._exit(Interrupted.exit_code)

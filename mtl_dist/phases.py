@@ -73,6 +73,8 @@ class Schedule:
 
         A stop is counted as the steps of the result are: by then, the phases before may have been cut as well.
         """
+        if not stops:
+            return self
         phases: list[Phase] = []
         saved = 0
         for phase in self.phases:

@@ -51,12 +51,17 @@ def _steps_text(phase: Phase) -> str:
 
 def _rates_text(rates: LearningRates, phase: Phase) -> str:
     """Highest rate of each group of like units in the phase, and the rate it ends at."""
-    last = rates.at(phase.stop - 1)
-    highest = {unit: max(rates.at(step)[unit] for step in _turning_points(rates, phase)) for unit in phase.units}
     groups: dict[tuple[float, float], list[str]] = {}
-    for unit in phase.units:
-        groups.setdefault((highest[unit], last[unit]), []).append(unit)
+    for unit, of_unit in highest_and_last(rates, phase).items():
+        groups.setdefault(of_unit, []).append(unit)
     return ", ".join(f"{_group_name(units)} {top:.2e} to {end:.2e}" for (top, end), units in groups.items())
+
+
+def highest_and_last(rates: LearningRates, phase: Phase) -> dict[str, tuple[float, float]]:
+    """Of each unit that trains in the phase, the highest rate and the one at the end."""
+    last = rates.at(phase.stop - 1)
+    each = [rates.at(step) for step in _turning_points(rates, phase)]
+    return {unit: (max(at[unit] for at in each), last[unit]) for unit in phase.units}
 
 
 def _turning_points(rates: LearningRates, phase: Phase) -> set[int]:

@@ -13,10 +13,12 @@ from mtl_dist.cli import Command, resolved_yaml
 from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import DataBundle, prepare
 from mtl_dist.digests import require_equal
+from mtl_dist.dropout import make_dropout_fast
 from mtl_dist.encoder import check_max_length, encoder_skeleton, find_anatomy, load_encoder, load_encoder_config
 from mtl_dist.engine import DataParallel
 from mtl_dist.engines import EngineClass, engine_class_of
 from mtl_dist.execution import Execution
+from mtl_dist.folder_names import STACKS
 from mtl_dist.interruption import StopRequest
 from mtl_dist.launch_guard import bf16_hint, start_accelerator
 from mtl_dist.model import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
@@ -28,7 +30,8 @@ from mtl_dist.prefix_cache import PrefixCache
 from mtl_dist.processes import Processes
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
-from mtl_dist.run_folder import STACKS, open_run_folder
+from mtl_dist.run_folder import open_run_folder
+from mtl_dist.setup_record import describe
 from mtl_dist.tracking import Console
 from mtl_dist.trainer import TrainingSetup
 from mtl_dist.until import first_end
@@ -70,7 +73,8 @@ def run_on(
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
     for line in [*data.warnings, *warnings_of(recipe, schedule)]:
         console.say(f"warning: {line}")
-    console.say(plan_table(rates, plan, sizes, unit_sizes(recipe, skeleton, data)))
+    parameters = unit_sizes(recipe, skeleton, data)
+    console.say(plan_table(rates, plan, sizes, parameters))
     if command.plan_only:
         return
     if hint := bf16_hint(accelerator):
@@ -102,7 +106,8 @@ def run_on(
     watchdog = Watchdog(processes, recipe.safety.timeout_seconds, folder / STACKS)
     setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, watchdog.passing)
     stop_request = stop_request or StopRequest()
-    Execution(setup, progression, console, digests, identity, stop_request, watchdog).execute()
+    description = describe(setup, parameters, digests)
+    Execution(setup, progression, console, description, identity, stop_request, watchdog).execute()
 
 
 def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:
@@ -136,6 +141,7 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
     sentences = SentenceTransformer(load_encoder(recipe.model, config), recipe.model.pooling, recipe.model.dropout)
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
+    make_dropout_fast(model, sentences.encoder)
     tokens = torch.ones(1, 2, dtype=torch.int64)
     model.stages.learn(encoder_inputs(tokens, tokens))
     return model

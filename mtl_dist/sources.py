@@ -6,21 +6,27 @@ Checks work on whole columns (pyarrow, numpy), so that ten million rows take sec
 import glob
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from mtl_dist.errors import UserError, did_you_mean, reason
 from mtl_dist.file_faults import find_fault
+from mtl_dist.pieces import by_pieces, mapped, parts
 from mtl_dist.recipe import TaskConfig
 from mtl_dist.recipe_checks import FILE_BUILDERS
+from mtl_dist.source_files import local_files
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Examples:
     columns: datasets.Dataset
     """The whole split in arrow format: the task's text columns and its label column."""
     rows: np.ndarray
-    """The rows used, ascending, int64."""
+    """The rows used, ascending, int64; where there are many, these and the labels are mapped files."""
     labels: np.ndarray
     """Class index of each of `rows`, int64."""
 
@@ -47,6 +53,13 @@ class TaskExamples:
 # What `datasets` and its readers say about files without rows, each in its own words.
 _NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
 
+_READER_OPTIONS: dict[str, dict[str, Any]] = {
+    # pandas would read texts and labels such as "NA" and "None" as missing.
+    "csv": {"keep_default_na": False, "na_values": [""]},
+    # Or the whole file would come to be held in memory.
+    "parquet": {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)},
+}
+
 
 def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
     """The columns that `task` needs of one split, memory-mapped, in arrow format; `key` (`tasks.<name>`) is for errors.
@@ -58,9 +71,8 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
         pattern = task.data_files[split]
         if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):  # noqa: PTH207
             raise UserError(f"{key}.data_files.{split}: there is no file {pattern}")
-        files = {split: pattern}
-    # pandas would read texts and labels such as "NA" and "None" as missing.
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if task.path == "csv" else {}
+        files = {split: local_files(task, split) or pattern}
+    options = _READER_OPTIONS.get(task.path, {})
     try:
         with _quiet():
             loaded = datasets.load_dataset(task.path, task.name, data_files=files, split=split, **options)
@@ -109,29 +121,92 @@ def check_rows(
     split of which nothing is left, and for fewer than two classes.
     """
     warnings = []
-    usable, labels = {}, {}
-    for split, rows in splits.items():
-        place = f"{key}: {split}"
-        usable[split] = _rows_with_text(place, task.text, rows, empty_text)
-        skipped = len(rows) - int(usable[split].sum())
-        if skipped == len(rows):
-            raise UserError(f"{key}: the {split} split has no rows" + (" with text" if skipped else ""))
-        if skipped:
-            warnings.append(f"{skipped} of {len(rows)} {split} rows have no text and are left out")
-        labels[split] = _label_values(place, task.label, rows, usable[split], partial(_fault_in_files, task, split))
-    names = _class_names(key, task, splits["train"], labels, usable["train"])
+    checked = {split: _Checked(key, task, split, rows, empty_text) for split, rows in splits.items()}
+    for split, of in checked.items():
+        if of.skipped:
+            warnings.append(f"{of.skipped} of {len(of.rows)} {split} rows have no text and are left out")
+    names = _class_names(key, task, checked)
     examples = {}
-    for split, rows in splits.items():
-        indices = _class_indices(f"{key}: {split}", labels[split], names, usable[split])
-        chosen = np.flatnonzero(usable[split])
-        if split == "train":
-            chosen = _draw(chosen, task.max_rows)
-        examples[split] = Examples(rows, chosen, indices[chosen])
-    counts = np.bincount(examples["train"].labels, minlength=len(names))
+    for split, of in checked.items():
+        chosen, indices = of.chosen(), of.class_indices(names)
+        if split == "train" and task.max_rows is not None:
+            drawn = _draw(chosen, task.max_rows)
+            chosen, indices = drawn, indices[np.searchsorted(chosen, drawn)]
+        examples[split] = Examples(of.rows, chosen, indices)
+    # By parts, because bincount makes a copy of what it may not write to.
+    of_train, counts = examples["train"].labels, np.zeros(len(names), dtype=np.int64)
+    for part in parts(len(of_train)):
+        counts += np.bincount(of_train[part], minlength=len(names))
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     if absent:
         warnings.append(f"no training row has the label {', '.join(absent)}")
     return TaskExamples(names, examples, tuple(warnings))
+
+
+def check_split(
+    key: str,
+    task: TaskConfig,
+    split: str,
+    rows: datasets.Dataset,
+    names: tuple[str, ...],
+    empty_text: Literal["error", "skip"],
+) -> Examples:
+    """The rows of one split, checked as `check_rows` does, for a model whose classes are `names` already."""
+    checked = _Checked(key, task, split, rows, empty_text)
+    return Examples(rows, checked.chosen(), checked.class_indices(names))
+
+
+class _Checked:
+    """A split whose texts and labels have been found to be there, each by itself.
+
+    What is held of its rows does not grow with them, unless its labels are JSON or floats.
+
+    Raises UserError as `check_rows`, but for labels that need the other splits to be judged.
+    """
+
+    def __init__(
+        self, key: str, task: TaskConfig, split: str, rows: datasets.Dataset, empty_text: Literal["error", "skip"]
+    ) -> None:
+        self.place = f"{key}: {split}"
+        self.rows = rows
+        self._label = task.label
+        self._fault = partial(_fault_in_files, task, split)
+        self.usable = by_pieces(
+            rows, lambda piece, _: _rows_with_text(self.place, task.text, piece, empty_text), mapped
+        )
+        self.skipped = len(rows) - int(self.usable.sum())
+        if self.skipped == len(rows):
+            raise UserError(f"{key}: the {split} split has no rows" + (" with text" if self.skipped else ""))
+        found = self._by_pieces(self._distinct_labels, list)
+        self.label_type: pa.DataType = found[0].type
+        self.labels = pc.unique(pa.chunked_array(found))
+        """Every label that a usable row has, once."""
+
+    def label_values(self, piece: datasets.Dataset, part: slice) -> pa.ChunkedArray:
+        return _label_values(self.place, self._label, piece, self.usable[part], self._fault)
+
+    def _distinct_labels(self, piece: datasets.Dataset, part: slice) -> pa.Array:
+        return pc.unique(self.label_values(piece, part).filter(pa.array(self.usable[part])))
+
+    def _by_pieces(self, check: Callable[[datasets.Dataset, slice], T], combine: Callable[[Iterable[T]], R]) -> R:
+        # What labels these are is known of all of them alone.
+        kind = self.rows.data.schema.field(self._label).type
+        if isinstance(kind, pa.JsonType) or pa.types.is_floating(kind):
+            return combine([check(self.rows, slice(0, len(self.rows)))])
+        return by_pieces(self.rows, check, combine)
+
+    def chosen(self) -> np.ndarray:
+        """The usable rows, ascending, int64."""
+        return mapped(part.start + np.flatnonzero(self.usable[part]) for part in parts(len(self.rows)))
+
+    def class_indices(self, names: tuple[str, ...]) -> np.ndarray:
+        """The class of each usable row, int64."""
+
+        def indices(piece: datasets.Dataset, part: slice) -> np.ndarray:
+            usable = self.usable[part]
+            return _class_indices(self.place, self.label_values(piece, part), names, usable)[usable]
+
+        return self._by_pieces(indices, mapped)
 
 
 def _refuse(place: str, bad: np.ndarray, what: Callable[[int], str]) -> None:
@@ -272,36 +347,38 @@ def _refuse_out_of_range(place: str, values: np.ndarray, num_labels: int, usable
     _refuse(place, bad, lambda row: f"label {values[row]} is out of range 0..{num_labels - 1}")
 
 
-def _class_names(
-    key: str,
-    task: TaskConfig,
-    train: datasets.Dataset,
-    labels: Mapping[str, pa.ChunkedArray],
-    usable: np.ndarray,
-) -> tuple[str, ...]:
+def _class_names(key: str, task: TaskConfig, splits: Mapping[str, _Checked]) -> tuple[str, ...]:
     """The classes in order: those of the recipe, else of the column's own names, else of the training rows."""
     if task.labels is not None:
         return tuple(task.labels)
-    for split, values in labels.items():
-        if _is_string(values.type) != _is_string(labels["train"].type):
-            raise UserError(f"{key}.label: train has {labels['train'].type} labels and {split} {values.type} ones")
-    feature = train.features[task.label]
+    train = splits["train"]
+    for split, of in splits.items():
+        if _is_string(of.label_type) != _is_string(train.label_type):
+            raise UserError(f"{key}.label: train has {train.label_type} labels and {split} {of.label_type} ones")
+    feature = train.rows.features[task.label]
     if isinstance(feature, datasets.ClassLabel) and feature.names:
         names = feature.names
-    elif _is_string(labels["train"].type):
-        names = sorted(pc.unique(labels["train"].filter(pa.array(usable))).to_pylist())
+    elif _is_string(train.label_type):
+        names = sorted(train.labels.to_pylist())
     else:
-        values = _integers(labels["train"])
-        # Larger numbers are ids or ratings rather than classes; a head that wide would fill the memory.
-        _refuse(
-            f"{key}: train",
-            ((values < 0) | (values >= len(values))) & usable,
-            lambda row: f"label {values[row]} is no class index: these count from 0, and there are {len(values)} rows",
-        )
-        names = [str(index) for index in range(int(values[usable].max()) + 1)]
+        _refuse_ids(train)
+        names = [str(index) for index in range(int(train.labels.to_numpy().max()) + 1)]
     if len(names) < 2:
         raise UserError(f"{key}.label: all training rows have the label {names[0]!r}; a task has at least two classes")
     return tuple(names)
+
+
+def _refuse_ids(train: _Checked) -> None:
+    """Larger numbers are ids or ratings rather than classes; a head that wide would fill the memory."""
+    count = len(train.rows)
+    distinct = train.labels.to_numpy()
+    if ((distinct < 0) | (distinct >= count)).any():
+        values = _integers(train.label_values(train.rows, slice(0, count)))
+        _refuse(
+            train.place,
+            ((values < 0) | (values >= count)) & train.usable,
+            lambda row: f"label {values[row]} is no class index: these count from 0, and there are {count} rows",
+        )
 
 
 def _class_indices(place: str, labels: pa.ChunkedArray, names: tuple[str, ...], usable: np.ndarray) -> np.ndarray:
@@ -320,9 +397,7 @@ def _class_indices(place: str, labels: pa.ChunkedArray, names: tuple[str, ...], 
     return indices.astype(np.int64)
 
 
-def _draw(rows: np.ndarray, max_rows: int | None) -> np.ndarray:
+def _draw(rows: np.ndarray, max_rows: int) -> np.ndarray:
     """`max_rows` of `rows`, ascending: the first of one fixed permutation, so that more rows contain fewer."""
-    if max_rows is None:
-        return rows
     # RandomState rather than Generator: numpy promises that its stream never changes.
     return np.sort(np.random.RandomState(0).permutation(rows)[:max_rows])

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,11 @@ FORMAT = 2
 """Raised whenever the same input would be written otherwise, so that older entries are not used."""
 META, ROWS, LENGTHS, LABELS, HASHES = "meta.json", ".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy"
 BATCH_ROWS = 1000
+"""Rows that are tokenised at a time; the digests depend on it."""
+RECORD_BYTES = 1 << 25
+"""Least size of a record batch but the last: opening a file costs time and memory for each that it has."""
+PART = 1 << 18
+"""Numbers of a file that are read at a time."""
 
 Shown = Callable[[range, str], Iterator[int]]
 """`tokenizing.starts_shown` with the way of showing settled."""
@@ -64,16 +71,21 @@ def entry_name(
 
     It has no paths or dates in it, so that machines with the same data have the same entries.
     """
-    decisive = {
+    rows = {split: [str(rows.features), _content(rows)] for split, rows in splits.items()}
+    decisive = settings_of(task, data, tokenizer) | {"rows": rows}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def settings_of(task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that decides what is written of given rows."""
+    return {
         "format": FORMAT,
-        "rows": {split: [str(rows.features), _content(rows)] for split, rows in splits.items()},
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "special_tokens": tokenizer.special_tokens_map,
         "inputs": [tokenizer.model_input_names, tokenizer.truncation_side],
         "task": [task.text, task.label, task.labels, task.max_rows],
         "data": [data.max_length, data.empty_text],
     }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _content(rows: datasets.Dataset) -> str:
@@ -91,16 +103,18 @@ def open_entry(folder: Path) -> Entry | None:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             return None
-        splits = {
-            split: Split(
-                datasets.Dataset.from_file(str(folder / f"{split}{ROWS}")).with_format("arrow"),
-                *(np.load(folder / f"{split}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES)),
-            )
-            for split in meta["digests"]
-        }
+        splits = {split: open_split(folder / split) for split in meta["digests"]}
     except (OSError, ValueError):
         return None
     return Entry(tuple(meta["labels"]), splits, meta["digests"], tuple(meta["warnings"]))
+
+
+def open_split(stem: Path) -> Split:
+    """A split that `write_split` wrote, memory-mapped."""
+    return Split(
+        datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
+        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES)),
+    )
 
 
 def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: ColumnTokenizer, shown: Shown) -> None:
@@ -115,7 +129,8 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         new = Path(scratch) / folder.name
         new.mkdir()
         for split, rows in examples.splits.items():
-            digests[split], hashes[split] = _write_split(new / split, f"{key}: {split}", rows, tokenize, shown)
+            hashes[split] = Path(scratch) / f"{split}.hashes.npy"
+            digests[split] = write_split(new / split, f"{key}: {split}", rows, tokenize, shown, hashes[split])
         meta = {
             "labels": examples.labels,
             "warnings": [*examples.warnings, *_overlaps(hashes)],
@@ -126,36 +141,40 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         _publish(new, folder)
 
 
-def _write_split(
-    stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown
-) -> tuple[str, np.ndarray]:
-    """Writes one split; returns the SHA-256 of its content and a 64-bit hash of each row's text."""
+def write_split(
+    stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown, hashes: Path
+) -> str:
+    """Writes one split to files whose names begin with `stem`; `place` is for messages.
+
+    Returns the SHA-256 of the split's content. A 64-bit hash of each row's text goes to the file `hashes`. However
+    many rows there are, only some are in memory at a time.
+    """
     digest = hashlib.sha256()
-    lengths, hashes, of_tokens = [], [], []
-    with ExitStack() as files:
-        sink = files.enter_context(pa.OSFile(f"{stem}{ROWS}", "wb"))
-        writer = None
+    lengths, count = Path(f"{stem}{LENGTHS}"), len(examples.rows)
+    with (
+        _RecordBatches(Path(f"{stem}{ROWS}")) as tokens_written,
+        _numbers(lengths, np.int32, (count,)) as add_lengths,
+        _numbers(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
+        _numbers(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
+        _numbers(hashes, np.uint64, (count,)) as add_hashes,
+    ):
         for start in shown(range(0, len(examples.rows), BATCH_ROWS), f"{place}: tokenising"):
             rows = examples.rows[start : start + BATCH_ROWS]
             tokens, texts = tokenize(examples.columns[rows])
             batch = pa.record_batch(tokens | {"label": examples.labels[start : start + BATCH_ROWS], "row": rows})
-            writer = writer or files.enter_context(pa.ipc.new_stream(sink, batch.schema))
-            writer.write_batch(batch)
-            lengths.append(batch["input_ids"].value_lengths().to_numpy())
-            hashes.append(texts)
-            of_tokens.append(_token_hashes(batch))
-            if not lengths[-1].all():
-                raise UserError(
-                    f"{place} row {rows[lengths[-1].argmin()]} (from 0): the tokenizer makes no token of it"
-                )
+            tokens_written.add(batch)
+            of_rows = batch["input_ids"].value_lengths().to_numpy()
+            add_lengths(of_rows)
+            add_labels(batch["label"].to_numpy())
+            add_token_hashes(_token_hashes(batch))
+            add_hashes(texts)
+            if not of_rows.all():
+                raise UserError(f"{place} row {rows[of_rows.argmin()]} (from 0): the tokenizer makes no token of it")
             for column in batch.columns:
                 digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
-    all_lengths = np.concatenate(lengths)
-    digest.update(all_lengths.tobytes())
-    np.save(f"{stem}{LENGTHS}", all_lengths)
-    np.save(f"{stem}{LABELS}", examples.labels.astype(np.int64))
-    np.save(f"{stem}{HASHES}", np.concatenate(of_tokens))
-    return digest.hexdigest(), np.concatenate(hashes)
+    for part in _parts(lengths):
+        digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
 def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
@@ -169,14 +188,75 @@ def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
 
 
-def _overlaps(hashes: Mapping[str, np.ndarray]) -> list[str]:
-    """A line for each split that shares texts with the training split."""
-    shared = {split: int(np.isin(of, hashes["train"]).sum()) for split, of in hashes.items() if split != "train"}
-    return [
-        f"{count} of {len(hashes[split])} {split} rows have a text that is also in train"
-        for split, count in shared.items()
-        if count
-    ]
+class _RecordBatches:
+    """An arrow stream that grows by rows and has them in record batches of RECORD_BYTES or more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files = ExitStack()
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        self._sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._files:
+            if kind is None:
+                self._write()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes >= RECORD_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            batch = pa.concat_batches(self._waiting)
+            self._writer = self._writer or self._files.enter_context(pa.ipc.new_stream(self._sink, batch.schema))
+            self._writer.write_batch(batch)
+            self._waiting, self._bytes = [], 0
+
+
+@contextmanager
+def _numbers(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
+    """A .npy file of an array of this shape, and what adds the next rows to it.
+
+    Not a mapped file: on a full disk, writing to one kills the process.
+    """
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def add(numbers: np.ndarray) -> None:
+            file.write(numbers.astype(dtype, copy=False).tobytes())
+
+        yield add
+
+
+def _parts(path: Path) -> Iterator[np.ndarray]:
+    """The numbers in a .npy file, some at a time."""
+    numbers = np.load(path, mmap_mode="r")
+    return (numbers[start : start + PART] for start in range(0, len(numbers), PART))
+
+
+def _overlaps(hashes: Mapping[str, Path]) -> list[str]:
+    """A line for each split that shares texts with the training split; `hashes` are files of the rows' hashes."""
+    lines = []
+    for split, path in hashes.items():
+        if split == "train":
+            continue
+        texts, rows = np.unique(np.load(path, mmap_mode="r"), return_counts=True)
+        shared = np.zeros(len(texts), dtype=bool)
+        for part in _parts(hashes["train"]):
+            at = np.searchsorted(texts, part).clip(max=len(texts) - 1)
+            shared[at[texts[at] == part]] = True
+        if shared.any():
+            lines.append(f"{rows[shared].sum()} of {rows.sum()} {split} rows have a text that is also in train")
+    return lines
 
 
 def _publish(new: Path, folder: Path) -> None:

@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from mtl_dist.disk import writing
-from mtl_dist.errors import TrainingError
+from mtl_dist.errors import TrainingError, reason
+from mtl_dist.folder_names import METRICS
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe, TrackingConfig
-
-METRICS = "metrics.jsonl"
 
 LOG_LINE_SECONDS = 10.0
 """In a log without a terminal, a progress line at most this often."""
@@ -92,7 +91,7 @@ class Tracker:
         if console.speaks and recipe.tracking.wandb:
             self._guarded(lambda: self._start_wandb(folder, recipe.tracking, asdict(recipe)))
 
-    def log(self, step: int, phase: str, values: Mapping[str, float | str]) -> None:
+    def log(self, step: int, phase: str, values: Mapping[str, float | str | list[list[int]]]) -> None:
         """One line: `values` with the number of steps done and the phase's name; null for what is not a number.
 
         Where the disk refuses it, raises TrainingError on every rank, or says so once and tries again with the next
@@ -153,22 +152,30 @@ class Tracker:
         # Imported here because a run without W&B should not pay for it, nor need it.
         import wandb
 
+        def start(mode: Literal["offline"] | None) -> Any:
+            return wandb.init(
+                project=config.wandb_project,
+                dir=str(folder),
+                id=self.wandb_id or None,
+                resume="allow" if self.wandb_id else None,
+                config=recipe,
+                mode=mode,
+                settings=wandb.Settings(
+                    init_timeout=WANDB_START_SECONDS,
+                    finish_timeout=WANDB_FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                    console="off",
+                    silent=True,
+                ),
+            )
+
         decided = os.environ.get("WANDB_MODE") or wandb.login(prompt=False, verify=False)
-        self._wandb = wandb.init(
-            project=config.wandb_project,
-            dir=str(folder),
-            id=self.wandb_id or None,
-            resume="allow" if self.wandb_id else None,
-            config=recipe,
-            mode=None if decided else "offline",
-            settings=wandb.Settings(
-                init_timeout=WANDB_START_SECONDS,
-                finish_timeout=WANDB_FINISH_SECONDS,
-                finish_timeout_raises=True,
-                console="off",
-                silent=True,
-            ),
-        )
+        try:
+            self._wandb = start(None if decided else "offline")
+        except wandb.Error as error:
+            wandb.teardown()  # or its service would say that the run's id is in use
+            self._console.say(f"W&B is offline: {reason(error)}; `wandb sync` sends later what is in {folder}/wandb")
+            self._wandb = start("offline")
         self.wandb_id = self._wandb.id
         self._wandb.define_metric("step")
         self._wandb.define_metric("*", step_metric="step")
@@ -184,5 +191,4 @@ class Tracker:
             action()
         except Exception as error:  # noqa: BLE001 - whatever a service does must not end a training run
             self._wandb = None
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._console.say(f"W&B is off from here: {first}; metrics.jsonl goes on")
+            self._console.say(f"W&B is off from here: {reason(error)}; metrics.jsonl goes on")

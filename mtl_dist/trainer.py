@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from mtl_dist.cut import cut
 from mtl_dist.data import DataBundle
+from mtl_dist.dropout import seed_masks
 from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
 from mtl_dist.optim import LearningRates
@@ -22,6 +23,7 @@ from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.prefix_cache import Parts, PrefixCache
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
+from mtl_dist.throughput import Throughput
 from mtl_dist.tracking import Progress, Tracker
 
 
@@ -50,6 +52,8 @@ class StepResult:
     """This rank's part of each task's mean loss over the global batch, [num_tasks], in the recipe's order."""
     gradient_norm: float
     """Norm of the whole gradient before clipping."""
+    computed: int
+    """Tokens that all ranks have computed, padding counted."""
 
 
 class Stopwatch:
@@ -74,6 +78,17 @@ def dropout_seed(seed: int, step: int, rank: int, micro_step: int) -> int:
     """Seed of everything random inside one forward; 63 bits."""
     key = f"dropout/{seed}/{step}/{rank}/{micro_step}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds all that is random in a forward.
+
+    Not by `torch.manual_seed`, which for every kind of device that a machine lacks keeps the call and its stack.
+    """
+    seed_masks(seed)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class LayerwiseLearningRateTrainer:
@@ -120,7 +135,9 @@ class LayerwiseLearningRateTrainer:
         norm = self.engine.step(self.rates_at(step), absent)
         self._count_nonfinite(norm)
         self.progression.step = step + 1
-        return StepResult(batch, losses, norm)
+        # Parts have their longest example first.
+        computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
+        return StepResult(batch, losses, norm, computed)
 
     def _micro_step(self, batch: GlobalBatch, parts: Parts, step: int, micro_step: int) -> Tensor:
         """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached."""
@@ -133,7 +150,7 @@ class LayerwiseLearningRateTrainer:
         inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions], with_tokens)
         inputs = inputs.to(self.engine.device)
         self.passing(f"{place}: forward and backward")
-        torch.manual_seed(dropout_seed(self.recipe.seed, step, rank, micro_step))
+        seed_device(self.engine.device, dropout_seed(self.recipe.seed, step, rank, micro_step))
         with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
             logits = self.engine.logits(inputs, below)
             # A task without rows here gives a zero with a graph: DDP waits for every head's gradient.
@@ -229,16 +246,14 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         if owed and self._ends_early(phase):
             return
         before = seconds.get(phase.name, 0.0)
-        watch, tokens, since = Stopwatch(), 0, 0.0
+        watch, throughput = Stopwatch(), Throughput(self.cache)
         loss = None
         for step in range(self.progression.step, phase.stop):
             result = self.training_step(step)
             done = step + 1
-            tokens += int(result.batch.lengths.sum())
+            throughput.count(int(result.batch.lengths.sum()), result.computed)
             if done % log_every == 0 or done == phase.stop or phase.measures_after(done):
-                now = watch.seconds
-                loss = self._log(phase, result, tokens / (now - since))
-                tokens, since = 0, now
+                loss = self._log(phase, result, throughput.figures(watch.seconds))
             seconds[phase.name] = before + watch.seconds
             with watch.stopped():
                 ends = self._ends_early(phase)
@@ -269,8 +284,8 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         if not self.hooks.roll_back():
             super().give_up_or_roll_back()
 
-    def _log(self, phase: Phase, result: StepResult, tokens_per_second: float) -> float:
-        """Writes the line of a step and returns its loss. The only exchange among ranks besides gradients."""
+    def _log(self, phase: Phase, result: StepResult, figures: Mapping[str, float]) -> float:
+        """Writes the line of a step, with `figures`; returns its loss. The only exchange besides gradients."""
         parts = torch.tensor(self.engine.processes.all_gather(result.losses.tolist()), dtype=torch.float64)
         by_task = dict(zip(self.recipe.tasks, parts.sum(dim=0).tolist(), strict=True))
         loss = sum(self.recipe.tasks[task].weight * value for task, value in by_task.items())
@@ -285,7 +300,8 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
                 "optim/grad_norm": result.gradient_norm,
                 "optim/nonfinite_steps": self.progression.nonfinite_total,
                 "plan/digest": result.batch.digest,
-                "perf/tokens_per_second": tokens_per_second,
+                "plan/tokens": int(result.batch.lengths.sum()),
+                **figures,
             },
         )
         return loss

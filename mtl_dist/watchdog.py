@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from mtl_dist.errors import TrainingError
+from mtl_dist.exit_record import record
 from mtl_dist.processes import Processes
 
 BEAT_SECONDS = 1.0
@@ -150,4 +151,5 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
+        record(TrainingError.exit_code)
         os._exit(TrainingError.exit_code)

@@ -1,6 +1,7 @@
-"""Real small disks, to be full or read-only: what only who may mount them can have."""
+"""Real small disks, to be full, read-only or under a quota: what only who may mount them can have."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,5 +54,50 @@ def nearly_full(disk: Path, left: int) -> Iterator[None]:
         (disk / FILL).unlink()
 
 
+def why_no_quota() -> str | None:
+    """Why no folder can be put under a quota here, or None."""
+    if reason := why_not():
+        return reason
+    return None if shutil.which("mkfs.btrfs") else "there is no mkfs.btrfs (Debian: btrfs-progs)"
+
+
+@contextmanager
+def disk_for_quotas(folder: Path, size: int = 256 << 20) -> Iterator[Path]:
+    """A disk of `size` bytes at `folder`, in a file that takes up what is written; yields a folder of it for `quota`.
+
+    btrfs, because its quotas need no support of the kernel's beyond its own, and hold for root too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    image = folder.with_name(f"{folder.name}.image")
+    with image.open("wb") as file:
+        file.truncate(size)
+    _run("mkfs.btrfs", "--quiet", str(image))
+    _mount("-o", "loop", str(image), str(folder))
+    try:
+        _run("btrfs", "quota", "enable", str(folder))
+        _run("btrfs", "subvolume", "create", str(folder / "held"))
+        yield folder / "held"
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        image.unlink()
+
+
+@contextmanager
+def quota(folder: Path, left: int) -> Iterator[None]:
+    """Inside, a folder of `disk_for_quotas` may grow by `left` bytes; what btrfs sets aside for a change counts."""
+    shown = _run("btrfs", "qgroup", "show", "--raw", "--sync", "-f", str(folder))
+    group, used, *_ = shown.splitlines()[-1].split()
+    # By way of the disk, for what is over its quota can have no command of its own.
+    _run("btrfs", "qgroup", "limit", str(int(used) + left), group, str(folder.parent))
+    try:
+        yield
+    finally:
+        _run("btrfs", "qgroup", "limit", "none", group, str(folder.parent))
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def _mount(*arguments: str) -> None:
-    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+    _run("mount", *arguments)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import pytest
 
 from mtl_dist.errors import Interrupted
 from mtl_dist.selectors import GRAMMAR
-from tests.distributed.launching import ROOT, launch, launched
+from tests.distributed.launching import ROOT, TIMEOUT, launch, launched
 from tests.hostile import with_code, with_pickled_weights
 from tests.tiny import tiny_recipe_file
 
@@ -275,3 +276,20 @@ def test_an_error_that_rank_0_does_not_have_is_said_by_its_own_rank() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: command line: 'x' is not key=value; a recipe file needs --config before it\n"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_on_another_machine_the_word_is_rank_0s_if_its_launcher_ends(ends: bool) -> None:
+    """Which keeps the store by which processes meet; here it is a socket."""
+    code = "import sys; from launch import train; train.SECONDS_FOR_RANK_0 = 1; sys.exit(train.main(['x']))"
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        place = {"RANK": "2", "GROUP_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | place
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE) as rank:
+            connection, _ = store.accept()
+            if ends:
+                connection.close()
+            assert rank.wait(TIMEOUT) == 2
+            assert rank.stderr is not None
+            assert bool(rank.stderr.read()) != ends
+            connection.close()

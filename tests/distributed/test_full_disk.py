@@ -51,7 +51,7 @@ def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> 
     for error, (case, (*_, path)) in zip(first, CASES.items(), strict=True):
         assert error.startswith(f"cannot write {tmp_path / case / 'run' / path}: ")
         assert "No space left on device" in error
-        assert left[case] - {"checkpoints"} == {"recipe.yaml", "metrics.jsonl"}
+        assert left[case] - {"checkpoints"} == {"recipe.yaml", "setup.json", "metrics.jsonl"}
 
 
 def test_a_launch_says_it_once(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.distributed.launching import launched
-from tests.tiny import tiny_recipe_file
+from tests.distributed.variants import Variant, run_variants
 
 UNTIL = {
     "heads": "{metric: topic/loss, patience: 2, every_steps: 1}",
@@ -22,28 +21,18 @@ COMMON = (
 )
 DOUBLE = ("model.dtype=float64",)
 
-
-class Variant(NamedTuple):
-    """A way to run the recipe."""
-
-    accumulation: int = 1
-    engine: str = "data parallel"
-    overrides: tuple[str, ...] = DOUBLE
-    without: str | None = None
-
-
 SAME = {
-    "data parallel": Variant(),
-    "accumulation 2": Variant(2),
-    "fsdp2": Variant(engine="fsdp2"),
-    "fsdp2, accumulation 2": Variant(2, "fsdp2"),
-    "stray memory": Variant(without="stray memory"),
+    "data parallel": Variant(1, DOUBLE),
+    "accumulation 2": Variant(2, DOUBLE),
+    "fsdp2": Variant(1, DOUBLE, "fsdp2"),
+    "fsdp2, accumulation 2": Variant(2, DOUBLE, "fsdp2"),
+    "stray memory": Variant(1, DOUBLE, without="stray memory"),
 }
 # DeepSpeed computes in float32, in which losses are alike rather than the same.
-ZERO = {f"zero{stage}": Variant(engine=f"zero{stage}", overrides=()) for stage in (1, 2, 3)}
-BROKEN = {"stray measurement": Variant(without="stray measurement")}
+ZERO = {f"zero{stage}": Variant(engine=f"zero{stage}") for stage in (1, 2, 3)}
+BROKEN = {"stray measurement": Variant(1, DOUBLE, without="stray measurement")}
 ON_WORLD = {
-    1: {"data parallel": Variant(), "single": Variant(overrides=())},
+    1: {"data parallel": Variant(1, DOUBLE), "single": Variant()},
     2: SAME | ZERO | BROKEN,
 }
 
@@ -71,23 +60,7 @@ Runs = Callable[[int, str], Run]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("until")
-    recipe = tiny_recipe_file(root)
-    errors: dict[tuple[int, str], list[str | None]] = {}
-    for world, variants in ON_WORLD.items():
-        jobs = [
-            {
-                "arguments": ["--config", str(recipe), f"output_dir={root / str(world) / name}", *COMMON, *v.overrides],
-                "accumulation": v.accumulation,
-                "engine": v.engine,
-                "without": v.without,
-            }
-            for name, v in variants.items()
-        ]
-        file = root / f"jobs{world}.json"
-        file.write_text(json.dumps(jobs))
-        launched("tests/distributed/worker.py", str(file), processes=world)
-        by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(world)]
-        errors |= {(world, name): list(ended) for name, *ended in zip(variants, *by_rank, strict=True)}
+    errors = run_variants(root, ON_WORLD, COMMON)
     return lambda world, name: Run(root / str(world) / name, errors[world, name])
 
 

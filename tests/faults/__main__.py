@@ -31,6 +31,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     "flips": faulty.FLIPS,
     "damage": damage.DAMAGE,
     "disk": disk.DISK,
+    "quota": disk.QUOTA,
     "hostile": hostile.HOSTILE,
     "rows": rows.ROWS,
     "wandb": tracking.WANDB,

@@ -64,4 +64,4 @@ def main(campaigns: Mapping[str, Campaign], arguments: Sequence[str]) -> int:
             elif sys.stderr.isatty():
                 print(f"\r{passed}/{count}", end="", file=sys.stderr)
     print(f"campaign {options.campaign}: {passed} passed, {failed} failed", flush=True)
-    return 1 if failed or passed != count else 0
+    return 1 if failed or passed < count else 0  # more, where something beyond the faults is looked at

@@ -1,8 +1,11 @@
-"""A disk that is full, or read-only, while a run writes to it: at any byte of a checkpoint, a line, or what is left."""
+"""Campaigns `disk` and `quota`: a disk refuses what a run writes, at any byte of a checkpoint, a line, or what is left.
+
+It is full, or read-only, or the run's folder is over its quota; all of them real, the quota one of btrfs.
+"""
 
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from mtl_dist.model import MultitaskTransformer
 from mtl_dist.recipe import Recipe
 from mtl_dist.run_folder import CHECKPOINTS
 from mtl_dist.tracking import Tracker
-from tests.disks import nearly_full, read_only, small_disk, why_not
+from tests.disks import disk_for_quotas, nearly_full, quota, read_only, small_disk, why_no_quota, why_not
 from tests.faults.campaign import Campaign, Outcome
 from tests.in_process import metrics_of, run_here, summary_of
 from tests.tiny import tiny_recipe
@@ -26,6 +29,8 @@ SIZE = 8 << 20
 SAVES = 6
 """Checkpoints of a run, one every two steps."""
 LINES = 15
+RUN = "run"
+"""Folder of a run on its disk."""
 
 
 @dataclass
@@ -70,60 +75,82 @@ def size_of(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.iterdir())
 
 
-def blow_of(source: random.Random, kind: str, disk: Path, run: Path, whole: Path) -> Blow:
-    """`whole` is the folder of a run that nothing has struck, `run` that of the one to strike."""
+def blow_of(source: random.Random, kind: str, disk: Path, whole: Path) -> Blow:
+    """A run in a folder of `disk` is to be struck; `whole` is the folder of one that nothing has struck."""
     saving, at = (checkpoint, "save"), source.randint(2, SAVES)
     if kind == "read-only at a checkpoint":
-        return Blow(saving, at, 1, lambda: read_only(run / CHECKPOINTS))
-    if kind == "full at a checkpoint":
+        return Blow(saving, at, 1, lambda: read_only(disk / RUN / CHECKPOINTS))
+    shortage, _, where = kind.partition(" at ")
+    short_of = {"full": nearly_full, "over quota": quota}[shortage]
+    if where == "a checkpoint":
         # One of a phase's end, which is larger than those before, or like them.
         left = source.randrange(size_of(whole / CHECKPOINTS / f"step-{2 * SAVES:010d}") // 3)
-        return Blow(saving, at, 1, lambda: nearly_full(disk, left))
-    if kind == "full at a line":
+        return Blow(saving, at, 1, lambda: short_of(disk, left))
+    if where == "a line":
         # Until the last but one, for the lines must first fill what is left of the file's last page.
         at = source.randint(1, 4)
-        return Blow((Tracker, "log"), at, LINES - at, lambda: nearly_full(disk, 0))
-    if kind == "full at the model":
+        return Blow((Tracker, "log"), at, LINES - at, lambda: short_of(disk, 0))
+    if where == "the model":
         left = source.randrange(size_of(whole / "model"))
         # To the run's end, for the tokenizer comes after that.
-        return Blow((MultitaskTransformer, "save_pretrained"), 1, 2, lambda: nearly_full(disk, left))
-    return Blow((execution, "write_summary"), 1, 1, lambda: nearly_full(disk, 0))
+        return Blow((MultitaskTransformer, "save_pretrained"), 1, 2, lambda: short_of(disk, left))
+    return Blow((execution, "write_summary"), 1, 1, lambda: short_of(disk, 0))
 
 
 ON_ERROR: tuple[Literal["stop", "continue"], ...] = ("stop", "continue")
-KINDS = {
-    # Whether a run may go on, and does with checkpoint.on_error=continue.
-    "full at a checkpoint": True,
-    "read-only at a checkpoint": True,
-    "full at a line": True,
-    "full at the model": False,
-    "full at the summary": False,
-}
+MAY_GO_ON = ("a checkpoint", "a line")
+"""Where a run goes on with checkpoint.on_error=continue."""
+DISK_KINDS = (
+    *("full at a checkpoint", "read-only at a checkpoint"),
+    *("full at a line", "full at the model", "full at the summary"),
+)
+QUOTA_KINDS = tuple(f"over quota at {where}" for where in ("a checkpoint", "a line", "the model", "the summary"))
 
 
-def run(source: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
-    """Each passes if checkpoints stay as they were, the run ends or goes on as asked, and comes to the same end."""
+def disks(source: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Full ones and read-only ones."""
     if reason := why_not():
         raise SystemExit(reason)
+    return refused(source, folder, count, DISK_KINDS, lambda place: small_disk(place, SIZE))
+
+
+def quotas(source: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Folders over their quota."""
+    if reason := why_no_quota():
+        raise SystemExit(reason)
+    return refused(source, folder, count, QUOTA_KINDS, disk_for_quotas)
+
+
+def refused(
+    source: random.Random,
+    folder: Path,
+    count: int,
+    kinds: Sequence[str],
+    mounted: Callable[[Path], AbstractContextManager[Path]],
+) -> Iterator[Outcome]:
+    """Each passes if checkpoints stay as they were, the run ends or goes on as asked, and comes to the same end."""
     recipe = tiny_recipe(folder, "checkpoint.every_steps=2", f"output_dir={folder / 'whole'}")
     with redirect_stdout(io.StringIO()):
         run_here(recipe)
     whole = folder / "whole"
     for number in range(count):
-        kind = list(KINDS)[number % len(KINDS)]
-        with small_disk(folder / f"disk {number}", SIZE) as disk:
+        kind = kinds[number % len(kinds)]
+        at_a_line = kind.endswith("a line")
+        with mounted(folder / f"disk {number}") as disk:
             # Without checkpoints, which would be the first to find no room, where a line is to.
             config = replace(
                 recipe.checkpoint,
-                every_steps=None if kind == "full at a line" else 2,
+                every_steps=None if at_a_line else 2,
+                every_minutes=None if at_a_line else recipe.checkpoint.every_minutes,
                 on_error=source.choice(ON_ERROR),
             )
-            struck = replace(recipe, output_dir=str(disk / "run"), checkpoint=config)
-            blow = blow_of(source, kind, disk, disk / "run", whole)
+            struck = replace(recipe, output_dir=str(disk / RUN), checkpoint=config)
+            blow = blow_of(source, kind, disk, whole)
             point = f"call {blow.at} of {blow.place[1]}, {config.on_error}"
-            outcome, passed = judged(struck, blow, goes_on=KINDS[kind] and config.on_error == "continue")
-            same = passed and same_end(disk / "run", whole)
-            yield Outcome(kind, point, outcome, same, summary_of(disk / "run")["state_sha256"] if same else "")
+            goes_on = kind.endswith(MAY_GO_ON) and config.on_error == "continue"
+            outcome, passed = judged(struck, blow, goes_on)
+            same = passed and same_end(disk / RUN, whole)
+            yield Outcome(kind, point, outcome, same, summary_of(disk / RUN)["state_sha256"] if same else "")
 
 
 def judged(recipe: Recipe, blow: Blow, goes_on: bool) -> tuple[str, bool]:
@@ -155,4 +182,5 @@ def same_end(one: Path, other: Path) -> bool:
     return metrics_of(one) == metrics_of(other) and summary_of(one)["state_sha256"] == summary_of(other)["state_sha256"]
 
 
-DISK = Campaign(30, run)
+DISK = Campaign(30, disks)
+QUOTA = Campaign(30, quotas)

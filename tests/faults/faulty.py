@@ -10,16 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from mtl_dist.batches import Batch
-from mtl_dist.engine import Engine
-from mtl_dist.model import Below
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.runs import Runs, Way
 from tests.faults.zygote import Hook, Zygote
 from tests.in_process import metrics_of
+from tests.spoiling import spoil, spoil_gradient, spoil_loss
 
 PHASE_STEPS, EVERY = 8, 2
 SAVE_EVERY = 3
@@ -29,53 +26,20 @@ LIMIT = 5
 CLEAN_STEPS = 20_000
 
 
-def both(first: Hook | None, second: Hook) -> Hook:
-    """One hook for two."""
-    return second if first is None else partial(_in_turn, first, second)
-
-
-def _in_turn(*hooks: Hook) -> None:
-    for hook in hooks:
-        hook()
-
-
 def _meant(rank: int | None) -> bool:
     return rank in (None, int(os.environ.get("RANK", "0")))
 
 
-def spoil(what: str, value: float, steps: range, rank: int | None) -> None:
+def spoil_on(rank: int | None, what: str, value: float, steps: range) -> None:
     """A hook: in these steps the loss of the meant ranks is `value`, or so is a gradient on its way back."""
-    if not _meant(rank):
-        return
-    training_step, logits = LayerwiseLearningRateTrainer.training_step, Engine.logits
-    at = -1
-
-    def in_step(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
-        nonlocal at
-        at = step
-        return training_step(self, step)
-
-    def spoilt(self: Engine, batch: Batch, below: Below | None = None) -> dict[str, Tensor]:
-        result = logits(self, batch, below)
-        if at not in steps or not torch.is_grad_enabled():
-            return result
-        if what == "loss":
-            return {task: one * value for task, one in result.items()}
-        for one in result.values():
-            one.register_hook(lambda gradient: gradient + value)
-        return result
-
-    LayerwiseLearningRateTrainer.training_step = in_step
-    Engine.logits = spoilt
+    if _meant(rank):
+        spoil(steps, partial(spoil_loss if what == "loss" else spoil_gradient, value=value))
 
 
 def nonfinite(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """NaN or inf for some steps: skipped by all; after too many in a row, back to the last checkpoint.
-
-    `without` takes what guards against it out of every run.
-    """
+    """NaN or inf for some steps: skipped by all; after too many in a row, back to the last checkpoint."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+        runs = Runs(zygote, folder, without=without)
         for number in range(count):
             way = Way(1 + number % 2)
             what, value = draw.choice(("loss", "gradient")), draw.choice((float("nan"), float("inf"), float("-inf")))
@@ -83,7 +47,7 @@ def nonfinite(draw: random.Random, folder: Path, count: int, without: Hook | Non
             steps = range(first, first + draw.randint(1, 7))
             rank = draw.choice([None, *range(way.world_size)])
             name = f"run {number}"
-            job = runs.start(way, name, both(without, partial(spoil, what, value, steps, rank)))
+            job = runs.start(way, name, partial(spoil_on, rank, what, value, steps))
             codes = job.wait()
             wrong = f"exit codes {codes}" if any(codes) else wrong_after(runs.folder / name, len(steps))
             words = f"steps {steps.start + 1} to {steps.stop} on {'all ranks' if rank is None else f'rank {rank}'}"

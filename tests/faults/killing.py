@@ -86,10 +86,10 @@ def outcome_of(runs: Runs, fault: str, point: str, name: str, wrong: str) -> Out
     return Outcome(fault, point, wrong or "equal", not wrong, digest)
 
 
-def thirty_kills(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def thirty_kills(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Each run comes to its end only through many kills; its samples are the plan's."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, steps=PHASE_STEPS)
+        runs = Runs(zygote, folder, steps=PHASE_STEPS, without=without)
         for number in range(count):
             way, name = WAYS[number % len(WAYS)], f"run {number}"
             wrong, points = "", []
@@ -130,11 +130,11 @@ def passes_are_whole(plan: Plan, steps: int, task: int, rows: int) -> bool:
     return bool(counts.max() - counts.min() <= 1 and counts.min() >= 1)
 
 
-def repeat(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def repeat(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """The same seed again and again, on each number of processes: one hash for each."""
     seed = draw.randrange(2**31)
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, f"seed={seed}")
+        runs = Runs(zygote, folder, f"seed={seed}", without=without)
         for number in range(count):
             wrong, digests = "", []
             for way in REPEATED:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.runs import Runs, Way
-from tests.faults.zygote import Zygote
+from tests.faults.zygote import Hook, Zygote
 from tests.tiny import MOODS, TOPICS
 
 Row = dict[str, Any]
@@ -131,10 +131,10 @@ def write_rows(path: Path, rows: list[Spoilt]) -> None:
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def rows(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def rows(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Every fault in turn; task, split, format and row at random."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+        runs = Runs(zygote, folder, without=without)
         for number in range(count):
             name = list(FAULTS)[number % len(FAULTS)]
             fault, way = FAULTS[name], Way(draw.choice((1, 2)))

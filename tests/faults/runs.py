@@ -55,25 +55,21 @@ class Runs:
     """Starts the runs of one recipe, in a folder with all that they need and leave."""
 
     def __init__(
-        self,
-        zygote: Zygote,
-        folder: Path,
-        *overrides: str,
-        steps: int = 8,
-        environment: Mapping[str, str] | None = None,
+        self, zygote: Zygote, folder: Path, *overrides: str, steps: int = 8, without: Hook | None = None
     ) -> None:
-        """Three phases of `steps` steps each."""
+        """Three phases of `steps` steps each. `without` takes a mechanism out of every run, for a negative control."""
         self.zygote = zygote
         self.folder = folder
         self.recipe = faults_recipe_file(folder, steps)
         self._overrides = overrides
-        self._environment = environment or {}
+        self._without = without
         self._references: dict[Way, Reference] = {}
 
-    def start(self, way: Way, name: str, hook: Hook | None = None) -> Job:
+    def start(self, way: Way, name: str, hook: Hook | None = None, *overrides: str, **environment: str) -> Job:
         """Starts the run whose folder is `name`, or goes on with it: the arguments are the same."""
-        arguments = self.arguments(way, name)
-        return self.zygote.start(arguments, way.world_size, way.engine, hook, self._environment)
+        arguments = [*self.arguments(way, name), *overrides]
+        hooks = both(self._without, hook)
+        return self.zygote.start(arguments, way.world_size, way.engine, hooks, environment)
 
     def arguments(self, way: Way, name: str) -> list[str]:
         return ["--config", str(self.recipe), f"output_dir={self.folder / name}", *self._overrides, *way.overrides]
@@ -103,6 +99,16 @@ class Runs:
         if difference := first_difference(steps_of(folder), reference.steps):
             return difference
         return "" if digest_of(folder) == reference.digest else "the final state differs"
+
+
+def both(first: Hook | None, second: Hook | None) -> Hook | None:
+    """One hook for two, of which either may be missing."""
+    return partial(_in_turn, first, second) if first is not None and second is not None else first or second
+
+
+def _in_turn(*hooks: Hook) -> None:
+    for hook in hooks:
+        hook()
 
 
 def first_difference(steps: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> str:

@@ -147,10 +147,10 @@ def saves_of(runs: Runs, way: Way) -> list[Save]:
     return [Save(**save) for save in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def kill_in_save(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def kill_in_save(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Each time the run goes on by itself, to the equal state."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+        runs = Runs(zygote, folder, without=without)
         for number in range(count):
             way, name = WAYS[number % len(WAYS)], f"run {number}"
             words, hook = draw_death(draw, saves_of(runs, way))

@@ -13,7 +13,6 @@ from pathlib import Path
 from mtl_dist.errors import Interrupted
 from mtl_dist.interruption import SIGNALS
 from tests.faults.campaign import Campaign, Outcome
-from tests.faults.faulty import both
 from tests.faults.killing import finished, outcome_of
 from tests.faults.points import watch
 from tests.faults.runs import WAYS, Reference, Runs, Way
@@ -46,10 +45,6 @@ def signal_at(point: str, call: int, side: str, number: int, rank: int | None) -
     watch(noticed)
 
 
-def listen() -> None:
-    """The hook of a run that is disturbed from outside."""
-
-
 def draw_request(draw: random.Random, way: Way, reference: Reference) -> Request:
     number = draw.choice(SIGNALS)
     rank = draw.choice([None, *range(way.world_size)])
@@ -68,9 +63,9 @@ def draw_request(draw: random.Random, way: Way, reference: Reference) -> Request
 FIRST_RANKS = ("run folder", "save", "last model", "summary")
 
 
-def ended(runs: Runs, way: Way, name: str, request: Request, without: Hook | None) -> tuple[list[int], float, Job]:
+def ended(runs: Runs, way: Way, name: str, request: Request) -> tuple[list[int], float, Job]:
     """Starts a run and asks it to stop; exit codes by rank, and how long the ranks took to end after the first."""
-    job = runs.start(way, name, both(without, request.hook or listen))
+    job = runs.start(way, name, request.hook)
     if request.seconds is not None:
         time.sleep(request.seconds)  # a moment that knows nothing of the run
         job.kill(request.rank, request.number)
@@ -98,14 +93,13 @@ def problem_with(codes: list[int], seconds: float, job: Job, folder: Path) -> st
 
 
 def signals(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """`without` takes what makes the ranks agree out of every run."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+        runs = Runs(zygote, folder, without=without)
         number = 0
         while number < count:
             way = WAYS[number % len(WAYS)]
             request, name = draw_request(draw, way, runs.reference(way)), f"run {number}"
-            codes, seconds, job = ended(runs, way, name, request, without)
+            codes, seconds, job = ended(runs, way, name, request)
             if set(codes) == {0}:
                 continue  # its end was faster; drawn anew
             number += 1

@@ -7,22 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from torch import Tensor
 
-from mtl_dist import checkpoint, run_folder
-from tests.faults import killing, ranks, rows, saving, worlds
-from tests.faults.campaign import Campaign
+from tests.faults import killing, ranks, rows, saving, tracking, without, worlds
+from tests.faults.campaign import Campaign, Outcome, main
 from tests.faults.points import kill_at
 from tests.faults.runs import WAYS, Runs, Way
-from tests.faults.zygote import ROOT, Zygote
+from tests.faults.zygote import DRIVERS_WANDB, ROOT, Zygote
 
-Tensors = Mapping[str, Tensor]
 SAMPLES = {
     "kill": (killing.KILL, 3),
     "kill_in_save": (saving.KILL_IN_SAVE, 3),
@@ -30,6 +27,7 @@ SAMPLES = {
     "rows": (rows.ROWS, len(rows.FAULTS)),
     "repeat": (killing.REPEAT, 1),
     "world_sizes": (worlds.WORLD_SIZES, 4),
+    "wandb": (tracking.WANDB, 4),
 }
 
 
@@ -48,6 +46,13 @@ def test_few_kills_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert outcome.passed, outcome
 
 
+@pytest.mark.parametrize(("passed", "code"), [([True], 1), ([True] * 2, 0), ([True] * 3, 0), ([True, True, False], 1)])
+def test_exit_code_of_a_campaign(passed: list[bool], code: int) -> None:
+    """It fails where a fault was missed, and where one of those that were asked for is missing."""
+    campaign = Campaign(2, lambda draw, folder, count: (Outcome("", "", "", one) for one in passed))
+    assert main({"one": campaign}, ["one"]) == code
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("faults")
@@ -55,24 +60,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         yield Runs(zygote, folder)
 
 
-def without_moments() -> None:
-    load = checkpoint.load
-
-    def forgetful(checkpoint: checkpoint.Checkpoint, like: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return load(checkpoint, like)[0], {}
-
-    checkpoint.load = forgetful
-
-
-def without_trimming() -> None:
-    run_folder.trim_metrics = lambda path, step: None
-
-
 @pytest.mark.parametrize(
     ("hook", "difference"),
     [
-        (without_moments, "step 14: "),
-        (without_trimming, "steps [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 13"),
+        (without.moments, "step 14: "),
+        (without.trimming, "steps [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 13"),
     ],
 )
 def test_a_run_that_goes_on_wrongly_is_seen(runs: Runs, hook: killing.Hook, difference: str) -> None:
@@ -124,7 +116,7 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
         "signal.pause()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), DRIVERS_WANDB: "of the driver"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         pids = list(map(int, driver.stdout.readline().split()))
@@ -132,6 +124,7 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
         zygote = psutil.Process(pids[0]).parent()
         assert zygote is not None
         assert zygote.num_threads() == 1  # a fork has only one of them
+        assert DRIVERS_WANDB not in zygote.environ()
         driver.kill()
     deadline = time.monotonic() + 30
     while any(map(is_alive, [*pids, zygote.pid])):

@@ -17,15 +17,11 @@ from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import outcome_of
 from tests.faults.runs import Runs, Way
 from tests.faults.wandb_server import Server, closed_port
-from tests.faults.zygote import Hook, Zygote
+from tests.faults.zygote import TIMEOUT, Hook, Zygote
 
 SECONDS = 8.0
 """A run here waits so long for W&B, at its start and at its end."""
-MARGIN = 25.0
-"""What a run may take beyond that and its own time, on a machine that others use too."""
 KEY = "0" * 40
-FIGURES_SECONDS = 20.0
-"""In which W&B sends its first figures."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,9 @@ def at_line(line: int, action: Hook) -> None:
     log, lines = tracking.Tracker.log, 0
 
     @functools.wraps(log)
-    def watched(self: tracking.Tracker, step: int, phase: str, values: Mapping[str, float | str]) -> None:
+    def watched(
+        self: tracking.Tracker, step: int, phase: str, values: Mapping[str, float | str | list[list[int]]]
+    ) -> None:
         nonlocal lines
         lines += 1
         if lines == line and self._console.speaks:
@@ -109,10 +107,10 @@ FAULTS = {
 }
 
 
-def wandb(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def wandb(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Every fault in turn, mid-run ones at a random line, on one process and two."""
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+        runs = Runs(zygote, folder, without=without)
         for number in range(count):
             name = list(FAULTS)[number % len(FAULTS)]
             fault = FAULTS[name]
@@ -124,21 +122,18 @@ def wandb(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
 
 def tracked(runs: Runs, way: Way, name: str, fault: Fault, line: int) -> str:
     """A run with W&B at fault; what is wrong with it, or ""."""
-    expected = runs.reference(way)
     reached, go_on = runs.folder / f"{name} reached", runs.folder / f"{name} goes on"
     with _serving(fault) as server:
         url = server.url if server is not None else f"http://127.0.0.1:{closed_port()}"
         environment = {"WANDB_MODE": "online", "WANDB_API_KEY": fault.key, "WANDB_BASE_URL": url}
-        arguments = [*runs.arguments(way, name), "tracking.wandb=true"]
         hook = _hook(fault, line, reached, go_on)
-        job = runs.zygote.start(arguments, way.world_size, hook=hook, environment=environment)
+        job = runs.start(way, name, hook, "tracking.wandb=true", **environment)
         try:
             if fault.mid_run is not None and server is not None:
-                _wait_for(reached.exists)
-                _wait_for(lambda: server.streamed > 0)
+                _wait_for(lambda: reached.exists() and server.streamed > 0)
                 fault.mid_run(server)
                 go_on.touch()
-            codes = job.wait(expected.seconds + 2 * SECONDS + MARGIN)
+            codes = job.wait()
         except TimeoutError as error:
             job.kill()
             return f"hangs: {error}: {job.output()}"
@@ -156,8 +151,8 @@ def _hook(fault: Fault, line: int, reached: Path, go_on: Path) -> Hook:
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
-    """Raises TimeoutError where it does not come true."""
-    deadline = time.monotonic() + FIGURES_SECONDS
+    """Raises TimeoutError where it does not come true while a run may take its time."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError("the run has not come to its middle, or W&B has sent nothing")
@@ -166,7 +161,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 def _left_of(url: str) -> str:
     """W&B's own processes that a run with this server has left behind, a little later."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + TIMEOUT
     while found := [one for one in psutil.process_iter() if _environment(one).get("WANDB_BASE_URL") == url]:
         if time.monotonic() > deadline:
             return f"processes are left: {found}"

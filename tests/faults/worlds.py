@@ -13,7 +13,7 @@ import pytest
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.points import kill_at
 from tests.faults.runs import WITHOUT_DROPOUT, Runs, Way, digest_of, steps_of
-from tests.faults.zygote import Zygote
+from tests.faults.zygote import Hook, Zygote
 
 FLOAT64 = ("model.dtype=float64",)
 STEPS = 8
@@ -53,11 +53,11 @@ def between_engines() -> list[Move]:
     ]
 
 
-def world_sizes(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def world_sizes(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Fewer than all moves are drawn at random."""
     moves = [*between_sizes(), *between_engines()]
     with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, *WITHOUT_DROPOUT, steps=STEPS)
+        runs = Runs(zygote, folder, *WITHOUT_DROPOUT, steps=STEPS, without=without)
         for number, move in enumerate(moves if count >= len(moves) else draw.sample(moves, count)):
             step = move.phase * STEPS + draw.randint(5, STEPS)  # after a checkpoint, in the first phase too
             wrong = moved(runs, move, step, f"run {number}")

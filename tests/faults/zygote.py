@@ -43,6 +43,9 @@ SURROUNDINGS = {
     "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
     "ACCELERATE_USE_CPU": "true",
 }
+DRIVERS_WANDB = "WANDB_SERVICE"
+"""Environment variable by which W&B, used in a process, offers the service it has started to the process's children.
+A run beside a driver that uses W&B itself has a service of its own, as a user's run does."""
 
 Hook = Callable[[], None]
 """Called in each rank before its run; what a campaign changes there. It is pickled: a function of a module, or a
@@ -96,6 +99,7 @@ class Zygote:
         order = Order(tuple(arguments), folder, world_size, engine, hook, environment or {})
         before = dict(os.environ)
         os.environ.update(SURROUNDINGS)  # of the fork server, which starts with the first job
+        os.environ.pop(DRIVERS_WANDB, None)
         try:
             job = Job(self._context, order)
         finally:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtl_dist import source_files
 from mtl_dist.data import DataBundle, prepare
 from mtl_dist.errors import UserError
 from mtl_dist.processes import Processes
@@ -98,7 +99,10 @@ def test_max_length_cuts_the_tokens(recipe: Recipe) -> None:
     assert max(int(task.splits["train"].lengths.max()) for task in data.tasks.values()) == 5
 
 
-def test_second_time_nothing_is_tokenised_or_written(recipe: Recipe, tmp_path: Path) -> None:
+def test_second_time_nothing_is_tokenised_or_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_files, "SETTLED", 0)
     first, lines = prepared(recipe)
     assert lines == [
         f"tasks.{task}: {split}: tokenising {rows} rows"

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
+from mtl_dist.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
 from mtl_dist.trainer import TrainingSetup
 from tests.in_process import setup_here
 from tests.tiny import MOODS, TOPICS, tiny_recipe
@@ -60,6 +60,11 @@ def test_names_of_figures() -> None:
         "test/mood/accuracy": 0.5,
         "test/mood/macro_f1": 0.5,
     }
+
+
+def test_confusions_have_what_is_not_0() -> None:
+    metrics = {"topic": TaskMetrics(confusion_of([(0, 2), (0, 2), (2, 1), (1, 1)], 3), 0.25)}
+    assert flat_confusions(metrics, "eval") == {"eval/topic/confusion": [[0, 2, 2], [1, 1, 1], [2, 1, 1]]}
 
 
 @pytest.fixture(scope="module")

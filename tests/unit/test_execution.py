@@ -91,17 +91,18 @@ def test_metrics_have_a_line_for_every_step_every_boundary_and_the_end(finished:
     phases = ["heads"] * 5 + ["upper"] * 5 + ["all"] * 4 + ["end"]
     steps = [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 12]
     assert [(line["step"], line["phase"]) for line in lines] == list(zip(steps, phases, strict=True))
-    names = {f"{task}/{name}" for task in TASKS for name in ("loss", "accuracy", "macro_f1")}
+    figures = {f"{task}/{name}" for task in TASKS for name in ("loss", "accuracy", "macro_f1")}
+    names = figures | {f"{task}/confusion" for task in TASKS}
     boundary, end = set(lines[4]), set(lines[-1])
     assert boundary == {"step", "phase"} | {f"eval/{name}" for name in names}
     assert end == boundary | {f"test/{name}" for name in names}
     heads = {"optim/lr/heads.topic", "optim/lr/heads.mood"}
     losses = {"train/loss", "train/loss/topic", "train/loss/mood"}
-    others = {"step", "phase", "optim/grad_norm", "optim/nonfinite_steps", "plan/digest"}
+    others = {"step", "phase", "optim/grad_norm", "optim/nonfinite_steps", "plan/digest", "plan/tokens"}
     assert set(lines[0]) == heads | losses | others
     assert set(lines[5]) == set(lines[0]) | {"optim/lr/blocks.2", "optim/lr/blocks.3"}
     assert all(line["train/loss"] == line["train/loss/topic"] + line["train/loss/mood"] for line in lines[:4])
-    assert {f"test/{name}": lines[-1][f"test/{name}"] for name in names}.items() <= summary_of(finished).items()
+    assert {f"test/{name}": lines[-1][f"test/{name}"] for name in figures}.items() <= summary_of(finished).items()
 
 
 def test_the_model_folder_gives_back_what_was_measured(folder: Path, finished: Path) -> None:
@@ -154,7 +155,7 @@ def test_the_recipe_is_there_before_the_first_step(folder: Path, tmp_path: Path)
     recipe = recipe_of(folder, tmp_path / "run", *overrides)
     with pytest.raises(TrainingError):
         run_here(recipe)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "metrics.jsonl"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "setup.json", "metrics.jsonl"}
     assert parse(["--config", str(tmp_path / "run" / "recipe.yaml")]).recipe == recipe
     assert metrics_of(tmp_path / "run") == []
 
@@ -178,7 +179,8 @@ def test_with_all_frozen_a_run_only_measures(folder: Path) -> None:
     assert (summary["steps"], summary["phases"]) == (0, [])
     assert summary["params_sha256"] == digest_of(dict(setup_here(recipe).engine.raw.named_parameters()))
     assert MultitaskTransformer.from_pretrained(run / "model").labels["mood"] == ("0", "1", "2")
-    assert {path.name for path in run.iterdir()} == {"recipe.yaml", "metrics.jsonl", "summary.json", "model"}
+    files = {"recipe.yaml", "setup.json", "metrics.jsonl", "summary.json", "report.html"}
+    assert {path.name for path in run.iterdir()} == files | {"model"}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_another_split_is_measured_between_and_test_at_the_end(folder: Path) -> 
 def test_nothing_in_a_run_folder_is_a_pickle(folder: Path) -> None:
     run_here(recipe_of(folder, "files", "checkpoint.every_steps=5"))
     endings = {path.suffix for path in (folder / "files").rglob("*") if path.is_file()}
-    assert endings == {".safetensors", ".json", ".jsonl", ".yaml"}
+    assert endings == {".safetensors", ".json", ".jsonl", ".yaml", ".html"}
 
 
 def killed_before_the_summary(patch: pytest.MonkeyPatch) -> None:

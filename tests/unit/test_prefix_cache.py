@@ -12,8 +12,9 @@ from mtl_dist.errors import Interrupted
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.recipe import Recipe
 from tests.in_process import metrics_of, run_here, setup_here, summary_of
+from tests.spoiling import spoil
 from tests.tiny import tiny_recipe
-from tests.unit.test_stopped_runs import spoil, stop_in_round
+from tests.unit.test_stopped_runs import stop_in_round
 
 PHASES = {
     "thawed": "[{name: heads, train: [heads], steps: 12}, {name: upper, train: [heads, 'blocks[2:]'], steps: 12},"
@@ -112,7 +113,7 @@ def test_after_going_back_nothing_of_the_lost_weights_is_read(tmp_path: Path, mo
         return newest(root)
 
     monkeypatch.setattr(checkpoint, "newest", of_step_4)
-    spoil(monkeypatch, range(8, 10))
+    spoil(range(8, 10), put=monkeypatch.setattr)
     common = ("model.dtype=float64", "checkpoint.every_steps=4", "checkpoint.keep=9", "optimizer.max_nonfinite_steps=2")
     for mode in ("always", "never"):
         run_here(recipe_of(tmp_path, mode, "up again", *common, f"cache.mode={mode}"))

@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from mtl_dist import checkpoint
-from mtl_dist.batches import Batch
 from mtl_dist.digests import combined
 from mtl_dist.engine import Engine
 from mtl_dist.errors import Interrupted, TrainingError
 from mtl_dist.interruption import StopRequest
-from mtl_dist.model import Below
 from mtl_dist.recipe import Recipe
 from mtl_dist.saving import Saver
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
 from tests.in_process import metrics_of, run_here
+from tests.spoiling import spoil
 from tests.tiny import tiny_recipe
 
 UNTIL = ("evaluation.split=validation", "phases.1.until={metric: loss, patience: 9, every_steps: 2}")
@@ -96,24 +92,6 @@ def test_a_checkpoint_is_saved_when_the_last_is_old(tmp_path: Path, monkeypatch:
     assert saved == list(range(1, 13))
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
-    """The loss is not a number in these steps."""
-    training_step, logits = LayerwiseLearningRateTrainer.training_step, Engine.logits
-    at = -1
-
-    def in_step(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
-        nonlocal at
-        at = step
-        return training_step(self, step)
-
-    def spoilt(self: Engine, batch: Batch, below: Below | None = None) -> dict[str, Tensor]:
-        factor = float("nan") if at in steps and torch.is_grad_enabled() else 1.0
-        return {task: one * factor for task, one in logits(self, batch, below).items()}
-
-    monkeypatch.setattr(LayerwiseLearningRateTrainer, "training_step", in_step)
-    monkeypatch.setattr(Engine, "logits", spoilt)
-
-
 def test_after_too_many_bad_steps_the_weights_are_those_of_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +104,7 @@ def test_after_too_many_bad_steps_the_weights_are_those_of_the_last_checkpoint(
         entered[f"{len(entered)} {name}"] = combined(self.parameter_digests() | self.moment_digests())
 
     monkeypatch.setattr(Engine, "enter_phase", noted)
-    spoil(monkeypatch, range(7, 10))
+    spoil(range(7, 10), put=monkeypatch.setattr)
     run_here(recipe_of(tmp_path, "run", "optimizer.max_nonfinite_steps=3", "phases.1.steps=10"))
     lines = metrics_of(tmp_path / "run")
     (line,) = (line for line in lines if "safety/rolled_back_to" in line)
@@ -141,7 +119,7 @@ def test_after_too_many_bad_steps_the_weights_are_those_of_the_last_checkpoint(
 
 def test_weights_and_moments_are_taken_back_with_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Going back at once after the checkpoint of step 6 is as if the bad steps had not been, but for the samples."""
-    spoil(monkeypatch, range(6, 8))
+    spoil(range(6, 8), put=monkeypatch.setattr)
     states = []
     go_back = Saver.go_back
 
@@ -158,7 +136,7 @@ def test_weights_and_moments_are_taken_back_with_a_rollback(tmp_path: Path, monk
 
 
 def test_there_is_an_end_to_going_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, range(4, 12))
+    spoil(range(4, 12), put=monkeypatch.setattr)
     overrides = ("optimizer.max_nonfinite_steps=2", "optimizer.max_rollbacks=2")
     with pytest.raises(TrainingError, match=r"^the gradient was not finite in 2 steps in a row"):
         run_here(recipe_of(tmp_path, "run", *overrides))
@@ -167,6 +145,6 @@ def test_there_is_an_end_to_going_back(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, range(2))
+    spoil(range(2), put=monkeypatch.setattr)
     with pytest.raises(TrainingError, match=r"^the gradient was not finite in 2 steps in a row"):
         run_here(recipe_of(tmp_path, "run", "optimizer.max_nonfinite_steps=2"))

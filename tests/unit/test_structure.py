@@ -57,7 +57,18 @@ def test_files_and_functions_are_short() -> None:
     assert not long
 
 
-@pytest.mark.parametrize("module", ["mtl_dist", "mtl_dist.recipe", "mtl_dist.cli", "mtl_dist.quickstart"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mtl_dist",
+        "mtl_dist.recipe",
+        "mtl_dist.cli",
+        "mtl_dist.quickstart",
+        "mtl_dist.report.command",
+        "launch.on_node",
+        "launch.submit",
+    ],
+)
 def test_what_needs_no_torch_does_not_load_it(module: str) -> None:
     code = f"import sys, {module}; print(*{{'torch', 'transformers', 'datasets', 'accelerate'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

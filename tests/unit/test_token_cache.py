@@ -233,7 +233,8 @@ def test_name_changes_with_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name_of() != before
 
 
-FILES = ["meta.json", "train.arrow", "train.lengths.npy", "test.arrow", "test.lengths.npy"]
+KINDS = (".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy")
+FILES = ["meta.json", *(f"{split}{kind}" for split in ("train", "test") for kind in KINDS)]
 
 
 def test_entry_that_is_not_there(tmp_path: Path) -> None:
@@ -357,3 +358,15 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(tmp_path: Pat
     expected = rf"data\.cache_dir: cannot write {disk} \(.*(No space left on device|requested and).*\)"
     assert len(said) > 3
     assert all(re.fullmatch(expected, line) for line in said)
+
+
+def test_rows_have_the_same_hash_where_their_tokens_are_the_same(tmp_path: Path) -> None:
+    """What is kept by text is found by it, for all tasks."""
+    entry = written(tmp_path / "entry")
+    for split in entry.splits.values():
+        tokens = [
+            tuple(row["input_ids"].to_pylist()[0]) for row in (split.rows[i : i + 1] for i in range(len(split.rows)))
+        ]
+        hashes = [tuple(row) for row in split.hashes.tolist()]
+        assert len(set(zip(tokens, hashes, strict=True))) == len(set(tokens)) == len(set(hashes))
+        assert split.labels.tolist() == split.rows[: len(split.rows)]["label"].to_pylist()

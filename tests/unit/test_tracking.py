@@ -26,6 +26,7 @@ from mtl_dist.processes import Processes
 from mtl_dist.recipe import CheckpointConfig, Recipe, TrackingConfig
 from mtl_dist.tracking import Console, Progress, Tracker
 from tests.disks import nearly_full, small_disk, why_not
+from tests.faults.wandb_server import closed_port
 from tests.in_process import run_here
 from tests.kills import Killed, killed_before_step
 from tests.tiny import tiny_recipe
@@ -225,6 +226,29 @@ def test_wandb_that_cannot_start_is_said_once_and_stops_nothing(
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("W&B is off from here: [Errno 20] Not a directory: ")
     assert line.endswith("; metrics.jsonl goes on")
+
+
+@pytest.mark.parametrize("wandb_id", ["", "gone0on"])
+def test_wandb_that_is_out_of_reach_is_recorded_for_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wandb_id: str
+) -> None:
+    """A new run, and one that goes on, which W&B asks its server about first."""
+    monkeypatch.setattr(tracking, "WANDB_START_SECONDS", 1.0)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+    wandb.teardown()  # what it has read of the environment so far
+    tracker = Tracker(tmp_path, Recipe(tracking=WITH_WANDB), Console(True), Processes(), wandb_id)
+    log(tracker, [1, 2])
+    tracker.finish({"steps": 2})
+    records = list(records_in(tmp_path))
+    rows = [items(record.history.item) for record in records if record.WhichOneof("record_type") == "history"]
+    assert rows == lines_of(tmp_path)
+    (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert run.run_id == (wandb_id or tracker.wandb_id)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("W&B is offline: ")
+    assert line.endswith(f"; `wandb sync` sends later what is in {tmp_path}/wandb")
 
 
 def test_wandb_that_breaks_on_the_way_is_said_once_and_stops_nothing(

@@ -1,0 +1,107 @@
+"""Dropout that costs little on a CPU, where torch draws each number of a mask by itself.
+
+Masks come 64 bits at a time from SFC64, 16 bits for each element: of 65,536 elements, a whole number is kept, and the
+rest scaled by just that, so that the mean stays. In a profile of a bf16 step of MiniLM, torch's took a ninth of the
+time, and this takes a quarter of that. On other devices dropout is torch's.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "mtl_dist_sdpa"
+"""The name under which transformers knows `attention`."""
+_LEVELS = 1 << 16
+_EACH = 4
+"""Elements served by 64 bits."""
+
+
+class _Bits:
+    """The source of all masks of this process."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.SFC64(0)
+
+
+_BITS = _Bits()
+
+
+def seed_masks(seed: int) -> None:
+    """From here on, masks on the CPU are a function of `seed` and of how many were drawn since."""
+    _BITS.generator = np.random.SFC64(seed)
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return torch.ops.aten.native_dropout_backward(values, mask, scale)  # the same product
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.ops.aten.native_dropout_backward(gradients[0], mask, ctx.scale), None, None
+
+
+def dropped(values: Tensor, p: float) -> Tensor:
+    """`values` with each element zero with probability `p`, to 1 in 65,536, and the others scaled up. On the CPU."""
+    kept = max(1, round((1 - p) * _LEVELS))
+    count = values.numel()
+    levels = _BITS.generator.random_raw(-(-count // _EACH)).view("<u2")[:count]
+    mask = torch.from_numpy(levels < kept).view(values.shape)
+    return _Dropped.apply(values, mask, _LEVELS / kept)
+
+
+class FastDropout(nn.Dropout):
+    """`nn.Dropout`, with masks as `dropped` makes them on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or input.device.type != "cpu":
+            return super().forward(input)
+        return dropped(input, self.p)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' `sdpa`, whose arguments these are, save that dropout is `dropped` on a CPU.
+
+    torch has no fused kernel for attention with dropout there either. Shapes are [n, heads, tokens, head size].
+    """
+    plain = getattr(module, "is_causal", True) is False and key.shape[1] == query.shape[1]
+    if dropout == 0 or query.device.type != "cpu" or not plain or others.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
+    scores = torch.matmul(query, key.transpose(-2, -1))
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    states = torch.matmul(dropped(torch.softmax(scores, dim=-1), dropout), value)
+    return states.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def make_dropout_fast(model: nn.Module, encoder: PreTrainedModel) -> None:
+    """Gives `model`, which holds `encoder`, masks as `dropped` makes them; nothing else about it changes."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = FastDropout  # in place, for others may hold it
+    if encoder.config._attn_implementation == "sdpa":
+        encoder.set_attn_implementation(ATTENTION)

@@ -1,0 +1,35 @@
+"""How fast a run goes: figures of the steps since the last line of metrics."""
+
+from mtl_dist.prefix_cache import PrefixCache
+
+
+class Throughput:
+    """Counts steps and turns them into figures; a new one for each phase."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self._cache = cache
+        self._started_over(0.0)
+
+    def _started_over(self, now: float) -> None:
+        self._since = now
+        self._tokens = self._padded = 0
+        self._reads, self._computed = self._cache.reads, self._cache.computed
+
+    def count(self, tokens: int, padded: int) -> None:
+        """One more step, of so many tokens, and so many with padding."""
+        self._tokens += tokens
+        self._padded += padded
+
+    def figures(self, now: float) -> dict[str, float]:
+        """Since the last call, `now` being seconds of training: tokens a second over all ranks, tokens with padding for
+        each real one, and the part of this process's texts whose frozen part was kept, if any is.
+        """
+        figures = {
+            "perf/tokens_per_second": self._tokens / (now - self._since),
+            "perf/padding": self._padded / self._tokens,
+        }
+        reads = self._cache.reads - self._reads
+        if reads:
+            figures["perf/cache_hits"] = 1 - min(1.0, (self._cache.computed - self._computed) / reads)
+        self._started_over(now)
+        return figures

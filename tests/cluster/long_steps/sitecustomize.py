@@ -1,0 +1,53 @@
+"""On PYTHONPATH, makes a run's steps long, or one of its ranks crash: what a job is cut in.
+
+Nothing else of the run changes, so it is compared with one that runs without this.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+SECONDS = float(os.environ.get("MTL_DIST_TEST_STEP_SECONDS", "0"))
+CRASHES = os.environ.get("MTL_DIST_TEST_CRASHES", "none")
+"""The rank that does, in its second step."""
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the trainer as everyone does, and changes it once it is loaded."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "mtl_dist.trainer":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        loader: Any = spec.loader
+        load = loader.exec_module
+
+        def load_and_change(module: ModuleType) -> None:
+            load(module)
+            _change(module.LayerwiseLearningRateTrainer)
+
+        loader.exec_module = load_and_change
+        return spec
+
+
+def _change(trainer: Any) -> None:
+    training_step = trainer.training_step
+
+    def step(self: Any, at: int) -> Any:
+        time.sleep(SECONDS)
+        if at >= 2 and os.environ.get("RANK", "0") == CRASHES:
+            raise IndexError("a mistake of the program's")
+        return training_step(self, at)
+
+    trainer.training_step = step
+
+
+sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,119 @@
+"""Negative controls: with a mechanism taken out, its campaign fails. Those of what stops a run are in test_stopping.py.
+
+Each fault is one that the mechanism is for; the others of a campaign may well pass without it.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import basecontainer
+
+from mtl_dist import checkpoint, encoder, model, seal
+from tests.disks import why_not
+from tests.faults import damage, disk, hostile, killing, ranks, rows, saving, tracking, without, worlds
+from tests.faults.campaign import Outcome
+from tests.faults.runs import Way
+from tests.faults.zygote import TRAIN, Hook
+
+Draw = random.Random
+
+
+def the_one(outcomes: list[Outcome]) -> str:
+    """What became of a fault that was not withstood."""
+    (outcome,) = outcomes
+    assert not outcome.passed, outcome
+    return outcome.outcome
+
+
+def test_without_comparing_hashes_damage_goes_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seal, "_check_content", lambda folder, name, expected: None)
+    assert [one for one in damage.run(Draw(1), tmp_path, 21) if not one.passed] != []
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_without_a_temporary_folder_a_full_disk_leaves_half_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "save", without.save_in_place)
+    monkeypatch.setattr(disk, "ON_ERROR", ("stop",))
+    assert "No space left on device" in the_one(list(disk.disks(Draw(1), tmp_path, 1)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "owner", "name", "instead"),
+    [
+        (hostile.pickle_in_a_checkpoint, checkpoint, "verify", lambda folder, step: {}),
+        (hostile.header, seal, "_tensors", lambda folder, name: {}),
+        (hostile.path_in_a_manifest, checkpoint, "verify", lambda folder, step: {}),
+        (hostile.link, seal, "_check_names", lambda folder: None),
+        (hostile.yaml_tag, basecontainer, "get_yaml_loader", lambda: yaml.UnsafeLoader),
+        (hostile.model_folder, encoder, "comes_with_code", lambda config: False),
+        (hostile.model_folder, model, "comes_with_code", lambda config: False),
+    ],
+)
+def test_without_a_refusal_hostile_files_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: hostile.Fault, owner: object, name: str, instead: object
+) -> None:
+    monkeypatch.setattr(hostile, "FAULTS", (fault,))
+    monkeypatch.setattr(owner, name, instead)
+    assert [one for one in hostile.run(Draw(22), tmp_path, 4) if not one.passed] != []
+
+
+@pytest.mark.parametrize(
+    ("campaign", "seed", "hook", "outcome"),
+    [
+        # A byte of the weights, of which what is there would be used.
+        (saving.kill_in_save, 13, without.care, "exit codes [1]"),
+        (killing.thirty_kills, 1, without.moments, "step "),
+        (killing.thirty_kills, 1, without.trimming, "steps [1, 2, "),
+        (killing.repeat, 1, without.fixed_seeds, "step 1: "),
+        (worlds.world_sizes, 1, without.moments, "step "),
+    ],
+)
+def test_without_it_a_run_does_not_go_on_as_it_was(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    campaign: Callable[..., Any],
+    seed: int,
+    hook: Hook,
+    outcome: str,
+) -> None:
+    monkeypatch.setattr(killing, "KILLS", 3)
+    monkeypatch.setattr(killing, "PHASE_STEPS", 8)
+    monkeypatch.setattr(killing, "REPEATED", (Way(1),))
+    monkeypatch.setattr(worlds, "between_engines", list)
+    monkeypatch.setattr(
+        worlds, "between_sizes", lambda: [worlds.Move(Way(1, worlds.FLOAT64), Way(2, worlds.FLOAT64), 1)]
+    )
+    assert the_one(list(campaign(Draw(seed), tmp_path, 1, hook))).startswith(outcome)
+
+
+def test_without_moments_a_rank_that_is_killed_changes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import runpy\n"
+        "from tests.faults import without\n"
+        "without.moments()\n"
+        f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n"
+    )
+    monkeypatch.setattr(ranks, "TRAIN", script)
+    assert the_one(list(ranks.kill_rank(Draw(1), tmp_path, 1))).startswith("step ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "hook"), [("empty text", without.refusing_rows), ("truncated line", without.finding_rows)]
+)
+def test_without_a_look_at_the_rows_a_bad_one_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, hook: Hook
+) -> None:
+    monkeypatch.setattr(rows, "FAULTS", {fault: rows.FAULTS[fault]})
+    assert the_one(list(rows.rows(Draw(1), tmp_path, 1, hook))).startswith("exit codes")
+
+
+def test_without_a_guard_a_failure_of_wandb_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FAULTS", {"malformed key": tracking.FAULTS["malformed key"]})
+    assert the_one(list(tracking.wandb(Draw(1), tmp_path, 1, without.guarding))).startswith("exit codes")

@@ -1,0 +1,75 @@
+"""Hooks of negative controls: each takes a mechanism out of a run, so that its campaign must fail."""
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtl_dist import checkpoint, run_folder, seal, sources, trainer
+from mtl_dist.disk import writing
+from mtl_dist.recipe import CheckpointConfig
+from mtl_dist.tracking import Tracker
+
+Tensors = Mapping[str, Tensor]
+
+
+def moments() -> None:
+    """A run that goes on has its weights only."""
+    load = checkpoint.load
+
+    def forgetful(checkpoint: checkpoint.Checkpoint, like: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return load(checkpoint, like)[0], {}
+
+    checkpoint.load = forgetful
+
+
+def trimming() -> None:
+    """A run that goes on keeps the lines of steps that it repeats."""
+    run_folder.trim_metrics = lambda path, step: None
+
+
+def care() -> None:
+    """Checkpoints are written in their place, and used as they are found."""
+    checkpoint.save = save_in_place
+    checkpoint.verify = lambda folder, step: json.loads((folder / seal.STATE).read_text(encoding="utf-8"))
+
+
+def save_in_place(
+    root: Path, step: int, weights: Tensors, moments: Tensors, state: Mapping[str, Any], config: CheckpointConfig
+) -> Path:
+    """`checkpoint.save` without its temporary folder."""
+    folder = root / seal.folder_name(step)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_file(dict(weights), folder / seal.WEIGHTS)
+        checkpoint.save_file(dict(moments), folder / seal.OPTIMIZER)
+        (folder / seal.STATE).write_text(json.dumps(state), encoding="utf-8")
+        seal.seal(folder, step)
+    return folder
+
+
+def fixed_seeds() -> None:
+    """Dropout is drawn as it comes."""
+    trainer.dropout_seed = lambda seed, step, rank, micro_step: random.SystemRandom().getrandbits(63)
+
+
+def guarding() -> None:
+    """What W&B raises is the run's."""
+
+    def unguarded(self: Tracker, action: Callable[[], object]) -> None:
+        action()
+
+    Tracker._guarded = unguarded
+
+
+def refusing_rows() -> None:
+    """Rows are taken as they are."""
+    sources._refuse = lambda place, bad, what: None
+
+
+def finding_rows() -> None:
+    """A reader's own words on a file are all that there are."""
+    sources.find_fault = lambda builder, pattern, columns: None

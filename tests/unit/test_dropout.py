@@ -1,0 +1,107 @@
+"""Dropout with masks of our own against what dropout is, and against torch's attention without it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from mtl_dist.dropout import ATTENTION, FastDropout, attention, dropped, make_dropout_fast, seed_masks
+from mtl_dist.model import MultitaskTransformer, SentenceTransformer
+from tests.tiny import KINDS, tiny_config
+
+MANY = torch.ones(2_000_001)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_a_part_of_the_elements_goes_and_the_mean_stays(p: float) -> None:
+    seed_masks(1)
+    result = dropped(MANY, p)
+    assert result.unique().tolist() == [0.0, pytest.approx(1 / (1 - p), rel=1e-3)]
+    deviation = (p / (1 - p) / len(MANY)) ** 0.5  # of the mean
+    assert abs(result.mean(dtype=torch.float64).item() - 1) < 5 * deviation
+
+
+def test_masks_have_no_pattern() -> None:
+    """Neighbours, whose 16 bits are of one draw, go together as often as chance has it; and so at other distances."""
+    seed_masks(2)
+    gone = (dropped(MANY, 0.5) == 0).double() - 0.5
+    for distance in (1, 2, 3, 4, 5, 64, 384):
+        correlation = 4 * (gone[distance:] * gone[:-distance]).mean().item()
+        assert abs(correlation) < 5 / len(MANY) ** 0.5
+
+
+def test_masks_follow_from_the_seed() -> None:
+    seed_masks(3)
+    first = [dropped(MANY[:9], 0.5), dropped(MANY[:9], 0.5)]
+    seed_masks(3)
+    again = [dropped(MANY[:9], 0.5), dropped(MANY[:9], 0.5)]
+    seed_masks(4)
+    assert torch.equal(torch.stack(first), torch.stack(again))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], dropped(MANY[:9], 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_go_where_values_went(dtype: torch.dtype) -> None:
+    values = torch.randn(7, 5, dtype=dtype, requires_grad=True)
+    result = FastDropout(0.3)(values)
+    result.backward(torch.ones_like(result))
+    assert values.grad is not None
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, values * values.grad)
+    assert (values.grad == 0).any()
+
+
+def test_in_eval_mode_and_for_p_0_nothing_is_drawn() -> None:
+    for layer in (FastDropout(0.3).eval(), FastDropout(0.0)):
+        assert torch.equal(layer(MANY), MANY)
+
+
+def masks() -> dict[str, Tensor | None]:
+    """Kinds of attention masks for 3 texts of at most 6 tokens."""
+    attended = (torch.arange(6) < torch.tensor([6, 2, 4])[:, None])[:, None, None]
+    return {"none": None, "bool": attended.expand(3, 1, 6, 6), "float": torch.where(attended, 0.0, -torch.inf)}
+
+
+class _Encoder(nn.Module):
+    is_causal = False
+
+
+@pytest.mark.parametrize("mask", masks())
+def test_attention_is_softmax_with_dropout(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against torch's own attention, with all weights kept; and against the product of weights that are not."""
+    query, key, value = torch.randn(3, 3, 2, 6, 4, dtype=torch.float64).unbind()
+    of_kind = masks()[mask]
+    of_kind = of_kind.double() if mask == "float" and of_kind is not None else of_kind
+    plain, _ = attention(_Encoder(), query, key, value, of_kind)
+    kept, _ = attention(_Encoder(), query, key, value, of_kind, dropout=1e-9)
+    torch.testing.assert_close(kept, plain)
+    seed_masks(5)
+    some, _ = attention(_Encoder(), query, key, value, of_kind, dropout=0.4)
+    identity = torch.eye(6, dtype=torch.float64).expand(3, 2, 6, 6)
+    weights, _ = attention(_Encoder(), query, key, identity, of_kind)
+    seed_masks(5)
+    expected = torch.matmul(dropped(weights.transpose(1, 2).contiguous(), 0.4), value).transpose(1, 2)
+    torch.testing.assert_close(some, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_is_the_same_but_for_its_masks(kind: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(kind, **tiny_config(kind))
+    model = MultitaskTransformer(SentenceTransformer(AutoModel.from_config(config)), {"a": ("x", "y")})
+    fast = copy.deepcopy(model)
+    make_dropout_fast(fast, fast.sentence_transformer.encoder)
+    ids, mask = torch.randint(5, 50, (3, 8)), torch.ones(3, 8, dtype=torch.int64)
+    mask[1, 3:] = 0
+    assert torch.equal(fast.eval()(ids, mask, "a"), model.eval()(ids, mask, "a"))
+    fast.train()
+    seed_masks(6)
+    first = fast(ids, mask, "a")
+    seed_masks(6)
+    assert torch.equal(fast(ids, mask, "a"), first)
+    assert not torch.equal(fast(ids, mask, "a"), first)
+    fast.save_pretrained(tmp_path)
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
