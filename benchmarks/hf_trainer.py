@@ -1,6 +1,6 @@
 """How many times as long the HF Trainer takes for what this harness does: same rows, epochs and rates, by phase.
 
-`python -m benchmarks.hf_trainer [--against c b a] [--schedules 1+1+1 ...] [--share S] [key=value]...` trains the
+`python -m benchmarks.hf_trainer [--against SIDE]... [--schedule S]... [--share S] [key=value]...` trains the
 quickstart with the harness (bf16, batches of 32) and with the HF Trainer (`rival.py`), in turn, every run in processes
 of its own; round r has the recipe's seed + r. Printed are a round's seconds of the HF Trainer over the harness's, as
 median (least to greatest), for each phase, for all training, and for the whole process (see `runs.py`). The harness
@@ -74,11 +74,12 @@ def report(schedule: str, ran: dict[str, list[Run]], share: float) -> None:
 
 def main() -> None:
     parser = parser_of(str(__doc__))
-    parser.add_argument("--against", nargs="+", choices=SIDES, default=["c", "b", "a"], help="sides (%(default)s)")
-    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="(%(default)s)")
+    parser.add_argument("--against", action="append", choices=SIDES, help="a side; may come again (all)")
+    parser.add_argument("--schedule", action="append", choices=SCHEDULES, help="may come again (all)")
     parser.add_argument("--share", type=float, default=1.0, help=f"run this part of the steps of ({SCALED}) (1)")
     options = parser.parse_intermixed_args()
-    for schedule in options.schedules:
+    options.against = options.against or list(SIDES)
+    for schedule in options.schedule or SCHEDULES:
         report(schedule, run_all(schedule, options), options.share)
 
 
