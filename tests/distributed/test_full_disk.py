@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 KIB, PAGE = 1 << 10, mmap.PAGESIZE
 CASES: dict[str, tuple[int, tuple[str, ...], str]] = {
-    # Room on the disk beside the recipe, what is set, and what cannot be written.
+    # Room on the disk beside recipe.yaml and setup.json, what is set, and what cannot be written.
     "a checkpoint": (40 * KIB, ("checkpoint.every_steps=100",), "checkpoints/step-0000000004"),
     "the model, after checkpoints": (40 * KIB, ("checkpoint.every_steps=100", "checkpoint.on_error=continue"), "model"),
     "a line": (0, (), "metrics.jsonl"),
@@ -30,9 +30,9 @@ def arguments_of(folder: Path, case: str) -> list[str]:
 
 
 def disk_for(folder: Path, case: str) -> AbstractContextManager[Path]:
-    """A disk that is full after the recipe, which is as long as the names of folders are, and the room of the case."""
+    """A disk with the room of the case beside the recipe, which is as long as its paths are, and setup.json, a page."""
     recipe = resolved_yaml(parse(arguments_of(folder, case)).recipe).encode()
-    return small_disk(folder / case, -(-len(recipe) // PAGE) * PAGE + CASES[case][0])
+    return small_disk(folder / case, (-(-len(recipe) // PAGE) + 1) * PAGE + CASES[case][0])
 
 
 def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> None:
