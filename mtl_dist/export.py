@@ -129,11 +129,8 @@ def _sentence_settings(run: FinishedRun, encoder: PreTrainedModel) -> dict[str, 
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
             for index, (path, name) in enumerate(modules)
         ],
-        "sentence_bert_config.json": {
-            "max_seq_length": run.recipe.data.max_length,
-            "do_lower_case": False,
-            **({"model_args": {"add_pooling_layer": False}} if pooler else {}),
-        },
+        # The tokenizer says how many tokens are kept.
+        "sentence_bert_config.json": {"model_args": {"add_pooling_layer": False}} if pooler else {},
         "1_Pooling/config.json": {
             "word_embedding_dimension": encoder.config.hidden_size,
             **{f"pooling_mode_{way}": way == pooling for way in ways},

@@ -22,7 +22,7 @@ from mtl_dist.finished import open_run
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.model import SentenceTransformer as OurSentenceTransformer
 from mtl_dist.recipe import ModelConfig
-from tests.in_process import run_here
+from tests.in_process import run_here, summary_of
 from tests.tiny import tiny_encoder, tiny_recipe, tiny_tokenizer
 
 TEXTS = ["good1 good2 cat1", "bad1", "so1 law2 unheard-of sea3", "cat1 " * 60]
@@ -95,10 +95,13 @@ def test_a_pipeline_gives_the_runs_logits(run: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert"])
-def test_a_pipeline_gives_no_inputs_that_the_encoder_does_not_take(as_run: Callable[..., Path], kind: str) -> None:
+def test_the_tokenizer_gives_what_the_encoder_takes(as_run: Callable[..., Path], kind: str) -> None:
     folder = as_run(kind, "first_token")
     assert "token_type_ids" in tiny_tokenizer().model_input_names
     export.export_classifier(open_run(folder), "mood", folder / "out")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "out")
+    types = {"token_type_ids"} if kind == "roberta" else set()
+    assert tokenizer("good1").keys() == {"input_ids", "attention_mask"} | types
     torch.testing.assert_close(piped(folder / "out")[0], ours(folder, "mood"), rtol=0, atol=1e-6)
 
 
@@ -164,3 +167,10 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
     assert "has no model/: the run is not finished" in refused(capsys, tmp_path, "--task", "mood", new)
     assert not new.exists()
+
+
+def test_a_runs_model_has_a_card_with_its_figures(run: Path) -> None:
+    card: Any = ModelCard.load(run / "model/README.md")
+    found = {f"test/{one.metric_name}": one.metric_value for one in card.data.eval_results}
+    assert len(found) == 4
+    assert found.items() <= summary_of(run).items()
