@@ -34,8 +34,7 @@ def run_all(schedule: str, options: argparse.Namespace) -> dict[str, list[Run]]:
             part = options.share if side == SCALED else 1.0
             run = ours(arguments, threads=threads) if side == OURS else rival(side, arguments, part, threads)
             ran[side].append(run)
-            scaled = f" [{part:.0%} of the steps, seconds scaled]" if part < 1 else ""
-            print(f"{schedule}, round {number + 1}, {side}{scaled}: {said(run)}", flush=True)
+            print(f"{schedule}, round {number + 1}, {side}: {said(run, part)}", flush=True)
     return ran
 
 

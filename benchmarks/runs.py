@@ -113,11 +113,14 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):{form}} to {max(values):{form}})"
 
 
-def said(run: Run) -> str:
-    """One run in a line."""
+def said(run: Run, share: float = 1.0) -> str:
+    """One run in a line; of one that ran only a `share` of its steps, what is a figure."""
     phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in run.phases.items())
+    training = f"{phases}; training {run.training:.2f} s"
+    if share < 1:
+        return f"{training}, scaled up from {share:.0%} of the steps"
     accuracy = ", ".join(f"{task} {value:.4f}" for task, value in run.accuracy.items())
-    return f"{phases}; training {run.training:.2f} s, process {run.process:.1f} s; test accuracy {accuracy}"
+    return f"{training}, process {run.process:.1f} s; test accuracy {accuracy}"
 
 
 def parser_of(text: str, rounds: int = 3) -> argparse.ArgumentParser:
