@@ -232,7 +232,7 @@ def test_another_split_is_measured_between_and_test_at_the_end(folder: Path) -> 
 def test_nothing_in_a_run_folder_is_a_pickle(folder: Path) -> None:
     run_here(recipe_of(folder, "files", "checkpoint.every_steps=5"))
     endings = {path.suffix for path in (folder / "files").rglob("*") if path.is_file()}
-    assert endings == {".safetensors", ".json", ".jsonl", ".yaml", ".html"}
+    assert endings == {".safetensors", ".json", ".jsonl", ".yaml", ".html", ".md"}
 
 
 def killed_before_the_summary(patch: pytest.MonkeyPatch) -> None:
