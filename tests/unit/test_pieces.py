@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
         "kind": "parquet",
     },
     "floats, and a piece without text": {
-        "train": pa.table({"text": ["a", "b", "", "", "", ""], "label": [0.0, 1.0, 0.0, 1.0, 1.0, None]}),
+        "train": pa.table({"text": ["a", "", "", "", "b", ""], "label": [0.0, None, 1.0, 1.0, 1.0, None]}),
         "kind": "parquet",
     },
     "no missing floats": {"train": pa.table({"text": list("abcdef"), "label": [0.0, 1.0] * 3}), "kind": "parquet"},
@@ -74,6 +74,19 @@ def test_the_cases_are_refused_or_not_as_they_should_be(tmp_path: Path) -> None:
         *("no missing floats", "a null late", "an empty label twice", "an id", "unknown to the recipe"),
         *("two types in two pieces", "no text at all", "one class", "bytes"),
     }
+
+
+def test_types_that_differ_from_piece_to_piece_are_seen_without_a_look_at_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = a_task(tmp_path, [row(f"t{number}", number if number < 6 else f"x{number}") for number in range(12)])
+    task.data_files["train"] = f"file://{task.data_files['train']}"
+    for size in (100, 3):
+        monkeypatch.setattr(pieces, "PIECE", size)
+        with pytest.raises(
+            UserError, match=r"row 6 \(from 0\): label 'x6': use integers only, or strings only"
+        ):
+            checked(task)
 
 
 def test_many_rows_are_mapped_files_of_the_same_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

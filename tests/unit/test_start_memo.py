@@ -12,7 +12,8 @@ from mtl_dist import source_files
 from mtl_dist.data import DataBundle, prepare
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import DataConfig, Recipe, TaskConfig
-from mtl_dist.source_files import files_state, have_settled
+from mtl_dist.source_files import files_state, have_settled, rows_state
+from mtl_dist.sources import load_rows
 from mtl_dist.start_memo import StartMemo
 from tests.tiny import tiny_recipe, tiny_tokenizer
 
@@ -203,3 +204,12 @@ def test_rows_that_are_no_local_files_have_a_memo_by_the_copy_that_datasets_has(
     assert texts_of(prepared(recipe)[0]) == ["art1", "art2"]
     put(tmp_path / "hub" / "train.json", ["sea1", "sea2", "sea3"])
     assert texts_of(prepared(recipe)[0]) == ["sea1", "sea2", "sea3"]
+
+
+def test_rows_whose_copy_was_made_anew_are_in_another_state(recipe: Recipe) -> None:
+    rows = load_rows("tasks.mood", recipe.tasks["mood"], "train")
+    before = rows_state({"train": rows})
+    copy = Path(rows.cache_files[0]["filename"])
+    shutil.copy2(copy, copy.with_name("new"))
+    copy.with_name("new").replace(copy)
+    assert rows_state({"train": rows}) != before
