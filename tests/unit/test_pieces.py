@@ -83,9 +83,7 @@ def test_types_that_differ_from_piece_to_piece_are_seen_without_a_look_at_the_fi
     task.data_files["train"] = f"file://{task.data_files['train']}"
     for size in (100, 3):
         monkeypatch.setattr(pieces, "PIECE", size)
-        with pytest.raises(
-            UserError, match=r"row 6 \(from 0\): label 'x6': use integers only, or strings only"
-        ):
+        with pytest.raises(UserError, match=r"row 6 \(from 0\): label 'x6': use integers only, or strings only"):
             checked(task)
 
 
