@@ -20,7 +20,7 @@ from mtl_dist.model import Below
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.prefix_ledger import Ledger, TextIds
-from mtl_dist.prefix_plan import GIB, Provision, Sizes, Texts, provide, spans_of
+from mtl_dist.prefix_plan import GIB, Provision, Texts, provide, spans_of
 from mtl_dist.prefix_shelf import Shelf
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
@@ -76,7 +76,6 @@ class PrefixCache:
             states = self._engine.run_below(levels, some.to(self._engine.device))
         self._types = {level: tensor.dtype for level, tensor in states.items()}
         self._hidden_size = states[levels[0]].shape[-1]
-        bytes_each = self._hidden_size * max(dtype.itemsize for dtype in self._types.values())
         texts = Texts(len(self._ids.lengths), int(self._ids.lengths.sum(dtype=np.int64)), self._ids.by_task)
         self._provisions, lines = provide(
             recipe.cache,
@@ -84,7 +83,7 @@ class PrefixCache:
             self._num_blocks,
             self._plan,
             texts,
-            Sizes(of_token=bytes_each, of_vector=bytes_each),
+            self._hidden_size * max(dtype.itemsize for dtype in self._types.values()),
             fast_device=self._engine.device.type != "cpu",
         )
         for line in lines:

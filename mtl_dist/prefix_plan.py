@@ -50,16 +50,6 @@ class Texts:
     """Unlike texts of each task."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes that a level takes."""
-
-    of_token: int
-    """For a token, where hidden states are kept."""
-    of_vector: int
-    """For a text, where its sentence vector is kept."""
-
-
 def level_of(phase: Phase, num_blocks: int) -> int:
     """The level from which `phase` trains upwards; 0 where it trains the first block or the embeddings."""
     if "embeddings" in phase.units:
@@ -88,9 +78,11 @@ def _runs(flags: Sequence[bool]) -> list[range]:
 
 
 def provide(
-    config: CacheConfig, schedule: Schedule, num_blocks: int, plan: Plan, texts: Texts, sizes: Sizes, fast_device: bool
+    config: CacheConfig, schedule: Schedule, num_blocks: int, plan: Plan, texts: Texts, width: int, fast_device: bool
 ) -> tuple[list[Provision], list[str]]:
     """What is kept, and a line on each span for the person who watches.
+
+    `width` is the bytes of a token's hidden state, which are those of a sentence vector.
 
     The budget goes to the spans in the order in which they are read. `auto` leaves out what would save little, and on
     a `fast_device` all but sentence vectors: there, reading states from the host's memory takes as long as computing.
@@ -108,7 +100,7 @@ def provide(
     for span in spans:
         what = "sentence vectors" if span.level == num_blocks else f"states before block {span.level}"
         where = f"{what} for {', '.join(schedule.phases[index].name for index in span.uses)}"
-        need = texts.count * sizes.of_vector if span.level == num_blocks else texts.tokens * sizes.of_token
+        need = width * (texts.count if span.level == num_blocks else texts.tokens)
         capacity = min(need, left)
         saves = saved[span] * capacity / need
         if span in slow:

@@ -9,7 +9,7 @@ from mtl_dist.cut import cut
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.plan import Plan
 from mtl_dist.prefix_ledger import Group, Ledger, Places, TextIds
-from mtl_dist.prefix_plan import MIB, Provision, Sizes, Span, Texts, level_of, provide, saved_part, spans_of
+from mtl_dist.prefix_plan import MIB, Provision, Span, Texts, level_of, provide, saved_part, spans_of
 from mtl_dist.recipe import CacheConfig
 
 BLOCKS = 4
@@ -83,9 +83,9 @@ SHARED = Texts(ROWS, ROWS * TOKENS, {"a": ROWS, "b": ROWS})
 
 
 def provided(
-    config: CacheConfig, *names: str, texts: Texts = APART, of_token: int = MIB, fast: bool = False
+    config: CacheConfig, *names: str, texts: Texts = APART, fast: bool = False
 ) -> tuple[list[Provision], list[str]]:
-    return provide(config, schedule_of(*names), BLOCKS, plan_of(), texts, Sizes(of_token, MIB), fast)
+    return provide(config, schedule_of(*names), BLOCKS, plan_of(), texts, MIB, fast)
 
 
 def test_what_is_saved_is_what_is_read_more_than_once() -> None:
