@@ -5,8 +5,9 @@ one thread: heads alone with the frozen encoder computed at every step, heads al
 phase that has filled the cache, and does not count), and everything. In turn:
 
     harness   a run through `mtl_dist.run`, with its log lines, comparisons and votes; seconds from its summary
-    bare      the same model on the same batches, which lie ready in memory, as do kept vectors
-    reading   the bare loop, which also asks the plan for each batch and reads its rows
+    bare      the same model and groups of parameters on the same batches, which lie ready in memory, as do kept vectors
+    loader    the bare loop on the same rows in memory, token lists or vectors, batched by torch's DataLoader, as a user
+              would write it
 
 Printed are microseconds a step, and what the harness takes beyond the other two, as median (least to greatest).
 """
@@ -14,19 +15,23 @@ Printed are microseconds a step, and what the harness takes beyond the other two
 import contextlib
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset, default_collate
+from transformers import DataCollatorWithPadding
 
 from benchmarks.runs import parser_of, spread
 from mtl_dist.batches import Batch
 from mtl_dist.cli import parse
 from mtl_dist.model import Below
+from mtl_dist.optim import parameter_groups
 from mtl_dist.recipe import Recipe
 from mtl_dist.trainer import TrainingSetup
 from tests.in_process import run_here, setup_here, summary_of
@@ -64,17 +69,20 @@ def inputs_of(setup: TrainingSetup, step: int) -> Inputs:
     return inputs, (level, model.run_below([level], inputs.input_ids, inputs.attention_mask)[level])
 
 
-def bare(setup: TrainingSetup, inputs: Callable[[int], Inputs]) -> float:
-    """Seconds a step of a plain loop over the last phase; `setup` is fresh."""
+def bare(setup: TrainingSetup, inputs: Iterable[Inputs]) -> float:
+    """Seconds a step of a plain loop over the last phase, whose batches are `inputs`; `setup` is fresh."""
     phase = setup.rates.schedule.phases[-1]
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()
     model, config = setup.engine.raw, setup.recipe.optimizer
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for group in parameter_groups(model, {unit: model.unit_parameters()[unit] for unit in phase.units}, config):
+        key = config.lr * setup.rates.unit_factor(group["unit"]), group["weight_decay"]
+        groups.setdefault(key, {"lr": key[0], "weight_decay": key[1], "params": []})["params"] += group["params"]
+    optimizer = torch.optim.AdamW(list(groups.values()), fused=True)
+    trainable = [parameter for group in groups.values() for parameter in group["params"]]
     began = time.perf_counter()
-    for step in range(phase.start, phase.stop):
-        batch, below = inputs(step)
+    for batch, below in inputs:
         logits = model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, below)
         loss = torch.stack([cross_entropy(logits[task], batch.labels[task]) for task in logits]).sum()
         loss.backward()
@@ -84,26 +92,57 @@ def bare(setup: TrainingSetup, inputs: Callable[[int], Inputs]) -> float:
     return (time.perf_counter() - began) / phase.steps
 
 
-def reading(recipe: Recipe, ready: Mapping[int, Inputs]) -> float:
-    """As `bare`, with the rows read anew; what is kept of them lies ready."""
-    setup = setup_here(recipe)
+Example = dict[str, Any]
 
-    def read(step: int) -> Inputs:
-        batch, below = setup.plan.batch(step), ready[step][1]
-        return setup.data.batch("train", batch.task_ids, batch.rows, with_tokens=below is None), below
 
-    return bare(setup, read)
+def loaded(ready: Sequence[Inputs], setup: TrainingSetup) -> Iterator[Inputs]:
+    """The batches of `ready` put together anew from their rows."""
+    examples: list[Example] = []
+    for batch, below in ready:
+        for index, (task, rows) in enumerate(batch.rows.items()):
+            for row, label in zip(rows.tolist(), batch.labels[task].tolist(), strict=True):
+                example = {"task": index, "labels": label}
+                if below is None:
+                    example["input_ids"] = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
+                    example["attention_mask"] = [1] * len(example["input_ids"])
+                else:
+                    example["vector"] = below[1][row]
+                examples.append(example)
+    level = None if ready[0][1] is None else ready[0][1][0]
+    collate = default_collate if level else DataCollatorWithPadding(setup.data.tokenizer)
+    empty = torch.zeros(setup.recipe.batch_size, 1, dtype=torch.int64)
+
+    def as_inputs(read: Mapping[str, Tensor]) -> Inputs:
+        rows = {task: (read["task"] == index).nonzero().flatten() for index, task in enumerate(setup.data.tasks)}
+        labels = {task: read["labels"][at] for task, at in rows.items()}
+        tokens, mask = read.get("input_ids", empty), read.get("attention_mask", empty)
+        return Batch(tokens, mask, None, rows, labels), None if level is None else (level, read["vector"])
+
+    return map(as_inputs, DataLoader(Examples(examples), batch_size=setup.recipe.batch_size, collate_fn=collate))
+
+
+class Examples(Dataset[Example]):
+    """In memory, in the order in which they train."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
 
 
 def measure(recipe: Recipe, rounds: int) -> dict[str, list[float]]:
     """Microseconds a step of each loop, by round."""
     setup = setup_here(recipe)
     phase = setup.rates.schedule.phases[-1]
-    ready = {step: inputs_of(setup, step) for step in range(phase.start, phase.stop)}
+    ready = [inputs_of(setup, step) for step in range(phase.start, phase.stop)]
     loops: dict[str, Callable[[], float]] = {
         "harness": lambda: harness(recipe),
-        "bare": lambda: bare(setup_here(recipe), ready.__getitem__),
-        "reading": lambda: reading(recipe, ready),
+        "bare": lambda: bare(setup_here(recipe), ready),
+        "loader": lambda: bare(setup_here(recipe), loaded(ready, setup)),
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 1):
@@ -119,7 +158,7 @@ def report(case: str, times: dict[str, list[float]]) -> None:
     print(f"{case}: microseconds a step")
     for name, values in times.items():
         print(f"  {name:<10}{spread(values, '.0f')}")
-    for name in ("bare", "reading"):
+    for name in ("bare", "loader"):
         beyond = [mine - other for mine, other in zip(times["harness"], times[name], strict=True)]
         print(f"  harness beyond {name}: {spread(beyond, '.0f')}", flush=True)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import datasets
@@ -26,6 +27,11 @@ class Split:
     hashes: np.ndarray
     """128 bits of each row's tokens, [rows, 2] uint64."""
 
+    @cached_property
+    def typed(self) -> bool:
+        """Whether its rows have `token_type_ids`."""
+        return "token_type_ids" in self.rows.column_names
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -41,17 +47,16 @@ class Batch:
     """For every task: where its examples stand in the batch, int64, maybe none."""
     labels: dict[str, Tensor]
     """For every task: the class indices of those examples, int64."""
-    num_tokens: int
-    """Tokens that are not padding."""
 
     def to(self, device: torch.device | str) -> "Batch":
+        if self.input_ids.device == torch.device(device):
+            return self
         return Batch(
             self.input_ids.to(device),
             self.attention_mask.to(device),
             None if self.token_type_ids is None else self.token_type_ids.to(device),
             {task: positions.to(device) for task, positions in self.rows.items()},
             {task: labels.to(device) for task, labels in self.labels.items()},
-            self.num_tokens,
         )
 
 
@@ -63,13 +68,14 @@ def collate(
     Without its tokens each example is one of padding, for who has its sentence vector already.
     """
     positions = {task: np.flatnonzero(task_ids == index) for index, task in enumerate(splits)}
-    lengths = np.empty(len(rows), dtype=np.int64)
-    for task, at in positions.items():
-        lengths[at] = splits[task].lengths[rows[at]]
-    shape = (len(rows), int(lengths.max(initial=1)) if with_tokens else 1)
+    lengths = np.ones(len(rows), dtype=np.int64)
+    if with_tokens:
+        for task, at in positions.items():
+            lengths[at] = splits[task].lengths[rows[at]]
+    shape = (len(rows), int(lengths.max(initial=1)))
     attended = np.arange(shape[1]) < lengths[:, None]
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    typed = any("token_type_ids" in split.rows.column_names for split in splits.values())
+    typed = any(split.typed for split in splits.values())
     token_type_ids = np.zeros(shape, dtype=np.int64) if typed else None
     labels = {}
     for task, at in positions.items():
@@ -77,7 +83,7 @@ def collate(
         if with_tokens and len(at):
             columns = cast(pa.Table, splits[task].rows[rows[at]])
             _fill(input_ids, attended, at, columns["input_ids"])
-            if token_type_ids is not None and "token_type_ids" in columns.column_names:
+            if token_type_ids is not None and splits[task].typed:
                 _fill(token_type_ids, attended, at, columns["token_type_ids"])
     return Batch(
         torch.from_numpy(input_ids),
@@ -85,7 +91,6 @@ def collate(
         None if token_type_ids is None else torch.from_numpy(token_type_ids),
         {task: torch.from_numpy(at) for task, at in positions.items()},
         labels,
-        int(lengths.sum()),
     )
 
 

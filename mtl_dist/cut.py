@@ -44,6 +44,8 @@ def cut(lengths: np.ndarray, world_size: int, micro_steps: int, micro_batch_size
             f"micro_batch_size: {most} is too small for {len(tokens)} examples in {world_size} processes x"
             f" {micro_steps} micro-steps; at least {needed}"
         )
+    if world_size * micro_steps == 1:
+        return [[np.arange(len(tokens))]]
     loads = [0] * world_size
     start = 0
     micro_batches = []

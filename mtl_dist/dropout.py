@@ -24,7 +24,18 @@ class _Bits:
     """The source of all masks of this process."""
 
     def __init__(self) -> None:
-        self.generator = np.random.SFC64(0)
+        self._seed = 0
+        self._generator: np.random.SFC64 | None = None
+
+    def start(self, seed: int) -> None:
+        self._seed = seed
+        self._generator = None
+
+    def draw(self, count: int) -> np.ndarray:
+        """`count` numbers of 64 bits."""
+        if self._generator is None:  # made at the first mask, for a frozen model has none
+            self._generator = np.random.SFC64(self._seed)
+        return self._generator.random_raw(count)
 
 
 _BITS = _Bits()
@@ -32,7 +43,7 @@ _BITS = _Bits()
 
 def seed_masks(seed: int) -> None:
     """From here on, masks on the CPU are a function of `seed` and of how many were drawn since."""
-    _BITS.generator = np.random.SFC64(seed)
+    _BITS.start(seed)
 
 
 class _Dropped(torch.autograd.Function):
@@ -52,7 +63,7 @@ def dropped(values: Tensor, p: float) -> Tensor:
     """`values` with each element zero with probability `p`, to 1 in 65,536, and the others scaled up. On the CPU."""
     kept = max(1, round((1 - p) * _LEVELS))
     count = values.numel()
-    levels = _BITS.generator.random_raw(-(-count // _EACH)).view("<u2")[:count]
+    levels = _BITS.draw(-(-count // _EACH)).view("<u2")[:count]
     mask = torch.from_numpy(levels < kept).view(values.shape)
     return _Dropped.apply(values, mask, _LEVELS / kept)
 

@@ -18,7 +18,7 @@ from mtl_dist.batches import Batch
 from mtl_dist.digests import combined, quick_digest, require_equal, tensor_digest
 from mtl_dist.errors import TrainingError
 from mtl_dist.model import Below, MultitaskTransformer
-from mtl_dist.optim import build_optimizer, set_rates
+from mtl_dist.optim import RateGroups, build_optimizer
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import OptimizerConfig
 
@@ -47,7 +47,10 @@ class Engine(ABC):
         self.model: nn.Module = self.raw
         self.units: tuple[str, ...] = ()
         self.optimizer = build_optimizer(self.raw, self.raw.unit_parameters(), config)
-        self._every_group = list(self.optimizer.param_groups)
+        self._rate_groups = RateGroups(self.optimizer)
+        self.dtype = self.raw.sentence_transformer.encoder.dtype
+        """Of the weights, and of logits."""
+        self._autocast = nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast
 
     # Where the engines differ
 
@@ -106,7 +109,7 @@ class Engine(ABC):
 
     def _choose_groups(self) -> None:
         """The optimizer looks at what trains; it keeps the moments of all."""
-        self.optimizer.param_groups = [group for group in self._every_group if group["unit"] in self.units]
+        self._rate_groups.choose(self.units)
 
     def check_equal(self, when: str) -> None:
         """Compares trainable set and parameters among the ranks, and what else they hold alike.
@@ -177,13 +180,13 @@ class Engine(ABC):
 
         `below`, as from `run_below`, is not computed again.
         """
-        with self.accelerator.autocast():
+        with self._autocast():
             logits = self.model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, below)
-        return {task: values.to(self.raw.sentence_transformer.encoder.dtype) for task, values in logits.items()}
+        return {task: values.to(self.dtype) for task, values in logits.items()}
 
     def run_below(self, levels: Sequence[int], batch: Batch) -> dict[int, Tensor]:
         """What the encoder's part below each of `levels` gives; see `MultitaskTransformer.run_below`."""
-        with self.accelerator.autocast():
+        with self._autocast():
             states = self.raw.run_below(levels, batch.input_ids, batch.attention_mask, batch.token_type_ids)
         self._settle()
         return states
@@ -191,7 +194,7 @@ class Engine(ABC):
     def backward(self, loss: Tensor) -> None:
         """Adds this rank's share of the global batch's gradient. The shares' sum is what the ranks hold afterwards."""
         # The engines divide by the number of ranks; our shares are parts of one mean already.
-        (loss * self.processes.world_size).backward()
+        (loss * self.processes.world_size if self.processes.world_size > 1 else loss).backward()
 
     def step(self, rates: Mapping[str, float], absent: Sequence[str]) -> float:
         """Clips and applies the gradient, and clears it; returns its norm before clipping.
@@ -202,23 +205,20 @@ class Engine(ABC):
         self._drop_gradients(absent)
         norm = self._clip()
         if math.isfinite(norm):
-            set_rates(self.optimizer, rates)
+            self._rate_groups.set_rates(rates)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _drop_gradients(self, units: Sequence[str]) -> None:
         """Heads without rows took part all the same, because all ranks wait for every parameter."""
-        for group in self.optimizer.param_groups:
-            if group["unit"] in units:
-                for parameter in group["params"]:
-                    parameter.grad = None
+        for parameter in self._rate_groups.parameters_of(units):
+            parameter.grad = None
 
     def _clip(self) -> float:
         """Clips the gradient to `max_grad_norm` in place; returns its norm before."""
-        members = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        parameters = [parameter for parameter in members if parameter.grad is not None]
-        norm = self._whole(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+        parameters = self._rate_groups.parameters()
+        norm = self._whole(nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         return float(norm)

@@ -5,7 +5,7 @@ One optimizer lives from the first step to the last: moments survive a thaw, and
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,3 +88,49 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> N
     """Gives each group its unit's rate; groups of frozen units get 0, though nothing of theirs has a gradient."""
     for group in optimizer.param_groups:
         group["lr"] = rates.get(group["unit"], 0.0)
+
+
+class RateGroups:
+    """The groups of an AdamW that train now. Units of one rate are joined: each group is a call in every step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        """`optimizer` as from `build_optimizer`."""
+        self._optimizer = optimizer
+        self._every = list(optimizer.param_groups)
+        self._chosen = self._every
+        self._joined: tuple[int, ...] = ()
+        """For each chosen group, the first one of its rate and decay."""
+
+    def choose(self, units: Collection[str]) -> None:
+        """Only `units` train from here on; the optimizer keeps the moments of all."""
+        self._chosen = self._optimizer.param_groups = [group for group in self._every if group["unit"] in units]
+        self._joined = ()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that train, in an order that does not depend on rates."""
+        return [parameter for group in self._chosen for parameter in group["params"]]
+
+    def parameters_of(self, units: Collection[str]) -> list[nn.Parameter]:
+        """Those of some of the units that train."""
+        return [parameter for group in self._chosen if group["unit"] in units for parameter in group["params"]]
+
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Gives each unit its rate."""
+        firsts: dict[tuple[float, float], int] = {}
+        keys = [(rates[group["unit"]], group["weight_decay"]) for group in self._chosen]
+        joined = tuple(firsts.setdefault(key, index) for index, key in enumerate(keys))
+        if joined != self._joined:
+            self._joined = joined
+            self._optimizer.param_groups = [
+                {
+                    **self._chosen[first],
+                    "params": [
+                        parameter
+                        for group, its_first in zip(self._chosen, joined, strict=True)
+                        if its_first == first
+                        for parameter in group["params"]
+                    ],
+                }
+                for first in firsts.values()
+            ]
+        set_rates(self._optimizer, rates)

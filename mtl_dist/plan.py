@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -32,8 +33,12 @@ class GlobalBatch:
     """[B] int32: each example's tokens."""
     counts: np.ndarray
     """[num_tasks] int64: examples of each task."""
-    digest: str
-    """BLAKE2b-128 of (task, row) of all examples in order."""
+
+    @cached_property
+    def digest(self) -> str:
+        """BLAKE2b-128 of (task, row) of all examples in order."""
+        pairs = np.stack([self.task_ids, self.rows], axis=1).astype("<i8")
+        return hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest()
 
 
 def shares(sampling: SamplingConfig, sizes: Mapping[str, int]) -> dict[str, Fraction]:
@@ -140,14 +145,12 @@ class Plan:
         if window is None or window.index != index:
             window = self._last_window = self._window(index)
         task_ids, rows = window.task_ids[line].copy(), window.rows[line].copy()
-        pairs = np.stack([task_ids, rows], axis=1).astype("<i8")
         return GlobalBatch(
             step=step,
             task_ids=task_ids,
             rows=rows,
             lengths=window.lengths[line].copy(),
             counts=np.bincount(task_ids, minlength=len(self._lengths)),
-            digest=hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest(),
         )
 
     def _drawn_before(self, step: int) -> list[int]:

@@ -146,9 +146,10 @@ class PrefixCache:
         positions = parts[micro_step][self._engine.processes.rank]
         task_ids, rows = batch.task_ids[positions], batch.rows[positions]
         texts = self._ids.of(task_ids, rows)
-        placed = shelf.has_place(texts)
-        missing = texts[placed & ~shelf.has(texts)]
-        groups = [shelf.ledger.groups[number] for number in np.unique(shelf.ledger.group_of[missing])]
+        placed, has = shelf.has_place(texts), shelf.has(texts)
+        missing = texts[placed & ~has]
+        numbers = np.unique(shelf.ledger.group_of[missing]) if len(missing) else ()
+        groups = [shelf.ledger.groups[number] for number in numbers]
         self._keep_together(len(groups) + (not placed.all()))
         for group in groups:
             states = self._compute(self._levels_with(shelf), group.task_ids, group.rows)
@@ -163,11 +164,13 @@ class PrefixCache:
         return shelf.level, states.to(self._engine.device)
 
     def _next_step(self, batch: GlobalBatch, parts: Parts) -> None:
-        for ledger in {id(shelf.ledger): shelf.ledger for shelf in self._shelves}.values():
+        for shelf in self._shelves:
+            ledger = shelf.ledger  # which several may share
             for step in range(ledger.next_step, batch.step):  # before a restart
                 earlier = self._plan.batch(step)
                 ledger.enter(earlier, self._cut(earlier.lengths))
-            ledger.enter(batch, parts)
+            if ledger.next_step == batch.step:
+                ledger.enter(batch, parts)
         for shelf in self._shelves:
             shelf.next_step()
 

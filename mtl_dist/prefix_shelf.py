@@ -42,6 +42,9 @@ class Shelf:
         self._finished: list[np.ndarray] = []
         memory = shared_bytes(capacity * dtype.itemsize + len(widths), processes, folder)
         self._states = np.frombuffer(memory, f"u{dtype.itemsize}", capacity)
+        # Where all take the same, by place: whole batches are read at once.
+        uniform = len(widths) and (widths == widths[0]).all()
+        self._table = self._states[: capacity - capacity % widths[0]].reshape(-1, widths[0]) if uniform else None
         self._said = np.frombuffer(memory, np.uint8, len(widths), capacity * dtype.itemsize)
         """By text, whether its states are there for all to read."""
 
@@ -63,9 +66,10 @@ class Shelf:
 
     def has(self, texts: np.ndarray) -> np.ndarray:
         """Of each text, whether this process knows its states to be here."""
-        if not self._has[texts].all():
-            self._has[texts] |= self._said[texts].astype(bool)
-        return self._has[texts]
+        has = self._has[texts]
+        if not has.all():
+            has = self._has[texts] = has | self._said[texts].astype(bool)
+        return has
 
     def put(self, texts: np.ndarray, states: Tensor) -> None:
         """Keeps the `states` [n, ...] of each text that has a place; of padded ones, as many as it has tokens."""
@@ -80,6 +84,9 @@ class Shelf:
 
     def take(self, texts: np.ndarray, shape: tuple[int, ...]) -> Tensor:
         """The states of each text, padded with zeros to `shape`, on the CPU."""
+        if self._table is not None and self._table.shape[1] == math.prod(shape):
+            found = self._table[self._places.at[texts] // self._table.shape[1]]
+            return torch.from_numpy(found).view(self._dtype).view(len(texts), *shape)
         states = torch.zeros(len(texts), math.prod(shape), dtype=self._dtype)
         lines = states.view(self._bits).numpy()
         starts, widths = self._places.at[texts], self._widths[texts]

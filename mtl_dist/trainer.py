@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -109,6 +109,8 @@ class LayerwiseLearningRateTrainer:
         self.cache = setup.cache
         self.passing = setup.passing
         self.progression = progression
+        weights = [task.weight for task in self.recipe.tasks.values()]
+        self._weights = torch.tensor(weights, dtype=self.engine.dtype, device=self.engine.device)
 
     @property
     def schedule(self) -> Schedule:
@@ -127,21 +129,23 @@ class LayerwiseLearningRateTrainer:
         """
         batch = self.plan.batch(step)
         parts = cut(batch.lengths, self.engine.processes.world_size, self.micro_steps, self.recipe.micro_batch_size)
-        losses = torch.zeros(len(self.recipe.tasks), dtype=torch.float64, device=self.engine.device)
-        for micro_step in range(len(parts)):
-            losses += self._micro_step(batch, parts, step, micro_step)
+        counts = batch.counts.tolist()
+        of_micro_steps = [self._micro_step(batch, parts, counts, micro_step) for micro_step in range(len(parts))]
         self.passing(f"step {step + 1}: applying the gradient")
-        absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, batch.counts, strict=True) if not count]
+        absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, counts, strict=True) if not count]
         norm = self.engine.step(self.rates_at(step), absent)
         self._count_nonfinite(norm)
         self.progression.step = step + 1
         # Parts have their longest example first.
         computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
-        return StepResult(batch, losses, norm, computed)
+        return StepResult(batch, sum(of_micro_steps[1:], of_micro_steps[0]), norm, computed)
 
-    def _micro_step(self, batch: GlobalBatch, parts: Parts, step: int, micro_step: int) -> Tensor:
-        """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached."""
-        rank = self.engine.processes.rank
+    def _micro_step(self, batch: GlobalBatch, parts: Parts, counts: Sequence[int], micro_step: int) -> Tensor:
+        """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached.
+
+        `counts`: as those of `batch`.
+        """
+        rank, step = self.engine.processes.rank, batch.step
         positions = parts[micro_step][rank]
         place = f"step {step + 1}, micro-step {micro_step + 1}"
         self.passing(f"{place}: reading rows")
@@ -156,13 +160,12 @@ class LayerwiseLearningRateTrainer:
             # A task without rows here gives a zero with a graph: DDP waits for every head's gradient.
             losses = torch.stack(
                 [
-                    cross_entropy(logits[task], inputs.labels[task], reduction="sum") / max(1, int(count))
-                    for task, count in zip(self.recipe.tasks, batch.counts, strict=True)
+                    cross_entropy(logits[task], inputs.labels[task], reduction="sum") / max(1, count)
+                    for task, count in zip(self.recipe.tasks, counts, strict=True)
                 ]
             )
-            weights = losses.new_tensor([task.weight for task in self.recipe.tasks.values()])
-            self.engine.backward((losses * weights).sum())
-        return losses.detach()
+            self.engine.backward((losses * self._weights).sum())
+        return losses.detach().double()
 
     def _count_nonfinite(self, norm: float) -> None:
         if math.isfinite(norm):

@@ -14,9 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -32,8 +31,7 @@ PATIENCE_WITH_ALL = 4
 """Times the timeout that ranks may take which all stand at the same place: a long step, more likely than not."""
 
 
-@dataclass(frozen=True)
-class Beat:
+class Beat(NamedTuple):
     """What a rank tells the others."""
 
     number: int
@@ -85,18 +83,18 @@ class Watchdog:
 
     def passing(self, place: str) -> None:
         """Says that this rank is at `place` now. Every rank passes the same places in the same order."""
-        self._own = replace(self._own, count=self._own.count + 1, place=place)
+        self._own = Beat(0, self._own.count + 1, place, self._own.excused)
         self._since = time.monotonic()
 
     @contextmanager
     def excusing(self, place: str) -> Iterator[None]:
         """Around what may take long on one rank, while the others wait for it."""
         self.passing(place)
-        self._own = replace(self._own, excused=True)
+        self._own = self._own._replace(excused=True)
         try:
             yield
         finally:
-            self._own = replace(self._own, excused=False)
+            self._own = self._own._replace(excused=False)
             self._since = time.monotonic()
 
     def _exchange(self, store: dist.Store) -> None:
@@ -104,7 +102,7 @@ class Watchdog:
             for number in itertools.count(1):
                 if self._ended.wait(BEAT_SECONDS):
                     return
-                store.set(str(self._rank), json.dumps(asdict(replace(self._own, number=number))))
+                store.set(str(self._rank), json.dumps(self._own._replace(number=number)._asdict()))
                 for rank in self._ranks:
                     beat = Beat(**json.loads(store.get(str(rank)))) if store.check([str(rank)]) else None
                     if beat is not None and beat != self._heard[rank][0]:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from mtl_dist.model import MultitaskTransformer, SentenceTransformer
-from mtl_dist.optim import LearningRates, build_optimizer, set_rates
+from mtl_dist.optim import LearningRates, RateGroups, build_optimizer, set_rates
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.recipe import OptimizerConfig
 from tests.tiny import KINDS, MOODS, TOPICS, tiny_encoder
@@ -131,6 +131,40 @@ def test_each_group_gets_the_rate_of_its_unit_and_frozen_ones_none() -> None:
         ("b", 0.5),
         ("b", 0.5),
     ]
+
+
+def test_units_of_one_rate_are_joined_and_get_the_bits_of_separate_groups() -> None:
+    units = {unit: [f"{unit}.weight", f"{unit}.bias"] for unit in ("a", "b", "c")}
+    of_steps = [
+        {"a": 0.1, "b": 0.1},  # c is frozen
+        {"a": 0.1, "b": 0.2},
+        {"a": 0.3, "b": 0.3},
+    ]
+
+    def trained(join: bool) -> tuple[list[torch.Tensor], list[int]]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({unit: nn.Linear(5, 3) for unit in units})
+        optimizer = build_optimizer(model, units, OptimizerConfig(weight_decay=0.1))
+        groups = RateGroups(optimizer)
+        groups.choose(("a", "b"))
+        calls = []
+        for rates in of_steps:
+            for parameter in groups.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            if join:
+                groups.set_rates(rates)
+            else:
+                set_rates(optimizer, rates)
+            calls.append(len(optimizer.param_groups))
+            optimizer.step()
+            optimizer.zero_grad()
+        states = [optimizer.state[parameter] for parameter in groups.parameters()]
+        return [*model.parameters(), *(value for state in states for value in state.values())], calls
+
+    (joined, few), (separate, many) = trained(join=True), trained(join=False)
+    assert (few, many) == ([2, 4, 2], [4, 4, 4])
+    assert len(joined) == len(separate) == 6 + 4 * 3
+    assert all(torch.equal(one, other) for one, other in zip(joined, separate, strict=True))
 
 
 class Pair(nn.Module):

@@ -1,7 +1,6 @@
 """Whom a watchdog misses, from what the ranks have told; that it ends real runs, the campaign on hangs shows."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +25,8 @@ def watchdog(*others: Beat, silent: tuple[int, ...] = (), mute: bool = False) ->
     return made
 
 
-BEHIND, AHEAD = replace(HERE, count=19, place="step 3: reading"), replace(HERE, count=21, place="step 4: reading")
-ELSEWHERE, BUSY = replace(HERE, place="an evaluation"), replace(BEHIND, excused=True)
+BEHIND, AHEAD = HERE._replace(count=19, place="step 3: reading"), HERE._replace(count=21, place="step 4: reading")
+ELSEWHERE, BUSY = HERE._replace(place="an evaluation"), BEHIND._replace(excused=True)
 
 
 @pytest.mark.parametrize(
