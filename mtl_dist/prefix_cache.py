@@ -20,7 +20,7 @@ from mtl_dist.model import Below
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.prefix_ledger import Ledger, TextIds
-from mtl_dist.prefix_plan import GIB, Provision, Texts, provide, spans_of
+from mtl_dist.prefix_plan import GIB, Provision, Texts, hopeless, provide, spans_of
 from mtl_dist.prefix_shelf import Shelf
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
@@ -65,17 +65,23 @@ class PrefixCache:
 
     def _provide(self, recipe: Recipe, say: Callable[[str], None]) -> None:
         processes = self._engine.processes
-        splits = {task: source.splits["train"] for task, source in self._data.tasks.items()}
-        self._ids = TextIds(
-            {task: split.hashes for task, split in splits.items()},
-            {task: split.lengths for task, split in splits.items()},
-        )
         levels = sorted({span.level for span in spans_of(self._schedule, self._num_blocks)})
         some = self._data.batch("train", np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         with self._engine.evaluating():
             states = self._engine.run_below(levels, some.to(self._engine.device))
         self._types = {level: tensor.dtype for level, tensor in states.items()}
         self._hidden_size = states[levels[0]].shape[-1]
+        width = self._hidden_size * max(dtype.itemsize for dtype in self._types.values())
+        splits = {task: source.splits["train"] for task, source in self._data.tasks.items()}
+        rows = {task: len(split.lengths) for task, split in splits.items()}
+        reason = hopeless(recipe.cache, self._schedule, self._plan, rows, width)
+        if reason is not None:
+            say(reason)
+            return
+        self._ids = TextIds(
+            {task: split.hashes for task, split in splits.items()},
+            {task: split.lengths for task, split in splits.items()},
+        )
         texts = Texts(len(self._ids.lengths), int(self._ids.lengths.sum(dtype=np.int64)), self._ids.by_task)
         self._provisions, lines = provide(
             recipe.cache,
@@ -83,7 +89,7 @@ class PrefixCache:
             self._num_blocks,
             self._plan,
             texts,
-            self._hidden_size * max(dtype.itemsize for dtype in self._types.values()),
+            width,
             fast_device=self._engine.device.type != "cpu",
         )
         for line in lines:

@@ -77,6 +77,23 @@ def _runs(flags: Sequence[bool]) -> list[range]:
     return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
+def hopeless(config: CacheConfig, schedule: Schedule, plan: Plan, rows: Mapping[str, int], width: int) -> str | None:
+    """Why `auto` keeps nothing, where that is plain before the texts are counted, which takes time and memory.
+
+    `rows` are those of each task, taken to be unlike within it; `width` as for `provide`.
+    """
+    if config.mode != "auto":
+        return None
+    room, most = config.budget_gb * GIB, max(rows.values())
+    if WORTHWHILE * most * width > room:
+        return f"cache: off: cache.budget_gb holds less than {WORTHWHILE:.0%} of {most} rows' sentence vectors"
+    draws = plan.draws(0, schedule.total_steps)
+    # Of n tasks with the same texts, each drawn for a part p of them, (n - 1) p / 2 of the reads find a text again.
+    if len(rows) * max(draws[task] / rows[task] for task in rows) < 2 * WORTHWHILE:
+        return f"cache: off: {sum(draws.values())} draws from {sum(rows.values())} rows come to few texts again"
+    return None
+
+
 def provide(
     config: CacheConfig, schedule: Schedule, num_blocks: int, plan: Plan, texts: Texts, width: int, fast_device: bool
 ) -> tuple[list[Provision], list[str]]:

@@ -9,7 +9,18 @@ from mtl_dist.cut import cut
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.plan import Plan
 from mtl_dist.prefix_ledger import Group, Ledger, Places, TextIds
-from mtl_dist.prefix_plan import MIB, Provision, Span, Texts, level_of, provide, saved_part, spans_of
+from mtl_dist.prefix_plan import (
+    MIB,
+    WORTHWHILE,
+    Provision,
+    Span,
+    Texts,
+    hopeless,
+    level_of,
+    provide,
+    saved_part,
+    spans_of,
+)
 from mtl_dist.recipe import CacheConfig
 
 BLOCKS = 4
@@ -126,6 +137,38 @@ def test_a_fast_device_keeps_vectors_alone() -> None:
     assert "computes them as fast" in lines[1]
     kept, _ = provided(CacheConfig(mode="always"), "heads", "heads", "from 2", fast=True)
     assert [one.span.level for one in kept] == [4, 2]
+
+
+@pytest.mark.parametrize(("rows", "tasks"), [(150, 2), (600, 2), (900, 2), (300, 6), (2000, 6)])
+def test_nothing_is_given_up_that_pays_where_tasks_share_their_texts(rows: int, tasks: int) -> None:
+    names = [f"t{index}" for index in range(tasks)]
+    plan = Plan(
+        {name: np.full(rows, TOKENS) for name in names},
+        batch_size=BATCH,
+        seed=3,
+        shares=dict.fromkeys(names, 1),
+        batches="mixed",
+        length_window=4,
+    )
+    schedule = schedule_of("heads")
+    drawn = np.concatenate([plan.batch(step).rows for step in range(STEPS)])
+    saved = 1 - len(np.unique(drawn)) / len(drawn)
+    given_up = hopeless(CacheConfig("auto"), schedule, plan, dict.fromkeys(names, rows), MIB)
+    assert (given_up is not None) == (tasks * (STEPS * BATCH / tasks / rows) < 2 * WORTHWHILE)
+    if given_up:
+        assert saved < WORTHWHILE
+        assert "120 draws" in given_up
+        assert hopeless(CacheConfig("always"), schedule, plan, dict.fromkeys(names, rows), MIB) is None
+
+
+def test_what_the_budget_cannot_hold_a_tenth_of_is_not_numbered() -> None:
+    def given_up(mib: float) -> str | None:
+        return hopeless(
+            CacheConfig("auto", mib / 1024), schedule_of("heads"), plan_of(), dict.fromkeys(("a", "b"), ROWS), MIB
+        )
+
+    assert given_up(WORTHWHILE * ROWS + 0.1) is None
+    assert "less than 10% of 60 rows" in str(given_up(WORTHWHILE * ROWS - 0.1))
 
 
 def ids_of(texts: Sequence[Sequence[int]]) -> TextIds:
