@@ -5,9 +5,8 @@ by phase: from the boundary's work to the last step, with reading rows, without 
 alone has the counters.
 """
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -23,13 +22,11 @@ def peak() -> int:
 
 
 def main(file: str, arguments: Sequence[str]) -> None:
-    from mtl_dist.cli import parse
     from mtl_dist.engine import DataParallel
-    from mtl_dist.launch_guard import start_accelerator
-    from mtl_dist.run import run_on
     from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
+    from tests.distributed.watched import run_watched
 
-    training_step, peaks = LayerwiseLearningRateTrainer.training_step, {}
+    peaks: dict[str, int] = {}
 
     class Measured(DataParallel):
         """Starts the peak anew at every boundary."""
@@ -38,16 +35,12 @@ def main(file: str, arguments: Sequence[str]) -> None:
             reset()
             super().enter_phase(name, units)
 
-    def measured(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
-        result = training_step(self, step)
-        peaks[self.schedule.phase_at(step).name] = peak()
+    def measured(trainer: LayerwiseLearningRateTrainer, training_step: Callable[[], StepResult]) -> StepResult:
+        result = training_step()
+        peaks[trainer.schedule.phase_at(result.batch.step).name] = peak()
         return result
 
-    LayerwiseLearningRateTrainer.training_step = measured
-    accelerator, processes, _ = start_accelerator()
-    run_on(accelerator, processes, parse(arguments), Measured)
-    Path(f"{file}.{processes.rank}").write_text(json.dumps(peaks))
-    accelerator.end_training()
+    run_watched(file, arguments, measured, peaks, Measured)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from tests.distributed.launching import launched
 
-SAFE = ("checkpoint.every_steps=100",)
-BARE = ("checkpoint.every_minutes=null", "safety.compare_every_steps=null")
+SIDES = {
+    "safe": ("checkpoint.every_steps=100",),
+    "bare": ("checkpoint.every_minutes=null", "safety.compare_every_steps=null"),
+}
 
 
 def seconds(folder: Path, processes: int, overrides: list[str]) -> float:
@@ -33,10 +35,11 @@ def main() -> None:
     ratios = []
     for pair in range(options.pairs):
         with tempfile.TemporaryDirectory() as scratch:
-            safe, bare = (
-                seconds(Path(scratch) / name, options.processes, [*options.overrides, *settings])
-                for name, settings in (("safe", SAFE), ("bare", BARE))
-            )
+            took = {}
+            for name in SIDES if pair % 2 == 0 else reversed(SIDES):
+                settings = [*options.overrides, *SIDES[name]]
+                took[name] = seconds(Path(scratch) / name, options.processes, settings)
+        safe, bare = took["safe"], took["bare"]
         ratios.append(safe / bare)
         print(f"pair {pair + 1}: {safe:.1f} s with, {bare:.1f} s without, ratio {ratios[-1]:.4f}", flush=True)
     print(f"ratio: median {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f})")

@@ -4,30 +4,23 @@
 step the elements that it gave to each kind of collective.
 """
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from mtl_dist.cli import parse
-from mtl_dist.engine import DataParallel
-from mtl_dist.launch_guard import start_accelerator
-from mtl_dist.run import run_on
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
-
-training_step = LayerwiseLearningRateTrainer.training_step
+from tests.distributed.watched import run_watched
 
 
 def main(file: str, arguments: Sequence[str]) -> None:
     steps: list[Counter[str]] = []
 
-    def counted(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
+    def counted(_: LayerwiseLearningRateTrainer, training_step: Callable[[], StepResult]) -> StepResult:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
-            result = training_step(self, step)
+            result = training_step()
         elements: Counter[str] = Counter()
         for event in profiled.events() or ():
             if event.name.startswith("gloo:"):
@@ -35,11 +28,7 @@ def main(file: str, arguments: Sequence[str]) -> None:
         steps.append(elements)
         return result
 
-    LayerwiseLearningRateTrainer.training_step = counted
-    accelerator, processes, _ = start_accelerator()
-    run_on(accelerator, processes, parse(arguments), DataParallel)
-    Path(f"{file}.{processes.rank}").write_text(json.dumps(steps))
-    accelerator.end_training()
+    run_watched(file, arguments, counted, steps)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def test_the_level_is_the_lowest_block_that_trains(name: str) -> None:
         (("from 1", "heads", "from 3"), [Span(1, 0, 0, (0,)), Span(4, 1, 1, (1,)), Span(3, 1, 2, (2,))]),
         (("from 2", "all", "from 2"), [Span(2, 0, 0, (0,)), Span(2, 2, 2, (2,))]),
         (("heads", "from 2", "heads"), [Span(4, 0, 0, (0,)), Span(2, 0, 1, (1,)), Span(4, 2, 2, (2,))]),
+        (("heads", "from 3", "heads"), [Span(4, 0, 0, (0,)), Span(3, 0, 1, (1,)), Span(4, 2, 2, (2,))]),
         (("all", "from 0", "embeddings"), []),
         ((), []),
     ],
