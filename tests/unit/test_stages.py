@@ -47,6 +47,7 @@ def test_the_two_parts_give_what_the_whole_gives(kind: str, special: dict[str, i
             assert torch.equal(alone, together[level])
             assert torch.equal(model(ids, mask, "b", below=(level, alone)), whole)
     assert list(dict(model.named_parameters())) == names
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 def test_what_lies_padded_behind_a_text_changes_nothing() -> None:
