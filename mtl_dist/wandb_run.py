@@ -78,7 +78,7 @@ class WandbRun:
 
     name = "W&B"
 
-    def __init__(self, folder: Path, recipe: Recipe, wandb_id: str, lines: Path, say: Any) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, wandb_id: str, lines: Path, say: Callable[[str], None]) -> None:
         """Goes on with the run `wandb_id`, or starts a new one; `lines` is metrics.jsonl, `say` takes a line."""
         self._run = _started(folder, recipe, wandb_id, say)
         self._bests = Bests()
@@ -87,7 +87,7 @@ class WandbRun:
         if self._run.offline:
             self._sent = last_row(folder / "wandb", self._run.id)
         elif self._run.resumed:
-            self._sent = self._run.step - 1
+            self._sent = self._run.starting_step - 1
         self._define(recipe)
         self._catch_up(lines)
 
@@ -123,8 +123,7 @@ class WandbRun:
 
     def finish(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
         """Ends this process's part of the run."""
-        if summary is not None:
-            self._run.summary.update({**summary})
+        self._run.summary.update({**self._bests.found, **(summary or {})})
         self._run.finish(exit_code=exit_code)
 
     def _define(self, recipe: Recipe) -> None:
@@ -180,7 +179,7 @@ def _cells(labels: Sequence[str], cells: Sequence[Sequence[int]]) -> list[Any]:
     return [[labels[label], labels[prediction], count] for (label, prediction), count in counts.items()]
 
 
-def _started(folder: Path, recipe: Recipe, wandb_id: str, say: Any) -> Any:
+def _started(folder: Path, recipe: Recipe, wandb_id: str, say: Callable[[str], None]) -> Any:
     # Imported here because a run without W&B should not pay for it, nor need it.
     import wandb
 

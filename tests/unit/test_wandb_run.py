@@ -23,7 +23,7 @@ from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe, TrackingConfig
 from mtl_dist.tracking import Console, Tracker
 from mtl_dist.wandb_file import last_row, records
-from tests.faults.wandb_server import closed_port
+from tests.faults.wandb_server import ANSWER, BUCKET, Server, closed_port
 from tests.in_process import metrics_of, run_here, summary_of
 from tests.kills import Killed, killed_before_step
 from tests.spoiling import spoil
@@ -359,6 +359,34 @@ def test_wandb_that_is_out_of_reach_is_recorded_for_later(
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("W&B is offline: ")
     assert line.endswith(f"; `wandb sync` sends later what is in {tmp_path}/wandb")
+
+
+def test_of_a_run_that_goes_on_online_the_server_says_which_rows_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Row 13 is the line of step 3; of five lines two are sent."""
+    last = json.dumps([json.dumps({"_step": 13, "step": 3, "_runtime": 5})])
+    known = {"historyLineCount": 4, "historyTail": last, "eventsTail": "[]", "wandbConfig": json.dumps({"t": 1})}
+    monkeypatch.setitem(ANSWER["data"], "model", {"name": "mtl_dist", "bucket": BUCKET | known})
+    monkeypatch.setattr(wandb_run, "WANDB_START_SECONDS", 30.0)
+    monkeypatch.setattr(wandb_run, "WANDB_FINISH_SECONDS", 30.0)
+    server = Server()
+    try:
+        for name, value in (("MODE", "online"), ("API_KEY", "0" * 40), ("BASE_URL", server.url)):
+            monkeypatch.setenv(f"WANDB_{name}", value)
+        wandb.teardown()  # what it has read of the environment so far
+        log(first := Tracker(tmp_path, Recipe(), Console(True), Processes()), range(1, 5))
+        first.finish(None)
+        tracker = tracker_in(tmp_path, "gone0on")
+        log(tracker, [5])
+        tracker.finish(None)
+        wandb.teardown()
+    finally:
+        server.cut_off()
+    (path,) = tmp_path.glob("wandb/run-*/run-*.wandb")
+    assert [row["step"] for row in rows_of(list(records_of(path)))] == [4, 5]
+    assert server.streamed > 0
+    assert "WARNING" not in capfd.readouterr().err
 
 
 def test_wandb_that_breaks_on_the_way_is_said_once_and_stops_nothing(
