@@ -10,8 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 _MAGIC = b":W&B"
 _HEADER = 7
 """Bytes of the file's header, and of each piece's."""
@@ -22,6 +20,9 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 def records(path: Path) -> Iterator[Any]:
     """W&B's records of a file, up to the first that is not whole."""
+    # Here, because a run without W&B needs neither.
+    from google.protobuf.message import DecodeError
+
     # By name, because protobuf makes its classes as the module is loaded, unseen by type checks.
     record_class: Any = import_module("wandb.proto.wandb_internal_pb2").Record
     content = path.read_bytes()

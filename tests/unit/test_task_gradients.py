@@ -1,11 +1,13 @@
 """Gradients that are logged, against plain autograd; taking them leaves the run as it is, to the bit."""
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -136,6 +138,11 @@ def test_figures_of_a_line_are_those_of_plan_and_phase(tmp_path: Path) -> None:
         assert line["phase"] == ("heads", "upper", "all")[line["phase/index"]]
         assert line["phase/trainable_parameters"] == parameters[line["phase/index"]]
     assert [line["phase/index"] for line in lines] == [0] * 4 + [1] * 4 + [2] * 4
+    text = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    memory = [line["perf/memory_gb"] for line in map(json.loads, text.splitlines()) if "train/loss" in line]
+    now = psutil.Process().memory_info().rss / 2**30
+    assert memory == sorted(memory)
+    assert 0.5 * now < memory[-1] < 100 * now
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The cosine between the tasks' gradients on several processes: as on one, and without a trace in the run."""
+"""What W&B gets on several processes: as on one, and without a trace in the run."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.distributed.variants import Variant, run_variants
 
 DOUBLE = ("model.dtype=float64",)
-SAMPLED = (*DOUBLE, "tracking.gradient_cosine_every_steps=1")
+SAMPLED = (*DOUBLE, "tracking.gradient_cosine_every_steps=1", "tracking.wandb=true")
 VARIANTS = {
     "sampled": Variant(1, SAMPLED),
     "sampled, accumulation 2": Variant(2, SAMPLED),
@@ -38,6 +38,19 @@ def test_the_cosine_is_that_of_one_process(root: Path) -> None:
     assert len(set(expected)) == 8
     for name in ("sampled", "sampled, accumulation 2"):
         assert cosines(root / "3" / name) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("task", ["topic", "mood"])
+def test_the_texts_that_are_misclassified_are_those_of_one_process(root: Path, task: str) -> None:
+    one, three = (misclassified(root / world / "sampled", task) for world in ("1", "3"))
+    assert len(one) > 1
+    assert [row[:-1] for row in three] == [row[:-1] for row in one]
+    assert [row[-1] for row in three] == pytest.approx([row[-1] for row in one], rel=1e-7)
+
+
+def misclassified(folder: Path, task: str) -> list[list[Any]]:
+    (path,) = folder.glob(f"wandb/offline-run-*/files/media/table/test/{task}/misclassified_*.table.json")
+    return json.loads(path.read_text())["data"]
 
 
 @pytest.mark.parametrize("words", ["", ", accumulation 2"])
