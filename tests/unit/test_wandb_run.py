@@ -321,6 +321,9 @@ def test_the_last_row_of_a_run_is_found_also_in_a_file_that_was_cut_short(tmp_pa
         seen.add(last := last_row(tmp_path / "wandb", tracker.wandb_id))
         steps = [history.step.num for history in of_kind(list(records(path)), "history")]
         assert last == max(steps, default=-1) <= whole
+    for length in range(9000, 9150):  # a message that is cut between two of its fields is one, too
+        path.write_bytes(content[:length])
+        assert list(records(path)) == list(records_of(path))
     path.write_bytes(content[:50000] + bytes(20000))
     assert 0 < last_row(tmp_path / "wandb", tracker.wandb_id) < whole
     assert len(seen) > 4
