@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from accelerate import tracking as accelerate_tracking
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from mtl_dist.accelerate_tracker import AccelerateTracker
 from tests.in_process import metrics_of, run_here, summary_of
@@ -46,11 +47,15 @@ def test_tensorboard_has_every_number_of_the_metrics_file(tmp_path: Path) -> Non
 def test_a_run_that_goes_on_shows_no_step_twice(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, "tracking.also=[tensorboard]", "checkpoint.every_steps=3")
     with pytest.MonkeyPatch.context() as patch:
-        killed_before_step(8)(patch)
+        killed_before_step(11)(patch)
         with pytest.raises(Killed):
             run_here(recipe)
     run_here(recipe)
     require_lines(tmp_path / "run")
+    # Readers that do not look for steps that come again are told where the run goes on.
+    files = sorted((tmp_path / "run" / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime_ns)
+    events: list[Any] = [event for path in files for event in EventFileLoader(str(path)).Load()]
+    assert [event.step for event in events if event.HasField("session_log")] == [1, 10]
 
 
 def test_a_run_that_starts_anew_leaves_the_earlier_files_aside(tmp_path: Path) -> None:
