@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 ARGS ?=
 
-.PHONY: help setup train test test-cluster test-all faults bench bench-engines lint format clean
+.PHONY: help setup train sweep test test-cluster test-all faults bench bench-engines lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(INSTALLED): pyproject.toml constraints.txt launch/install.sh
 train: setup  ## Train the quickstart on the CPU; ARGS="key=value ..." changes the recipe
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml \
 		launch/train.py --config recipes/quickstart.yaml $(ARGS)
+
+sweep: setup  ## Make a W&B sweep of recipes/sweep.yaml and run it here; needs a key; RUNS=3 makes no more than three
+	$(BIN)/python launch/sweep.py recipes/sweep.yaml $(RUNS)
 
 test: lint setup  ## Lint, type checks, unit tests, a sample of all faults, tests on several processes
 	$(PYTEST) tests/unit tests/faults tests/distributed

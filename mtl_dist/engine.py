@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -46,6 +47,8 @@ class Engine(ABC):
         self.raw = self._placed(model.to(self.device))
         self.model: nn.Module = self.raw
         self.units: tuple[str, ...] = ()
+        self.unit_norms: dict[str, float] = {}
+        """Norm of each unit's gradient before clipping, of the last step that was to look closely."""
         self.optimizer = build_optimizer(self.raw, self.raw.unit_parameters(), config)
         self._rate_groups = RateGroups(self.optimizer)
         self.dtype = self.raw.sentence_transformer.encoder.dtype
@@ -196,13 +199,15 @@ class Engine(ABC):
         # The engines divide by the number of ranks; our shares are parts of one mean already.
         (loss * self.processes.world_size if self.processes.world_size > 1 else loss).backward()
 
-    def step(self, rates: Mapping[str, float], absent: Sequence[str]) -> float:
+    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> float:
         """Clips and applies the gradient, and clears it; returns its norm before clipping.
 
         `rates` are by unit. The units in `absent` have no row in the global batch and are left untouched. Nothing is
-        applied where the norm is not finite.
+        applied where the norm is not finite. With `look_closely`, which every rank gives alike, `unit_norms` are taken.
         """
         self._drop_gradients(absent)
+        if look_closely:
+            self.unit_norms = self._norms_by_unit(absent)
         norm = self._clip()
         if math.isfinite(norm):
             self._rate_groups.set_rates(rates)
@@ -214,6 +219,30 @@ class Engine(ABC):
         """Heads without rows took part all the same, because all ranks wait for every parameter."""
         for parameter in self._rate_groups.parameters_of(units):
             parameter.grad = None
+
+    def _norms_by_unit(self, absent: Sequence[str]) -> dict[str, float]:
+        """Of the trainable units without those in `absent`. The same on every rank; nothing is changed."""
+        gradients: dict[str, list[Tensor]] = {unit: [] for unit in self.units if unit not in absent}
+        for unit, parameters in self._rate_groups.by_unit():
+            found = [self._local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            if found:
+                gradients[unit] += found
+        if not gradients:
+            return {}
+        zero = torch.zeros((), device=self.device)
+        norms = [nn.utils.get_total_norm(found) if found else zero for found in gradients.values()]
+        squares = self._over_parts(torch.stack(norms).double().square())
+        return dict(zip(gradients, squares.sqrt().tolist(), strict=True))
+
+    def _over_parts(self, sums: Tensor) -> Tensor:
+        """Sums over whole gradients, of sums over what this rank holds of them."""
+        return sums
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of every rank's `tensor`, which is changed."""
+        if self.processes.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def _clip(self) -> float:
         """Clips the gradient to `max_grad_norm` in place; returns its norm before."""

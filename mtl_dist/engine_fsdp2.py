@@ -66,6 +66,9 @@ class FullySharded(Engine):
         self.raw.set_requires_gradient_sync(last)
         return nullcontext()
 
+    def _over_parts(self, sums: Tensor) -> Tensor:
+        return self.summed(sums)
+
     def _whole(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

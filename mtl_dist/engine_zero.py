@@ -8,7 +8,7 @@ set-up to the next as it is.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +117,8 @@ class ZeroRedundancy(Engine):
         self._flats: dict[int, nn.Parameter] = {}
         """By index of a group, this rank's part of its parameters, for which the optimizer keeps moments."""
         self._absent: frozenset[str] = frozenset()
+        self._group_norms: list[Tensor] = []
+        """Norm of each group's gradient in the step that is being made, in the order of `_flats`."""
         self._forward = _Autocasting(accelerator, self.raw)
         self.model = self._forward
         self._deepspeed: Any = None
@@ -154,6 +156,7 @@ class ZeroRedundancy(Engine):
         self.model = self._deepspeed
         zero: Any = self._deepspeed.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        zero.get_grad_norm_direct = self._noting(zero.get_grad_norm_direct)
         self._flats = {index: flat for (index, _), flat in zip(groups, flats, strict=True)}
         for index, flat in self._flats.items():
             assert flat.numel() == self._layouts[index].width, "DeepSpeed lays groups out in another way than we do"
@@ -200,12 +203,35 @@ class ZeroRedundancy(Engine):
     def backward(self, loss: Tensor) -> None:
         self._deepspeed.backward(loss * self.processes.world_size)
 
-    def step(self, rates: Mapping[str, float], absent: Sequence[str]) -> float:
+    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> float:
         set_rates(self.optimizer, rates)
         self._absent = frozenset(absent)
+        self._group_norms.clear()
         self._deepspeed.step()  # clips; applies nothing where the norm is not finite
+        if look_closely:
+            self.unit_norms = self._norms_by_unit(absent)
         overflow = self._deepspeed.optimizer.overflow
         return math.inf if overflow else float(self._deepspeed.get_global_grad_norm())
+
+    def _noting(self, norm_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """DeepSpeed's norm of a group over all ranks, before clipping, kept when it makes it: later it is gone."""
+
+        def noting(*arguments: Any, **named: Any) -> Tensor:
+            self._group_norms.append(norm_of(*arguments, **named))
+            return self._group_norms[-1]
+
+        return noting
+
+    def _norms_by_unit(self, absent: Sequence[str]) -> dict[str, float]:
+        """NaN for all where the gradient is not finite: DeepSpeed then gives up before it has made every norm."""
+        units = [self._groups[index]["unit"] for index in self._flats]
+        norms = [float(norm) for norm in self._group_norms]
+        if len(norms) != len(units) or min(norms) < 0:  # -1 stands for what is not finite
+            norms = [math.nan] * len(units)
+        of_units: dict[str, list[float]] = {}
+        for unit, norm in zip(units, norms, strict=True):
+            of_units.setdefault(unit, []).append(norm)
+        return {unit: math.hypot(*found) for unit, found in of_units.items() if unit not in absent}
 
     def _leave_out_absent(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:

@@ -20,6 +20,13 @@ EngineClass = Callable[[Accelerator, Processes, MultitaskTransformer, OptimizerC
 
 def engine_class_of(asked: Asked, recipe: Recipe, device_type: str) -> EngineClass:
     """What makes the engine that was asked for. Raises UserError where it cannot run `recipe`."""
+    if asked.engine in (DistributedType.FSDP, DistributedType.DEEPSPEED) and (
+        recipe.tracking.gradient_cosine_every_steps is not None
+    ):
+        raise UserError(
+            "tracking.gradient_cosine_every_steps: needs the whole of a block on every rank, which FSDP2 and DeepSpeed"
+            " share out; set null, or use one process or DDP"
+        )
     match asked.engine:
         case DistributedType.FSDP:
             return partial(FullySharded, reshard_after_forward=asked.settings.get("fsdp_reshard_after_forward", True))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,17 @@ class Measurable(Protocol):
         """Logits [its rows, num_labels] of every task; `below` as of `MultitaskTransformer.forward`."""
 
 
+class Mistake(NamedTuple):
+    """A row whose class was not recognised."""
+
+    index: int
+    """Of the row in its tokenised split."""
+    label: int
+    predicted: int
+    score: float
+    """Probability of `predicted`."""
+
+
 @dataclass(frozen=True)
 class TaskMetrics:
     """A task's figures on one split."""
@@ -45,6 +56,8 @@ class TaskMetrics:
     """Counts [num_labels, num_labels]: rows are true labels, columns predictions."""
     loss: float
     """Mean cross-entropy over the split."""
+    mistakes: tuple[Mistake, ...] = ()
+    """Those of which the model is surest, in that order; as many as were asked for, or fewer."""
 
     @property
     def accuracy(self) -> float:
@@ -68,8 +81,9 @@ def evaluate(
     batch_size: int,
     cache: PrefixCache | None = None,
     before_batch: Callable[[], None] = lambda: None,
+    most_mistakes: int = 0,
 ) -> dict[str, TaskMetrics]:
-    """Metrics of every task on `split`; every rank calls this and gets the same figures.
+    """Metrics of every task on `split`, with up to `most_mistakes`; every rank calls this and gets the same.
 
     Every rank calls `before_batch` as often, and what it raises ends the evaluation.
     """
@@ -81,7 +95,8 @@ def evaluate(
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         num_labels = len(source.labels)
         confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
-        losses = []
+        losses: list[float] = []
+        mistakes: list[Mistake] = []
         with engine.evaluating():
             for first in range(0, len(batches), world_size):
                 before_batch()
@@ -91,19 +106,36 @@ def evaluate(
                 rows = batches[number]
                 batch = data.batch(split, np.full(len(rows), index), rows).to(engine.device)
                 below = None if cache is None else cache.below_in_evaluation(split, task, number, batch)
-                counts, loss = _measure(engine, batch, task, below)
+                logits, labels = engine.logits(batch, below)[task], batch.labels[task]
                 if mine < len(batches):
+                    counts, loss = _measured(logits, labels)
                     confusion += counts
                     losses.append(loss)
-        parts = engine.processes.all_gather((confusion, losses))
-        total = math.fsum(loss for _, part in parts for loss in part)
-        metrics[task] = TaskMetrics(np.sum([counts for counts, _ in parts], axis=0), total / len(order))
+                    if most_mistakes:
+                        mistakes = _surest([*mistakes, *_mistakes(logits, labels, rows)], most_mistakes)
+        parts = engine.processes.all_gather((confusion, losses, mistakes))
+        total = math.fsum(loss for _, part, _ in parts for loss in part)
+        metrics[task] = TaskMetrics(
+            np.sum([counts for counts, _, _ in parts], axis=0),
+            total / len(order),
+            tuple(_surest([mistake for _, _, part in parts for mistake in part], most_mistakes)),
+        )
     return metrics
 
 
-def _measure(engine: Measurable, batch: Batch, task: str, below: Below | None) -> tuple[np.ndarray, float]:
+def _mistakes(logits: Tensor, labels: Tensor, rows: np.ndarray) -> list[Mistake]:
+    """Of one batch, whose rows in the split are `rows`."""
+    scores, predicted = logits.double().softmax(dim=-1).max(dim=-1)
+    columns = rows.tolist(), labels.tolist(), predicted.tolist(), scores.tolist()
+    return [Mistake(*one) for one in zip(*columns, strict=True) if one[1] != one[2]]
+
+
+def _surest(mistakes: list[Mistake], most: int) -> list[Mistake]:
+    return sorted(mistakes, key=lambda mistake: (-mistake.score, mistake.index))[:most]
+
+
+def _measured(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, float]:
     """Confusion counts and summed loss of one batch."""
-    logits, labels = engine.logits(batch, below)[task], batch.labels[task]
     loss = cross_entropy(logits, labels, reduction="sum")
     num_labels = logits.shape[-1]
     cells = torch.bincount(labels * num_labels + logits.argmax(dim=-1), minlength=num_labels**2)

@@ -14,6 +14,7 @@ from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
 from mtl_dist.folder_names import CHECKPOINTS, MODEL, RECIPE
 from mtl_dist.interruption import StopRequest
+from mtl_dist.misclassified import final_tables
 from mtl_dist.model_card import CARD, run_card
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.progression import TELLS_NOTHING, Progression
@@ -67,7 +68,8 @@ class Execution:
         self.processes.on_first(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
         start = start_of(self.engine, self.progression.step, self.setup.micro_steps)
         self.processes.on_first(lambda: write_setup(self.folder, self.description, start))
-        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes, self.progression.wandb_id)
+        done = self.progression.step
+        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes, self.progression.wandb_id, done)
         self.progression.wandb_id = self.tracker.wandb_id
         self.saver = Saver(
             self.folder / CHECKPOINTS,
@@ -78,7 +80,7 @@ class Execution:
             self.tracker,
             self.console,
         )
-        summary, exit_code = None, 1
+        summary, exit_code = None, TrainingError.exit_code
         with self.stop_request.waiting():
             try:
                 with self.watchdog.watching():
@@ -86,8 +88,10 @@ class Execution:
                 exit_code = 0
                 # No rank asks the others any more, and what remains of the run is nothing to go on with.
                 self.stop_request.end_with(exit_code)
-            except Interrupted as interrupted:
-                exit_code = interrupted.exit_code
+            except (Interrupted, UserError) as error:
+                exit_code = error.exit_code
+                if isinstance(error, Interrupted):
+                    self.tracker.alert("Stopped, and can go on", str(error))
                 raise
             finally:
                 self.tracker.finish(summary, exit_code)
@@ -104,6 +108,7 @@ class Execution:
         with self.watchdog.excusing("saving the model"):
             weights = self.engine.weights()
             self.processes.on_first(lambda: self._save_model(weights, summary))
+            self.tracker.keep("model", self.folder / MODEL, self.progression.step)
             self.processes.on_first(lambda: write_summary(self.folder, summary))
             self.processes.on_first(self._write_report)
         self.console.say(f"model, metrics and summary are in {self.folder}")
@@ -121,13 +126,19 @@ class Execution:
         finally:
             progress.close()
 
-    def _measure(self, split: str) -> dict[str, TaskMetrics]:
+    def _measure(self, split: str, most_mistakes: int = 0) -> dict[str, TaskMetrics]:
         def before_batch() -> None:
             self.watchdog.passing(f"after step {self.progression.step}: a batch of {split}")
             self.asked_to_save()
 
         return evaluate(
-            self.engine, self.setup.data, split, self.recipe.evaluation.batch_size, self.setup.cache, before_batch
+            self.engine,
+            self.setup.data,
+            split,
+            self.recipe.evaluation.batch_size,
+            self.setup.cache,
+            before_batch,
+            most_mistakes,
         )
 
     def evaluate(self, phase: Phase) -> dict[str, TaskMetrics]:
@@ -158,12 +169,15 @@ class Execution:
         return enough
 
     def _measure_end(self) -> dict[str, TaskMetrics]:
-        test = self._measure("test")
+        tracking = self.recipe.tracking
+        test = self._measure("test", tracking.misclassified if tracking.wandb else 0)
         split = self.recipe.evaluation.split
         last = test if split == "test" else self._measure(split)
         figures = flat_metrics(last, "eval") | flat_metrics(test, "test")
         confusions = flat_confusions(last, "eval") | flat_confusions(test, "test")
-        self.tracker.log(self.progression.step, "end", figures | confusions)
+        self.tracker.log(
+            self.progression.step, "end", figures | confusions, lambda: final_tables(test, self.setup.data, "test")
+        )
         self._say("at the end, test", test)
         return test
 
@@ -212,6 +226,7 @@ class Execution:
         self.setup.cache.enter_phase(phase, self.progression)
         self.progression.nonfinite_in_row = 0
         self.tracker.log(lost_to, phase.name, {"safety/rolled_back_to": back_to})
+        self.tracker.alert("Rolled back", f"after step {lost_to}, to the weights after step {back_to}", lost_to)
         self.console.say(
             f"after step {lost_to}: the gradient was not finite {self.recipe.optimizer.max_nonfinite_steps} times in a"
             f" row; back to the weights after step {back_to}, on with the samples of step {lost_to + 1}"

@@ -5,7 +5,7 @@ One optimizer lives from the first step to the last: moments survive a thaw, and
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,10 @@ class RateGroups:
     def parameters(self) -> list[nn.Parameter]:
         """All that train, in an order that does not depend on rates."""
         return [parameter for group in self._chosen for parameter in group["params"]]
+
+    def by_unit(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+        """Units that train, each once or twice, with parameters of theirs."""
+        return ((group["unit"], group["params"]) for group in self._chosen)
 
     def parameters_of(self, units: Collection[str]) -> list[nn.Parameter]:
         """Those of some of the units that train."""

@@ -206,10 +206,26 @@ class TrackingConfig:
 
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
+    gradient_cosine_every_steps: int | None = None
+    """Steps between two samples of the cosine between tasks' gradients; null takes none. For one process or DDP."""
     wandb: bool = False
     """Also log to Weights & Biases; offline where there is no key."""
     wandb_project: str = "mtl_dist"
     """W&B project."""
+    name: str | None = None
+    """Name of the W&B run; null is `$WANDB_NAME`, else the name of the run folder."""
+    group: str | None = None
+    """Group of W&B runs that belong together; null is `$WANDB_RUN_GROUP`, else `sweep-<id>` for a run of a sweep."""
+    job_type: str = "train"
+    """What W&B runs of a group do, e.g. train or ablation."""
+    tags: list[str] = field(default_factory=list)
+    """Tags of the W&B run."""
+    artifacts: Literal["none", "model", "checkpoints"] = "none"
+    """What W&B also gets as artifacts: nothing, the final model, or the final model and every checkpoint."""
+    misclassified: int = 100
+    """Most misclassified test texts of each task in W&B's table at the end, the surest first; 0 sends none."""
+    also: list[str] = field(default_factory=list)
+    """Other trackers that get the same figures, through Accelerate: tensorboard, trackio."""
 
 
 @dataclass

@@ -15,6 +15,8 @@ from mtl_dist.until import SIGNS, task_and_name
 
 FILE_BUILDERS = ("csv", "json", "parquet", "text")
 """What `datasets.load_dataset` calls its readers of plain files."""
+TRACKERS = ("tensorboard", "trackio")
+"""Accelerate's, by the names that it has for them."""
 
 
 class _Range(NamedTuple):
@@ -57,6 +59,8 @@ _RANGES = {
     "safety.compare_every_steps": _AT_LEAST_1,
     "checkpoint.keep": _AT_LEAST_1,
     "tracking.log_every_steps": _AT_LEAST_1,
+    "tracking.gradient_cosine_every_steps": _AT_LEAST_1,
+    "tracking.misclassified": _NOT_NEGATIVE,
 }
 
 
@@ -73,6 +77,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.sampling.batches == "mixed" and recipe.batch_size < len(recipe.tasks):
         raise UserError(f"batch_size: {recipe.batch_size} is smaller than its {len(recipe.tasks)} tasks")
     _check_sampling_weights(recipe.sampling, list(recipe.tasks))
+    _check_tracking(recipe)
     check_selectors(recipe.model.freeze, list(recipe.tasks), "model.freeze")
     if not recipe.phases:
         raise UserError("phases: none; a run needs at least one")
@@ -127,6 +132,23 @@ def _check_sampling_weights(sampling: SamplingConfig, tasks: Sequence[str]) -> N
     for task in tasks:
         if task not in sampling.weights:
             raise UserError(f"sampling.weights: no weight for task {task}")
+
+
+def _check_tracking(recipe: Recipe) -> None:
+    config = recipe.tracking
+    _refuse_repeated("tracking.also", config.also)
+    for name in config.also:
+        if name == "wandb":
+            raise UserError("tracking.also: wandb has a key of its own; set tracking.wandb: true")
+        if name not in TRACKERS:
+            raise UserError(f"tracking.also: no tracker {name!r}{did_you_mean(name, TRACKERS)}")
+    if config.gradient_cosine_every_steps is None:
+        return
+    key = "tracking.gradient_cosine_every_steps"
+    if len(recipe.tasks) < 2:
+        raise UserError(f"{key}: compares the gradients of two tasks or more, and the recipe has one; set null")
+    if recipe.sampling.batches == "one_task":
+        raise UserError(f"{key}: compares tasks in one batch; set sampling.batches: mixed, or null here")
 
 
 def _check_phase(key: str, phase: PhaseConfig, tasks: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mtl_dist import checkpoint
+from mtl_dist.accelerate_tracker import check_trackers
 from mtl_dist.cli import Command, resolved_yaml
 from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import DataBundle, prepare
@@ -60,6 +61,7 @@ def run_on(
     """`run` among processes that have met already."""
     console = Console(processes.is_main)
     recipe = command.recipe
+    processes.on_first(lambda: check_trackers(recipe.tracking))
     accumulation = accelerator.gradient_accumulation_steps
     config, skeleton = processes.together(lambda: check_encoder(recipe))
     num_blocks = find_anatomy(skeleton).num_blocks
@@ -104,7 +106,7 @@ def run_on(
         total = schedule.cut(progression.stops).total_steps
         console.say(f"going on from {found.folder.name}, step {progression.step} of {total}")
     watchdog = Watchdog(processes, recipe.safety.timeout_seconds, folder / STACKS)
-    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, watchdog.passing)
+    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, parameters, watchdog.passing)
     stop_request = stop_request or StopRequest()
     description = describe(setup, parameters, digests)
     Execution(setup, progression, console, description, identity, stop_request, watchdog).execute()

@@ -10,10 +10,10 @@ from typing import Any
 from mtl_dist.checkpoint import Checkpoint, changed_keys, newest
 from mtl_dist.disk import write_whole, writing
 from mtl_dist.errors import UserError
-from mtl_dist.folder_names import CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT, SETUP, STACKS, SUMMARY
+from mtl_dist.folder_names import CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT, SETUP, STACKS, SUMMARY, TENSORBOARD
 from mtl_dist.tracking import Console
 
-OURS = (RECIPE, SETUP, METRICS, SUMMARY, REPORT, MODEL, CHECKPOINTS, STACKS, "wandb")
+OURS = (RECIPE, SETUP, METRICS, SUMMARY, REPORT, MODEL, CHECKPOINTS, STACKS, "wandb", TENSORBOARD)
 PREVIOUS = "previous"
 """Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
 

@@ -11,6 +11,7 @@ from mtl_dist.engine import Engine
 from mtl_dist.errors import TrainingError
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
+from mtl_dist.seal import folder_name
 from mtl_dist.tracking import Console, Tracker
 
 
@@ -69,6 +70,7 @@ class Saver:
 
         try:
             self.engine.processes.on_first(write)
+            self.tracker.keep("checkpoint", self.root / folder_name(step), step)
         except TrainingError as error:
             if self.recipe.checkpoint.on_error == "stop":
                 raise

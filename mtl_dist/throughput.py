@@ -1,6 +1,21 @@
-"""How fast a run goes: figures of the steps since the last line of metrics."""
+"""How fast a run goes, and what memory it takes: figures of the steps since the last line of metrics."""
+
+import resource
+import sys
+
+import torch
 
 from mtl_dist.prefix_cache import PrefixCache
+from mtl_dist.prefix_plan import GIB
+
+
+def memory_figures(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has had so far, in GiB: resident, and allocated on its GPU if it has one."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of the system's own figure, in bytes
+    figures = {"perf/memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
+    if device.type == "cuda":
+        figures["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / GIB
+    return figures
 
 
 class Throughput:

@@ -1,6 +1,6 @@
-"""What a run tells: metrics.jsonl always, Weights & Biases by choice, progress on a terminal or in a log.
+"""What a run tells: metrics.jsonl always, W&B and other trackers by choice, progress on a terminal or in a log.
 
-Only rank 0 writes. A failure of W&B is reported once and never stops training: metrics.jsonl has every figure.
+Only rank 0 writes. A failure of a tracker is said once and never stops training: metrics.jsonl has every figure.
 """
 
 import json
@@ -8,26 +8,26 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
+from mtl_dist.accelerate_tracker import AccelerateTracker
 from mtl_dist.disk import writing
 from mtl_dist.errors import TrainingError, reason
+from mtl_dist.final_tables import FinalTables
 from mtl_dist.folder_names import METRICS
 from mtl_dist.processes import Processes
-from mtl_dist.recipe import Recipe, TrackingConfig
+from mtl_dist.recipe import Recipe
+from mtl_dist.wandb_run import WandbRun
 
 LOG_LINE_SECONDS = 10.0
 """In a log without a terminal, a progress line at most this often."""
-WANDB_START_SECONDS = 60.0
-"""How long a run waits for W&B before its first step."""
-WANDB_FINISH_SECONDS = 60.0
-"""How long a finished run waits for W&B to take the rest; `wandb sync` sends from the folder what it did not."""
+Value = float | str | Sequence[Sequence[int]]
+"""What stands in a line: a number, a word or, for confusions, [label, prediction, count] where that is not 0."""
 
 
 class Console:
@@ -68,13 +68,37 @@ class Progress:
         self._bar.close()
 
 
+class Sink(Protocol):
+    """Who gets what is told, beside metrics.jsonl. What a method raises is the end of it, and of nothing else."""
+
+    name: str
+
+    def log(self, line: Mapping[str, Any], tables: Callable[[], FinalTables] | None = None) -> None:
+        """Takes a line of metrics.jsonl; `tables` makes what the last measurement shows beside figures."""
+
+    def alert(self, title: str, text: str, step: int | None = None) -> None:
+        """Tells somebody who does not watch; `step`, if it is about one."""
+
+    def keep(self, kind: Literal["model", "checkpoint"], folder: Path, step: int) -> None:
+        """Takes a folder that was written after `step` steps."""
+
+    def finish(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
+        """Nothing comes any more."""
+
+
 class Tracker:
     """Writes metrics of a run, one line of JSON per call of `log`. Every rank has one, and calls it alike."""
 
     def __init__(
-        self, folder: Path, recipe: Recipe, console: Console, processes: Processes, wandb_id: str = ""
+        self,
+        folder: Path,
+        recipe: Recipe,
+        console: Console,
+        processes: Processes,
+        wandb_id: str = "",
+        step: int = 0,
     ) -> None:
-        """`wandb_id`: the W&B run to go on with.
+        """`wandb_id`: the W&B run to go on with; `step`: steps done.
 
         Raises TrainingError, as `log` does, on every rank where metrics.jsonl cannot be opened.
         """
@@ -83,19 +107,30 @@ class Tracker:
         self._console = console
         self._processes = processes
         self._on_error = recipe.checkpoint.on_error
+        self._artifacts = recipe.tracking.artifacts
         self._path = folder / METRICS
         self._file: FileIO | None = None
         self._unwritten: list[bytes] = []
-        self._wandb: Any = None
+        self._sinks: list[Sink] = []
         self._processes.together(self._open)
-        if console.speaks and recipe.tracking.wandb:
-            self._guarded(lambda: self._start_wandb(folder, recipe.tracking, asdict(recipe)))
+        if not console.speaks:
+            return
+        if recipe.tracking.wandb:
+            self._guarded("W&B", lambda: self._start_wandb(folder, recipe))
+        for name in recipe.tracking.also:
+            self._guarded(name, lambda name=name: self._sinks.append(AccelerateTracker(name, folder, recipe, step)))
 
-    def log(self, step: int, phase: str, values: Mapping[str, float | str | list[list[int]]]) -> None:
+    def log(
+        self,
+        step: int,
+        phase: str,
+        values: Mapping[str, Value],
+        tables: Callable[[], FinalTables] | None = None,
+    ) -> None:
         """One line: `values` with the number of steps done and the phase's name; null for what is not a number.
 
-        Where the disk refuses it, raises TrainingError on every rank, or says so once and tries again with the next
-        line, as `checkpoint.on_error` says.
+        `tables` makes what goes with it to who can show it. Where the disk refuses the line, raises TrainingError on
+        every rank, or says so once and tries again with the next line, as `checkpoint.on_error` says.
         """
         line = {"step": step, "phase": phase, **values}
         if self._file is not None:
@@ -109,8 +144,16 @@ class Tracker:
                 raise
             if len(self._unwritten) == 1:
                 self._console.say(f"{error}; training goes on (checkpoint.on_error), its lines are written later")
-        if self._wandb is not None:
-            self._guarded(lambda: self._wandb.log(line))
+        self._tell(lambda sink: sink.log(line, tables))
+
+    def alert(self, title: str, text: str, step: int | None = None) -> None:
+        """Tells somebody who does not watch; what is about `step` is told once, also if a restart does it again."""
+        self._tell(lambda sink: sink.alert(title, text, step))
+
+    def keep(self, kind: Literal["model", "checkpoint"], folder: Path, step: int) -> None:
+        """Gives a folder that was written after `step` steps to who keeps such, as `tracking.artifacts` says."""
+        if self._artifacts == "checkpoints" or self._artifacts == kind:
+            self._tell(lambda sink: sink.keep(kind, folder, step))
 
     def finish(self, summary: Mapping[str, Any] | None, exit_code: int = 0) -> None:
         """Closes the files; `summary` goes into W&B's run summary."""
@@ -121,8 +164,8 @@ class Tracker:
                 )
             self._file.close()
             self._file = None
-        if self._wandb is not None:
-            self._guarded(lambda: self._finish_wandb(summary, exit_code))
+        self._tell(lambda sink: sink.finish(summary, exit_code))
+        self._sinks.clear()
 
     def flush(self) -> None:
         """Sees to it that lines survive a power cut. Raises TrainingError, on rank 0 alone, where the disk refuses."""
@@ -148,47 +191,18 @@ class Tracker:
                     raise
             del self._unwritten[0]
 
-    def _start_wandb(self, folder: Path, config: TrackingConfig, recipe: dict[str, Any]) -> None:
-        # Imported here because a run without W&B should not pay for it, nor need it.
-        import wandb
+    def _start_wandb(self, folder: Path, recipe: Recipe) -> None:
+        run = WandbRun(folder, recipe, self.wandb_id, self._path, self._console.say)
+        self.wandb_id = run.id
+        self._sinks.append(run)
 
-        def start(mode: Literal["offline"] | None) -> Any:
-            return wandb.init(
-                project=config.wandb_project,
-                dir=str(folder),
-                id=self.wandb_id or None,
-                resume="allow" if self.wandb_id else None,
-                config=recipe,
-                mode=mode,
-                settings=wandb.Settings(
-                    init_timeout=WANDB_START_SECONDS,
-                    finish_timeout=WANDB_FINISH_SECONDS,
-                    finish_timeout_raises=True,
-                    console="off",
-                    silent=True,
-                ),
-            )
+    def _tell(self, what: Callable[[Sink], object]) -> None:
+        for sink in [*self._sinks]:
+            self._guarded(sink.name, lambda sink=sink: what(sink))
 
-        decided = os.environ.get("WANDB_MODE") or wandb.login(prompt=False, verify=False)
-        try:
-            self._wandb = start(None if decided else "offline")
-        except wandb.Error as error:
-            wandb.teardown()  # or its service would say that the run's id is in use
-            self._console.say(f"W&B is offline: {reason(error)}; `wandb sync` sends later what is in {folder}/wandb")
-            self._wandb = start("offline")
-        self.wandb_id = self._wandb.id
-        self._wandb.define_metric("step")
-        self._wandb.define_metric("*", step_metric="step")
-
-    def _finish_wandb(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
-        run, self._wandb = self._wandb, None
-        if summary is not None:
-            run.summary.update({**summary})
-        run.finish(exit_code=exit_code)
-
-    def _guarded(self, action: Callable[[], object]) -> None:
+    def _guarded(self, name: str, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - whatever a service does must not end a training run
-            self._wandb = None
-            self._console.say(f"W&B is off from here: {reason(error)}; metrics.jsonl goes on")
+            self._sinks = [sink for sink in self._sinks if sink.name != name]
+            self._console.say(f"{name} is off from here: {reason(error)}; metrics.jsonl goes on")

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,7 +23,8 @@ from mtl_dist.plan import GlobalBatch, Plan
 from mtl_dist.prefix_cache import Parts, PrefixCache
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
-from mtl_dist.throughput import Throughput
+from mtl_dist.task_gradients import TaskGradients
+from mtl_dist.throughput import Throughput, memory_figures
 from mtl_dist.tracking import Progress, Tracker
 
 
@@ -39,6 +40,8 @@ class TrainingSetup:
     micro_steps: int
     """Forward and backward passes of a process per optimizer step."""
     cache: PrefixCache
+    unit_sizes: Mapping[str, int]
+    """Parameters of each unit."""
     passing: Callable[[str], None] = lambda place: None
     """Told the places that every rank comes by in a step, in the same order; see `watchdog`."""
 
@@ -54,6 +57,10 @@ class StepResult:
     """Norm of the whole gradient before clipping."""
     computed: int
     """Tokens that all ranks have computed, padding counted."""
+    unit_norms: Mapping[str, float] = field(default_factory=dict)
+    """As `gradient_norm`, of each unit, where the step was looked at closely."""
+    cosines: Mapping[str, float] = field(default_factory=dict)
+    """Between the tasks' gradients, by `<task>/<other>`, where they were compared."""
 
 
 class Stopwatch:
@@ -107,6 +114,7 @@ class LayerwiseLearningRateTrainer:
         self.rates = setup.rates
         self.micro_steps = setup.micro_steps
         self.cache = setup.cache
+        self.unit_sizes = setup.unit_sizes
         self.passing = setup.passing
         self.progression = progression
         weights = [task.weight for task in self.recipe.tasks.values()]
@@ -130,20 +138,41 @@ class LayerwiseLearningRateTrainer:
         batch = self.plan.batch(step)
         parts = cut(batch.lengths, self.engine.processes.world_size, self.micro_steps, self.recipe.micro_batch_size)
         counts = batch.counts.tolist()
-        of_micro_steps = [self._micro_step(batch, parts, counts, micro_step) for micro_step in range(len(parts))]
+        present = [task for task, count in zip(self.recipe.tasks, counts, strict=True) if count]
+        gradients = TaskGradients(self.engine, present) if self.compares_tasks(step + 1) else None
+        losses = [self._micro_step(batch, parts, counts, micro_step, gradients) for micro_step in range(len(parts))]
         self.passing(f"step {step + 1}: applying the gradient")
-        absent = [f"heads.{task}" for task, count in zip(self.recipe.tasks, counts, strict=True) if not count]
-        norm = self.engine.step(self.rates_at(step), absent)
+        cosines = {} if gradients is None else gradients.cosines()
+        absent = [f"heads.{task}" for task in self.recipe.tasks if task not in present]
+        look_closely = self.is_logged(step + 1)
+        norm = self.engine.step(self.rates_at(step), absent, look_closely)
+        unit_norms = self.engine.unit_norms if look_closely else {}
         self._count_nonfinite(norm)
         self.progression.step = step + 1
         # Parts have their longest example first.
         computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
-        return StepResult(batch, sum(of_micro_steps[1:], of_micro_steps[0]), norm, computed)
+        return StepResult(batch, sum(losses[1:], losses[0]), norm, computed, unit_norms, cosines)
 
-    def _micro_step(self, batch: GlobalBatch, parts: Parts, counts: Sequence[int], micro_step: int) -> Tensor:
+    def is_logged(self, done: int) -> bool:
+        """Whether the last of `done` steps is written down. The same on every rank."""
+        return False
+
+    def compares_tasks(self, done: int) -> bool:
+        """Whether the tasks' gradients in the last of `done` steps are compared. The same on every rank."""
+        every = self.recipe.tracking.gradient_cosine_every_steps
+        return every is not None and done % every == 0
+
+    def _micro_step(
+        self,
+        batch: GlobalBatch,
+        parts: Parts,
+        counts: Sequence[int],
+        micro_step: int,
+        gradients: TaskGradients | None,
+    ) -> Tensor:
         """Forward and backward of this rank's rows of one micro-step; returns losses as in StepResult, detached.
 
-        `counts`: as those of `batch`.
+        `counts`: as those of `batch`. `gradients` takes in those of each task, if any does.
         """
         rank, step = self.engine.processes.rank, batch.step
         positions = parts[micro_step][rank]
@@ -164,6 +193,8 @@ class LayerwiseLearningRateTrainer:
                     for task, count in zip(self.recipe.tasks, counts, strict=True)
                 ]
             )
+            if gradients is not None:
+                gradients.add([loss for loss, count in zip(losses, counts, strict=True) if count])
             self.engine.backward((losses * self._weights).sum())
         return losses.detach().double()
 
@@ -243,7 +274,7 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             self.progression.evaluated = step
 
     def _train_phase(self, phase: Phase) -> None:
-        log_every, seconds = self.recipe.tracking.log_every_steps, self.progression.phase_seconds
+        seconds = self.progression.phase_seconds
         # A run that was stopped between a step and its measurement goes on with that.
         owed = phase.measurements_by(self.progression.step) > len(self.progression.measured.get(phase.name, ()))
         if owed and self._ends_early(phase):
@@ -255,7 +286,9 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             result = self.training_step(step)
             done = step + 1
             throughput.count(int(result.batch.lengths.sum()), result.computed)
-            if done % log_every == 0 or done == phase.stop or phase.measures_after(done):
+            if self.progression.nonfinite_in_row == 1:
+                self.tracker.alert("Gradient not finite", f"step {done}, phase {phase.name}: skipped", done)
+            if self.is_logged(done):
                 loss = self._log(phase, result, throughput.figures(watch.seconds))
             seconds[phase.name] = before + watch.seconds
             with watch.stopped():
@@ -264,6 +297,11 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             if ends:
                 return
             self._compare_and_save(phase, watch)
+
+    def is_logged(self, done: int) -> bool:
+        phase = self.schedule.phase_at(done - 1)
+        asked = done % self.recipe.tracking.log_every_steps == 0 or self.compares_tasks(done)
+        return asked or done == phase.stop or phase.measures_after(done)
 
     def _ends_early(self, phase: Phase) -> bool:
         """Measures where `until` asks for it, and says whether that ends the phase."""
@@ -298,13 +336,27 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             phase.name,
             {
                 "train/loss": loss,
-                **{f"train/loss/{task}": value for task, value in by_task.items() if present[task]},
+                **{f"train/{task}/loss": value for task, value in by_task.items() if present[task]},
+                **self._drawn(result.batch.step + 1),
                 **{f"optim/lr/{unit}": rate for unit, rate in self.rates_at(result.batch.step).items()},
                 "optim/grad_norm": result.gradient_norm,
+                **{f"optim/grad_norm/{unit}": norm for unit, norm in result.unit_norms.items()},
+                **{f"optim/gradient_cosine/{pair}": cosine for pair, cosine in result.cosines.items()},
                 "optim/nonfinite_steps": self.progression.nonfinite_total,
+                "phase/index": [one.name for one in self.schedule.phases].index(phase.name),
+                "phase/trainable_parameters": sum(self.unit_sizes[unit] for unit in phase.units),
                 "plan/digest": result.batch.digest,
                 "plan/tokens": int(result.batch.lengths.sum()),
                 **figures,
+                **memory_figures(self.engine.device),
             },
         )
         return loss
+
+    def _drawn(self, done: int) -> dict[str, float]:
+        """Examples of each task in the `done` first steps, and passes over its training rows that these make."""
+        figures: dict[str, float] = {}
+        for task, draws in self.plan.draws(0, done).items():
+            figures[f"train/{task}/draws"] = draws
+            figures[f"train/{task}/passes"] = draws / len(self.data.tasks[task].splits["train"].lengths)
+        return figures

@@ -45,7 +45,9 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> 
     micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
     plan = build_plan(recipe, data)
     cache = PrefixCache(recipe, engine, data, plan, schedule, micro_steps, lambda line: None)
-    return TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache)
+    parameters = dict(model.named_parameters())
+    sizes = {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}
+    return TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, sizes)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

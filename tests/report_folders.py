@@ -59,7 +59,7 @@ def lines_of_run() -> list[dict[str, Any]]:
         for step in range(start + 1, stop + 1):
             losses = {"topic": 1.5 - step / 10, "mood": 0.5 + 1 / step}
             line: dict[str, Any] = {"step": step, "phase": name, "train/loss": sum(losses.values())}
-            line |= {f"train/loss/{task}": loss for task, loss in losses.items()}
+            line |= {f"train/{task}/loss": loss for task, loss in losses.items()}
             line |= {f"optim/lr/{unit}": (5.0 if unit[0] == "h" else 1.0) * (9 - step) / 1e4 for unit in units}
             line |= {"optim/grad_norm": 1.25, "optim/nonfinite_steps": 0, "plan/digest": f"{step:032x}"}
             line |= {"plan/tokens": 100 + step, "perf/tokens_per_second": 1000.0 + step, "perf/padding": 1.0625}

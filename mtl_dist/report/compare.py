@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtl_dist.report.charts import SIZE, Axis, Band, Line, Steps, around, chart, frame, from_zero, key, legend
 from mtl_dist.report.markup import DASH, Html, duration, joined, number, table, tag
-from mtl_dist.report.records import FIGURES, TASKS, RunRecord
+from mtl_dist.report.records import FIGURES, RunRecord
 from mtl_dist.report.sections import NAMES, Section, section
 from mtl_dist.report.sections_end import place_of
 from mtl_dist.report.series import Series, smoothed, window_for
@@ -126,7 +126,7 @@ def _marked(values: Sequence[float | None], sign: int) -> list[Html]:
 
 
 def _curves(runs: Sequence[RunRecord], names: Sequence[str], steps: Steps) -> Section:
-    lines = _overlaid(runs, names, "train/loss")
+    lines = _overlaid(names, (run.column("train/loss") for run in runs))
     note = "Means over a fortieth of the logged steps, where there are 60 or more."
     return section("Training", chart("Loss", lines, steps, from_zero(lines), cls="wide"), note=note)
 
@@ -134,7 +134,7 @@ def _curves(runs: Sequence[RunRecord], names: Sequence[str], steps: Steps) -> Se
 def _tasks(runs: Sequence[RunRecord], names: Sequence[str], steps: Steps) -> Section:
     cards = []
     for task in _union(runs):
-        training = _overlaid(runs, names, TASKS + task)
+        training = _overlaid(names, [run.training_loss(task) for run in runs])
         measured = [
             Line(name, run.measured(task, "accuracy"), index, "points")
             for index, (run, name) in enumerate(zip(runs, names, strict=True))
@@ -171,8 +171,8 @@ def _phases(runs: Sequence[RunRecord], names: Sequence[str], steps: Steps) -> Se
 
 
 def _speed(runs: Sequence[RunRecord], names: Sequence[str], steps: Steps) -> Section:
-    speed = _overlaid(runs, names, "perf/tokens_per_second")
-    padding = _overlaid(runs, names, "perf/padding")
+    speed = _overlaid(names, (run.column("perf/tokens_per_second") for run in runs))
+    padding = _overlaid(names, (run.column("perf/padding") for run in runs))
     top = max((value for line in padding for value in line.series.values if math.isfinite(value)), default=1.1)
     axis = Axis(1.0, 1.0 + 1.1 * max(0.05, top - 1.0))
     charts = (
@@ -182,12 +182,12 @@ def _speed(runs: Sequence[RunRecord], names: Sequence[str], steps: Steps) -> Sec
     return section("Throughput", tag("div", charts, cls="pair"))
 
 
-def _overlaid(runs: Sequence[RunRecord], names: Sequence[str], column: str) -> list[Line]:
-    found = []
-    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-        series = run.column(column)
-        found.append(Line(name, smoothed(series, window_for(series)), index))
-    return found
+def _overlaid(names: Sequence[str], columns: Iterable[Series]) -> list[Line]:
+    """A line for each run."""
+    return [
+        Line(name, smoothed(series, window_for(series)), index)
+        for index, (name, series) in enumerate(zip(names, columns, strict=True))
+    ]
 
 
 def _differences(title: str, each: Sequence[Mapping[str, str]], names: Sequence[str], note: str) -> Section:

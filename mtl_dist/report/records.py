@@ -18,7 +18,6 @@ from mtl_dist.folder_names import METRICS, RECIPE, SETUP, SUMMARY
 from mtl_dist.report.series import Series
 
 FIGURES = ("accuracy", "macro_f1", "loss")
-TASKS = "train/loss/"
 RATES = "optim/lr/"
 
 
@@ -183,6 +182,10 @@ class RunRecord:
     def column(self, key: str) -> Series:
         """A number of the training steps; empty where the run never wrote it."""
         return self.lines.columns.get(key, Series())
+
+    def training_loss(self, task: str) -> Series:
+        """A task's part of the training loss; runs of older versions call it otherwise."""
+        return self.column(f"train/{task}/loss") or self.column(f"train/loss/{task}")
 
     def measured(self, task: str, figure: str, split: str = "eval") -> Series:
         """A figure of a task over the steps done when it was measured."""

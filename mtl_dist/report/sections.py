@@ -8,7 +8,7 @@ from mtl_dist.phases import short_names
 from mtl_dist.report.charts import COLOURS, Axis, Band, Line, Mark, Steps, around, chart, from_zero
 from mtl_dist.report.confusion import confusion_matrix
 from mtl_dist.report.markup import DASH, Html, duration, joined, number, table, tag
-from mtl_dist.report.records import FIGURES, RATES, TASKS, RunRecord
+from mtl_dist.report.records import FIGURES, RATES, RunRecord
 from mtl_dist.report.series import Series, smoothed, window_for
 from mtl_dist.report.unit_map import rows_of, shades_key, unit_map
 
@@ -89,7 +89,7 @@ def tasks(run: RunRecord, steps: Steps) -> Section:
     cards = []
     split = run.recipe.get("evaluation", {}).get("split", "evaluation")
     for task in run.tasks:
-        losses = with_smooth("train", run.column(TASKS + task))
+        losses = with_smooth("train", run.training_loss(task))
         losses.append(Line(split, run.measured(task, "loss"), 1, "points"))
         figures = [
             Line(NAMES[name], run.measured(task, name), colour, "points")

@@ -86,8 +86,8 @@ def with_a_stray_measurement() -> None:
     """The last rank measures another loss, in its last digits."""
     measure = Execution._measure
 
-    def stray(self: Execution, split: str) -> dict[str, TaskMetrics]:
-        metrics = measure(self, split)
+    def stray(self: Execution, split: str, most_mistakes: int = 0) -> dict[str, TaskMetrics]:
+        metrics = measure(self, split, most_mistakes)
         if self.processes.rank == self.processes.world_size - 1:
             metrics["mood"] = replace(metrics["mood"], loss=metrics["mood"].loss * (1 + 1e-12))
         return metrics

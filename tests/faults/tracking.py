@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from mtl_dist import tracking
+from mtl_dist import tracking, wandb_run
+from mtl_dist.final_tables import FinalTables
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import outcome_of
 from tests.faults.runs import Runs, Way
@@ -51,7 +52,7 @@ def refuse_key(server: Server) -> None:
 
 def hurry() -> None:
     """A hook: the run's patience with W&B is short."""
-    tracking.WANDB_START_SECONDS = tracking.WANDB_FINISH_SECONDS = SECONDS
+    wandb_run.WANDB_START_SECONDS = wandb_run.WANDB_FINISH_SECONDS = SECONDS
 
 
 def at_line(line: int, action: Hook) -> None:
@@ -61,13 +62,17 @@ def at_line(line: int, action: Hook) -> None:
 
     @functools.wraps(log)
     def watched(
-        self: tracking.Tracker, step: int, phase: str, values: Mapping[str, float | str | list[list[int]]]
+        self: tracking.Tracker,
+        step: int,
+        phase: str,
+        values: Mapping[str, tracking.Value],
+        tables: Callable[[], FinalTables] | None = None,
     ) -> None:
         nonlocal lines
         lines += 1
         if lines == line and self._console.speaks:
             action()
-        log(self, step, phase, values)
+        log(self, step, phase, values, tables)
 
     tracking.Tracker.log = watched
 

@@ -59,7 +59,7 @@ def fixed_seeds() -> None:
 def guarding() -> None:
     """What W&B raises is the run's."""
 
-    def unguarded(self: Tracker, action: Callable[[], object]) -> None:
+    def unguarded(self: Tracker, name: str, action: Callable[[], object]) -> None:
         action()
 
     Tracker._guarded = unguarded

@@ -97,11 +97,14 @@ def test_metrics_have_a_line_for_every_step_every_boundary_and_the_end(finished:
     assert boundary == {"step", "phase"} | {f"eval/{name}" for name in names}
     assert end == boundary | {f"test/{name}" for name in names}
     heads = {"optim/lr/heads.topic", "optim/lr/heads.mood"}
-    losses = {"train/loss", "train/loss/topic", "train/loss/mood"}
-    others = {"step", "phase", "optim/grad_norm", "optim/nonfinite_steps", "plan/digest", "plan/tokens"}
-    assert set(lines[0]) == heads | losses | others
-    assert set(lines[5]) == set(lines[0]) | {"optim/lr/blocks.2", "optim/lr/blocks.3"}
-    assert all(line["train/loss"] == line["train/loss/topic"] + line["train/loss/mood"] for line in lines[:4])
+    of_tasks = {f"train/{task}/{name}" for task in TASKS for name in ("loss", "draws", "passes")}
+    others = {"step", "phase", "train/loss", "optim/grad_norm", "optim/nonfinite_steps", "plan/digest", "plan/tokens"}
+    phase = {"phase/index", "phase/trainable_parameters"}
+    norms = {key.replace("lr", "grad_norm") for key in heads}
+    assert set(lines[0]) == heads | norms | of_tasks | others | phase
+    upper = {f"optim/{figure}/blocks.{block}" for figure in ("lr", "grad_norm") for block in (2, 3)}
+    assert set(lines[5]) == set(lines[0]) | upper
+    assert all(line["train/loss"] == line["train/topic/loss"] + line["train/mood/loss"] for line in lines[:4])
     assert {f"test/{name}": lines[-1][f"test/{name}"] for name in figures}.items() <= summary_of(finished).items()
 
 

@@ -20,7 +20,7 @@ from mtl_dist.engine_zero import ZeroRedundancy
 from mtl_dist.engines import engine_class_of
 from mtl_dist.errors import UserError
 from mtl_dist.launch_guard import Asked, bf16_hint, check_given, check_request, launcher_command, read_request
-from mtl_dist.recipe import ModelConfig, Recipe
+from mtl_dist.recipe import ModelConfig, Recipe, TrackingConfig
 from tests.in_process import accelerator_here
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +229,11 @@ def test_what_an_engine_cannot_run_is_refused(tmp_path: Path) -> None:
         UserError, match=r"^model\.dtype: DeepSpeed keeps weights and moments in float32, not float64; "
     ):
         engine_class_of(asked, recipe, "cpu")
+    recipe = Recipe(tracking=TrackingConfig(gradient_cosine_every_steps=10))
+    for sharded in (asked, with_section(tmp_path, "FSDP", fsdp_version=2)):
+        with pytest.raises(UserError, match=r"^tracking\.gradient_cosine_every_steps: needs the whole of a block on "):
+            engine_class_of(sharded, recipe, "cpu")
+    assert engine_class_of(Asked("a.yaml"), recipe, "cpu") is DataParallel
 
 
 FSDP_KEYS, DEEPSPEED_KEYS = (", ".join(settings) for settings in launch_guard.SETTINGS.values())

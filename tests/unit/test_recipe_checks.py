@@ -42,6 +42,16 @@ def test_valid_recipe() -> None:
     check_recipe(valid_recipe())
 
 
+def test_gradients_are_compared_only_where_a_batch_has_several_tasks() -> None:
+    recipe = changed("tracking.gradient_cosine_every_steps", 10)
+    check_recipe(recipe)
+    recipe.sampling.batches = "one_task"
+    assert message(recipe).startswith("tracking.gradient_cosine_every_steps: compares tasks in one batch; ")
+    recipe.sampling.batches = "mixed"
+    recipe.tasks.popitem()
+    assert message(recipe).startswith("tracking.gradient_cosine_every_steps: compares the gradients of two tasks")
+
+
 POSITIVE = [0.0, -1.0, math.nan, math.inf]
 NOT_NEGATIVE = [-1, math.nan, math.inf]
 COUNT = [0, -1]
@@ -72,6 +82,8 @@ BELOW_1 = [-0.1, 1.0, math.nan]
         ("evaluation.batch_size", COUNT),
         ("checkpoint.every_steps", COUNT),
         ("tracking.log_every_steps", COUNT),
+        ("tracking.gradient_cosine_every_steps", COUNT),
+        ("tracking.misclassified", [-1]),
         ("tasks.a.weight", POSITIVE),
         ("tasks.a.max_rows", COUNT),
         ("phases.0.epochs", POSITIVE),
@@ -126,6 +138,9 @@ def test_value_at_the_edge(key: str, value: object) -> None:
         ("tasks.a.labels", ["x"], "tasks.a.labels: 1 given"),
         ("tasks.a.labels", ["x", "y", "x"], "tasks.a.labels: 'x' stands twice"),
         ("batch_size", 1, "batch_size: 1 is smaller than its 2 tasks"),
+        ("tracking.also", ["tensorbord"], "tracking.also: no tracker 'tensorbord'; did you mean tensorboard?"),
+        ("tracking.also", ["wandb"], "tracking.also: wandb has a key of its own; set tracking.wandb: true"),
+        ("tracking.also", ["trackio", "trackio"], "tracking.also: 'trackio' stands twice"),
         ("sampling.weights", {"a": 1.0}, "sampling.weights: strategy uniform has none"),
         ("sampling.strategy", "weighted", "sampling.weights: no weight for task a"),
         ("evaluation.split", "validation", "tasks.a.data_files: no file for the split validation"),

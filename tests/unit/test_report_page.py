@@ -99,7 +99,7 @@ def test_charts_have_the_numbers_of_the_lines(finished: Node) -> None:
     for card, task in zip(cards, TASKS, strict=True):
         losses, figures = (json.loads(one.text)["lines"] for one in card.all("script"))
         assert [line["n"] for line in losses + figures] == ["train", "validation", "accuracy", "macro-F1"]
-        assert losses[0]["y"] == pytest.approx([line[f"train/loss/{task}"] for line in lines], rel=1e-4)
+        assert losses[0]["y"] == pytest.approx([line[f"train/{task}/loss"] for line in lines], rel=1e-4)
         measured = [line for line in lines_of_run() if f"eval/{task}/accuracy" in line]
         assert figures[0]["x"] == [line["step"] for line in measured]
         assert figures[0]["y"] == pytest.approx([line[f"eval/{task}/accuracy"] for line in measured], rel=1e-4)

@@ -23,7 +23,7 @@ def test_numbers_of_training_steps_are_those_of_the_file(tmp_path: Path) -> None
     written = lines_of_run()
     record = read_run(write_run(tmp_path / "run", lines=written))
     steps = [line for line in written if "train/loss" in line]
-    for key in ("train/loss", "train/loss/mood", "perf/padding", "optim/lr/heads.topic", "optim/lr/blocks.1"):
+    for key in ("train/loss", "train/mood/loss", "perf/padding", "optim/lr/heads.topic", "optim/lr/blocks.1"):
         assert numbers(record)[key] == [(line["step"], line[key]) for line in steps if key in line]
     assert set(numbers(record)) == {key for line in steps for key in line} - {"step", "phase", "plan/digest"}
     assert record.lines.units == {"heads": ("heads.topic", "heads.mood"), "all": tuple(setup_of_run()["units"])}

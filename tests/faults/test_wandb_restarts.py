@@ -1,0 +1,57 @@
+"""Real processes that are asked to stop, or killed with -9, W&B's own process too: one W&B run all the same."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults.points import kill_job
+from tests.faults.runs import CUT, Runs, Way, steps_of
+from tests.faults.tracking import at_line, kill_service
+from tests.faults.zygote import Hook, Zygote
+from tests.in_process import metrics_of
+from tests.wandb_files import files_in, of_kind, records_of, rows_of, summary_of_wandb, without_lists
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill_all() -> None:
+    """What W&B's process has not yet written is lost."""
+    kill_service()
+    kill_job()
+
+
+REQUEUED = [("stop", 3), ("stop", 9), ("stop", 5)]
+KILLED = [("kill", 6), ("kill with W&B", 8), ("kill", 5), ("kill with W&B", 13)]
+MIXED = [("stop", 4), ("kill with W&B", 9), ("stop", 2), ("kill", 7), ("stop", 3)]
+ACTIONS: dict[str, Hook] = {"stop": ask_to_stop, "kill": kill_job, "kill with W&B": kill_all}
+
+
+@pytest.mark.parametrize("way", [Way(1), Way(2, CUT)], ids=str)
+@pytest.mark.parametrize("ends", [REQUEUED, KILLED, MIXED], ids=["requeued", "killed", "mixed"])
+def test_wandb_has_one_run_with_each_step_once(tmp_path: Path, way: Way, ends: list[tuple[str, int]]) -> None:
+    """Each start ends at its n-th line; checkpoints are saved at every third step."""
+    with Zygote(tmp_path / "logs") as zygote:
+        runs = Runs(zygote, tmp_path)
+        for action, line in ends:
+            hook = partial(at_line, line, ACTIONS[action])
+            codes = runs.start(way, "run", hook, "tracking.wandb=true", WANDB_MODE="offline").wait()
+            assert set(codes) == ({75} if action == "stop" else {-signal.SIGKILL})
+        codes = runs.start(way, "run", None, "tracking.wandb=true", WANDB_MODE="offline").wait()
+        assert set(codes) == {0}
+        assert runs.difference(way, "run") == ""
+    folder = tmp_path / "run"
+    paths = files_in(folder)
+    assert len(paths) == len(ends) + 1
+    records = [record for path in paths for record in records_of(path)]
+    assert len({run.run_id for run in of_kind(records, "run")}) == 1
+    rows = [{key: value for key, value in row.items() if not key.startswith("perf/")} for row in rows_of(records)]
+    assert rows == [without_lists(line) for line in metrics_of(folder)]
+    losses = [line["train/loss"] for line in steps_of(folder)]
+    assert summary_of_wandb(records)["train/loss"] == {"min": min(losses), "last": losses[-1]}
+    asked = sum(action == "stop" for action, _ in ends)
+    assert [end.exit_code for end in of_kind(records, "exit") if end.exit_code == 75] == [75] * asked
