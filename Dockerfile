@@ -32,7 +32,7 @@ WORKDIR /app
 COPY --from=build /app/.venv .venv
 COPY --from=build /app/assets assets
 COPY . .
-ENV PATH=/app/.venv/bin:$PATH HOME=/home/trainer USER=trainer \
+ENV PATH=/app/.venv/bin:$PATH HOME=/home/trainer \
     HF_HUB_OFFLINE=1 WANDB_MODE=offline MTL_DIST_DEVICE=$DEVICE
 # Any user may write to these two, and a run writes nowhere else but to /tmp.
 RUN python -m compileall -q mtl_dist launch && install --directory --mode 1777 runs && chmod 1777 /home/trainer

@@ -129,7 +129,7 @@ def test_it_trains_another_recipe_as_any_user_and_writes_only_to_volumes(
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stop_saves_and_ends_with_75_and_the_same_command_goes_on(image: Images, runs: Path, processes: int) -> None:
     """Asked as `docker stop` does, by SIGTERM to the container's first process."""
-    words = ["--processes", str(processes), *FEW_ROWS, "phases.2.epochs=30", "tracking.log_every_steps=1"]
+    words = ["--processes", str(processes), *FEW_ROWS, "phases.2.epochs=8", "tracking.log_every_steps=1"]
     volumes = {runs: "/app/runs"}
     run = runs / "quickstart"
     cut = image.start(*words, volumes=volumes)
