@@ -2,7 +2,8 @@
 # launch/install.sh [EXTRA...]: makes .venv with this package in editable mode and the extras of pyproject.toml named.
 # All versions are those of constraints.txt. torch comes first, because only its build depends on the machine: the one
 # for GPUs where nvidia-smi answers, the one for CPUs, a tenth of the size, on any other Linux, the only one on macOS.
-# PYTHON names the interpreter to use. Running this again changes nothing.
+# DEVICE=gpu or DEVICE=cpu decides instead, for machines other than this one. PYTHON names the interpreter to use.
+# Running this again changes nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,13 +23,21 @@ find_python() {
   return 1
 }
 
+device() {
+  case ${DEVICE:-} in
+    cpu | gpu) echo "$DEVICE" ;;
+    "") if nvidia-smi >/dev/null 2>&1; then echo gpu; else echo cpu; fi ;;
+    *) echo "error: DEVICE: $DEVICE is neither cpu nor gpu" >&2; return 1 ;;
+  esac
+}
+
 install_torch() {
   local torch
   torch=$(pinned torch)
   if [[ $(uname -s) != Linux ]]; then
     pip "$torch"
-  elif nvidia-smi >/dev/null 2>&1; then
-    say "an NVIDIA GPU is here: installing the GPU build of $torch"
+  elif [[ $device == gpu ]]; then
+    say "installing the GPU build of $torch"
     pip "$torch"
   # By itself: with constraints, pip reports a missing build as a conflict.
   elif ! PIP_CONSTRAINT=/dev/null pip --no-deps "$torch+cpu"; then
@@ -38,6 +47,7 @@ install_torch() {
   fi
 }
 
+device=$(device)
 export PIP_CONSTRAINT=$PWD/constraints.txt  # for pip's builds too, and instead of any that the machine sets
 extras=$(IFS=,; echo "$*")
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then

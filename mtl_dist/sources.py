@@ -301,7 +301,11 @@ def _label_values(
     if _is_string(column.type):
         column = column.cast(pa.string())
         missing |= _mask(pc.fill_null(pc.equal(column, ""), True))
-    _refuse(place, missing & usable, lambda row: "label is empty" if column[row].as_py() == "" else "label is null")
+
+    def unlabelled(row: int) -> str:
+        return f"label is {'empty' if column[row].as_py() == '' else 'null'}; leave out rows that have none"
+
+    _refuse(place, missing & usable, unlabelled)
     if isinstance(feature, datasets.ClassLabel) and feature.names:
         values = _integers(column)
         _refuse_out_of_range(place, values, len(feature.names), usable)

@@ -51,7 +51,8 @@ def records(path: Path) -> Iterator[Any]:
 def last_row(folder: Path, wandb_id: str) -> int:
     """The number (`_step`) of the last row that the files of a run in `folder`, W&B's own, have; -1 without any."""
     last = -1
-    for path in folder.glob(f"*run-*-{wandb_id}/run-{wandb_id}.wandb"):
+    # Of two starts within a second, the later one's folder has -1 behind the id.
+    for path in folder.glob(f"*run-*/run-{wandb_id}.wandb"):
         for record in records(path):
             if record.WhichOneof("record_type") == "history":
                 last = max(last, record.history.step.num)

@@ -24,7 +24,7 @@ MOODS = ("bad", "so", "good")
 KINDS = ("bert", "roberta", "xlm-roberta", "distilbert", "deberta", "deberta-v2", "mpnet", "electra", "modernbert")
 
 
-def tiny_config(kind: str, layers: int = 4, hidden: int = 16) -> dict[str, Any]:
+def tiny_config(kind: str, layers: int = 4, hidden: int = 16, positions: int = 40) -> dict[str, Any]:
     """Settings of a small encoder of model type `kind`, with the dropout of its kind."""
     common = {"vocab_size": len(SPECIAL) + len(WORDS), "pad_token_id": 1}
     if kind == "distilbert":
@@ -33,14 +33,14 @@ def tiny_config(kind: str, layers: int = 4, hidden: int = 16) -> dict[str, Any]:
             "n_layers": layers,
             "n_heads": 2,
             "hidden_dim": 2 * hidden,
-            "max_position_embeddings": 40,
+            "max_position_embeddings": positions,
         }
     sizes = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "intermediate_size": 2 * hidden,
-        "max_position_embeddings": 40,
+        "max_position_embeddings": positions,
     }
     relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": -1}
     special: dict[str, dict[str, Any]] = {
@@ -52,10 +52,12 @@ def tiny_config(kind: str, layers: int = 4, hidden: int = 16) -> dict[str, Any]:
     return common | sizes | special.get(kind, {})
 
 
-def tiny_encoder(folder: Path, kind: str = "bert", layers: int = 4, hidden: int = 16, seed: int = 0) -> Path:
+def tiny_encoder(
+    folder: Path, kind: str = "bert", layers: int = 4, hidden: int = 16, seed: int = 0, positions: int = 40
+) -> Path:
     """Saves a random encoder with a word-level tokenizer of its own into `folder`."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **tiny_config(kind, layers, hidden))
+    config = AutoConfig.for_model(kind, **tiny_config(kind, layers, hidden, positions))
     encoder = AutoModel.from_config(config)
     with torch.no_grad():
         for parameter in encoder.parameters():

@@ -39,7 +39,12 @@ BAD_ROWS: dict[str, tuple[str, str, Callable[[list[Row]], list[Row]], str]] = {
         fifth(label="dog"),
         ": test row 5 (from 0): label 'dog' is not one of the classes; choose from art, cat, law, sea",
     ),
-    "null label": ("topic", "train", fifth(label=None), ": train row 5 (from 0): label is null"),
+    "null label": (
+        "topic",
+        "train",
+        fifth(label=None),
+        ": train row 5 (from 0): label is null; leave out rows that have none",
+    ),
     "empty text": (
         "topic",
         "train",

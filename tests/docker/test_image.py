@@ -1,58 +1,165 @@
-"""Builds the container image and trains in it.
+"""Builds the container image and runs it without network: with Docker, or as root with buildah (see `images`)."""
 
-With Docker, or with the command named by MTL_DIST_IMAGE_TOOL: `TOOL CONTEXT COMMAND...` builds CONTEXT/Dockerfile and
-runs COMMAND in the image.
-"""
-
-import ast
 import json
 import os
-import shlex
-import shutil
-import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TOOL = os.environ.get("MTL_DIST_IMAGE_TOOL")
-IMAGE = "mtl_transformer_test"
-MINUTES = 40
-"""After which a build or a run counts as hanging."""
-FEW_STEPS = ["tasks.domain.max_rows=64", "tasks.sentiment.max_rows=64", "output_dir=runs/few"]
+from tests.docker.images import SECONDS, Container, Images, images_here
+
+MEGABYTES = 1400
+"""Of the image, at most; docs/docker.md says how large it is."""
+FEW = "few.parquet"
+"""Rows that take the place of the quickstart's, whose test split takes a minute to measure."""
+FEW_ROWS = [
+    f"tasks.{task}.data_files.{split}=runs/{FEW}" for task in ("domain", "sentiment") for split in ("train", "test")
+]
+SUPERFLUOUS = r"""
+for name in gcc cc g++ c++ clang make ld nvcc; do command -v "$name"; done
+find / -xdev \( -name '*libcuda*' -o -name '*libcudnn*' -o -name '*libnvrtc*' -o -name '*.deb' \)
+find /app \( -name 'nvidia*' -o -name triton -o -name '*.a' -o -name '*.whl' -o -name .git \)
+find /app \( -name pip -o -name 'pip3*' \)
+for folder in ~root/.cache "$HOME/.cache" /var/lib/apt/lists /app/tests; do
+  if [ -d "$folder" ]; then find "$folder" -type f; fi
+done
+true
+"""
+"""Prints the names of what the image has no use for."""
+
+pytestmark = pytest.mark.docker
 
 
-def have_docker() -> bool:
-    docker = shutil.which("docker")
-    return docker is not None and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
+@pytest.fixture(scope="module")
+def image() -> Iterator[Images]:
+    with images_here() as images:
+        if images is None:
+            pytest.skip("neither a Docker engine nor, for root, buildah is here")
+        images.build()
+        yield images
 
 
-def in_image(command: str) -> str:
-    """What a shell command prints in the image, run without network where Docker runs it."""
-    if TOOL:
-        return output([*shlex.split(TOOL), str(ROOT), "sh", "-c", command])
-    output(["docker", "build", "--tag", IMAGE, str(ROOT)])
-    return output(["docker", "run", "--rm", "--network", "none", "--entrypoint", "sh", IMAGE, "-c", command])
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A folder that any user may write to."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    folder.chmod(0o777)
+    domains, moods = ("tweets", "movie", "amazon", "nyt"), ("negative", "neutral", "positive")
+    texts = [{"text": f"text {row}", "domain": domains[row % 4], "sentiment": moods[row % 3]} for row in range(48)]
+    pq.write_table(pa.Table.from_pylist(texts), folder / FEW)
+    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps its folders from other users
+        parent.chmod(0o755)
+    return folder
 
 
-def output(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+def trained(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
 
 
-def instruction(name: str) -> list[str]:
-    """The words of ENTRYPOINT or CMD in the Dockerfile."""
-    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
-    return ast.literal_eval(next(line.removeprefix(name) for line in lines if line.startswith(f"{name} ")).strip())
+def steps(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in map(json.loads, lines) if "train/loss" in line]
 
 
-@pytest.mark.docker
-@pytest.mark.skipif(not TOOL and not have_docker(), reason="neither a Docker engine nor MTL_DIST_IMAGE_TOOL is here")
-def test_the_image_trains_its_default_recipe_as_a_user_without_rights() -> None:
-    training = shlex.join([*instruction("ENTRYPOINT"), *instruction("CMD"), *FEW_STEPS])
-    printed = in_image(f"{training} >&2 && id -u && cat runs/few/summary.json")
-    user, _, summary = printed.partition("\n")
-    assert user == "1000"
-    assert [phase["name"] for phase in json.loads(summary)["phases"]] == ["heads", "upper", "all"]
-    assert {"test/domain/accuracy", "test/sentiment/accuracy"} <= json.loads(summary).keys()
+def wait_for_a_step(run: Path, container: Container) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not steps(run):
+        assert container.runs, container.wait()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_image_holds_only_what_it_needs(image: Images) -> None:
+    """No compiler, no CUDA, no installer, no cache of one."""
+    code, said, _ = image.start("sh", "-c", SUPERFLUOUS, user=0).wait()
+    assert (code, said) == (0, "")
+    assert image.size < MEGABYTES * 1e6
+
+
+def test_it_trains_the_quickstart_as_a_user_without_rights(image: Images, runs: Path) -> None:
+    """Arguments are keys of the recipe; what was trained lies in the mounted folder."""
+    code, said, warned = image.start(*FEW_ROWS, "seed=7", volumes={runs: "/app/runs"}).wait()
+    assert code == 0, said + warned
+    assert [phase["name"] for phase in trained(runs / "quickstart")["phases"]] == ["heads", "upper", "all"]
+    assert "\nseed: 7\n" in (runs / "quickstart/recipe.yaml").read_text()
+    assert {path.stat().st_uid for path in (runs / "quickstart").rglob("*")} == {1000}
+
+
+def test_it_trains_another_recipe_as_any_user_and_writes_only_to_volumes(
+    image: Images, runs: Path, tmp_path: Path
+) -> None:
+    """The data may be read-only, and so may the image; `predict` and all other commands are run by their names."""
+    mine, home = tmp_path / "mine", tmp_path / "home"
+    mine.mkdir()
+    home.mkdir()
+    home.chmod(0o777)
+    rows = "".join(f"{word} film number {row},{word}\n" for row in range(16) for word in ("good", "bad"))
+    (mine / "films.csv").write_text(f"text,mood\n{rows}")
+    recipe = {
+        "output_dir": "runs/mine",
+        "model": {"encoder": "assets/quickstart/encoder", "pooling": "mean"},
+        "tasks": {
+            "mood": {"path": "csv", "label": "mood", "data_files": dict.fromkeys(("train", "test"), "mine/films.csv")}
+        },
+        "phases": [{"name": "heads", "train": ["heads"], "steps": 4}],
+    }
+    (mine / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    where: dict[str, Any] = {
+        "volumes": {runs: "/app/runs", mine: "/app/mine:ro", home: "/home/trainer"},
+        "user": 4242,
+        "read_only": True,
+    }
+    code, said, warned = image.start("--config", "mine/recipe.yaml", "batch_size=4", **where).wait()
+    assert code == 0, said + warned
+    assert trained(runs / "mine")["steps"] == 4
+    predict = ["python", "-m", "mtl_dist", "predict", "runs/mine", "mine/films.csv"]
+    code, said, warned = image.start(*predict, **where).wait()
+    assert code == 0, warned
+    assert {json.loads(line)["label"] for line in said.splitlines()} <= {"good", "bad"}
+    assert len(said.splitlines()) == 32
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stop_saves_and_ends_with_75_and_the_same_command_goes_on(image: Images, runs: Path, processes: int) -> None:
+    """Asked as `docker stop` does, by SIGTERM to the container's first process."""
+    words = ["--processes", str(processes), *FEW_ROWS, "phases.2.epochs=8", "tracking.log_every_steps=1"]
+    volumes = {runs: "/app/runs"}
+    run = runs / "quickstart"
+    cut = image.start(*words, volumes=volumes)
+    wait_for_a_step(run, cut)
+    cut.stop()
+    code, said, warned = cut.wait()
+    assert code == 75, said + warned
+    assert "stopped by SIG" in warned
+    assert "Traceback" not in warned
+    done = len(steps(run))
+    code, said, warned = image.start(*words, volumes=volumes).wait()
+    assert code == 0, said + warned
+    assert f"going on from step-{done:010d}" in said
+    assert trained(run)["world_size"] == processes
+    assert [line["step"] for line in steps(run)] == list(range(1, trained(run)["steps"] + 1))
+    assert trained(run)["steps"] > done
+
+
+def test_a_mistake_is_one_line_and_ends_with_2(image: Images) -> None:
+    code, said, warned = image.start("optimizer.learning_rate=1").wait()
+    assert (code, said) == (2, "")
+    assert warned.count("\n") == 1
+    assert "optimizer.learning_rate: unknown key" in warned
+    code, _, warned = image.start("recipes/seed.yaml").wait()
+    assert code == 127
+    assert "a recipe needs --config before it" in warned
+
+
+def test_the_environment_says_offline(image: Images) -> None:
+    code, said, _ = image.start("env").wait()
+    assert code == 0
+    assert {"HF_HUB_OFFLINE=1", "WANDB_MODE=offline"} <= set(said.splitlines())
+    assert not any("=http" in line for line in said.splitlines()), os.linesep.join(said.splitlines())

@@ -188,7 +188,7 @@ def test_every_task_is_checked_before_the_first_is_tokenised(recipe: Recipe, tmp
     rows = source(recipe, "mood", "test")
     rows[5]["label"] = None
     put(recipe, "mood", "test", rows, tmp_path / "bad.json")
-    assert refusal(recipe) == "tasks.mood: test row 5 (from 0): label is null"
+    assert refusal(recipe) == "tasks.mood: test row 5 (from 0): label is null; leave out rows that have none"
     assert entries(tmp_path) == {}
 
 

@@ -189,10 +189,14 @@ def test_column_that_only_the_test_split_lacks(tmp_path: Path) -> None:
 
 
 OTHER_LABELS = [
-    ("json", [*GOOD, row("c", None)], "train row 2 (from 0): label is null"),
-    ("csv", [*GOOD, row("c", None)], "train row 2 (from 0): label is null"),
-    ("json", [row("a", ""), row("b", "x")], "train row 0 (from 0): label is empty"),
-    ("parquet", [row("a", None), row("b", None)], "train row 0 (from 0): label is null; 1 more like it"),
+    ("json", [*GOOD, row("c", None)], "train row 2 (from 0): label is null; leave out rows that have none"),
+    ("csv", [*GOOD, row("c", None)], "train row 2 (from 0): label is null; leave out rows that have none"),
+    ("json", [row("a", ""), row("b", "x")], "train row 0 (from 0): label is empty; leave out rows that have none"),
+    (
+        "parquet",
+        [row("a", None), row("b", None)],
+        "train row 0 (from 0): label is null; leave out rows that have none; 1 more like it",
+    ),
     ("json", [row("a", 0), row("b", "x")], "train row 1 (from 0): label 'x': use integers only, or strings only"),
     ("json", [row("a", "x"), row("b", 3)], "train row 1 (from 0): label 3: use integers only, or strings only"),
     (

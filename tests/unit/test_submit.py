@@ -230,6 +230,15 @@ def command(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
+def test_a_dry_run_needs_no_cluster_where_its_commands_are(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    words = [*ON_CPUS, "--partition", "long", "--config", "recipe.yaml"]
+    command(folder, "sinfo", "echo 'sinfo: fatal: no configuration' >&2; exit 1")
+    command(folder, "sbatch", "exit 1")
+    assert submit.main([*words, "--dry-run"]) == 0
+    assert "#SBATCH --partition=long" in capsys.readouterr().out
+    assert refusal(capsys, *words) == "error: sinfo: fatal: no configuration"
+
+
 Ends = Callable[..., tuple[int, str]]
 
 

@@ -1,0 +1,79 @@
+"""What the image starts for its arguments; tests/docker runs it."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.container import RECIPE, TRAIN, launch_of, main
+from mtl_dist.errors import UserError
+from tests.distributed.launching import ROOT
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ([], ["--config", RECIPE]),
+        (["seed=7", "--plan"], ["--config", RECIPE, "seed=7", "--plan"]),
+        (
+            ["--config", "a.yaml", "--config", "b.yaml", "seed=7"],
+            ["--config", "a.yaml", "--config", "b.yaml", "seed=7"],
+        ),
+        (["--config=a.yaml"], ["--config=a.yaml"]),
+        (["--processes", "2", "seed=7"], ["--config", RECIPE, "seed=7"]),
+    ],
+)
+def test_arguments_go_to_training_and_a_recipe_that_is_named_takes_the_place_of_the_quickstart(
+    words: list[str], arguments: list[str]
+) -> None:
+    assert list(launch_of(words, on_gpus=False).arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "on_gpus", "file"),
+    [
+        ([], False, "cpu"),
+        ([], True, "gpu"),
+        (["--processes", "2"], False, "multi_cpu"),
+        (["--processes", "4"], True, "multi_gpu"),
+        (["--nodes", "2", "--host", "a", "--processes", "4"], True, "multi_node_gpu"),
+        (["--nodes", "2", "--host", "a"], False, "multi_node_cpu"),
+    ],
+)
+def test_the_engine_file_is_that_of_the_device_and_the_numbers(words: list[str], on_gpus: bool, file: str) -> None:
+    found = Path(launch_of(words, on_gpus).engine_file)
+    assert found == ROOT / "accelerate_configs" / f"{file}.yaml"
+    assert found.is_file()
+
+
+def test_the_command_of_the_second_of_two_nodes() -> None:
+    words = ["--nodes", "2", "--node", "1", "--host", "first", "--processes", "4", "--config", "a.yaml"]
+    words += ["--engine-file", "accelerate_configs/multi_node_fsdp2.yaml"]
+    command = launch_of(words, on_gpus=True).command()
+    assert command[command.index("--config_file") :] == [
+        *("--config_file", "accelerate_configs/multi_node_fsdp2.yaml", "--num_processes", "8", "--num_machines", "2"),
+        *("--machine_rank", "1", "--main_process_ip", "first", "--rdzv_backend", "static", "--same_network"),
+        *("--main_process_port", "29500", str(TRAIN), "--config", "a.yaml"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--processes", "0"], "--processes: 0 is not at least 1"),
+        (["--processes", "two"], "command line: argument --processes: invalid int value: 'two'"),
+        (["--nodes", "2"], "--host: missing; name the machine of number 0"),
+        (
+            ["--nodes", "2", "--node", "2", "--host", "a"],
+            "--node: 2 is not among 0 to 1; --nodes says how many there are",
+        ),
+    ],
+)
+def test_a_mistake_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        launch_of(words, on_gpus=False)
+    assert str(error.value) == message
+
+
+def test_a_recipe_without_config_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes/none.yaml"]) == 127
+    assert "a recipe needs --config before it" in capsys.readouterr().err
