@@ -258,9 +258,6 @@ class Execution:
         return combined(state)
 
     def _summary(self, test: dict[str, TaskMetrics]) -> dict[str, Any]:
-        names = self.engine.raw.unit_parameters()
-        parameters = dict(self.engine.raw.named_parameters())
-        sizes = {unit: sum(parameters[name].numel() for name in names[unit]) for unit in names}
         by_rank = self.processes.all_gather(combined(self.engine.parameter_digests()))
         return {
             **flat_metrics(test, "test"),
@@ -270,7 +267,7 @@ class Execution:
                     "name": phase.name,
                     "steps": phase.steps,
                     "seconds": self.progression.phase_seconds.get(phase.name, 0.0),
-                    "trainable_parameters": sum(sizes[unit] for unit in phase.units),
+                    "trainable_parameters": sum(self.setup.unit_sizes[unit] for unit in phase.units),
                     "draws": self.setup.plan.draws(phase.start, phase.stop),
                 }
                 for phase in self._schedule.phases

@@ -83,9 +83,9 @@ FAULTS: dict[str, Fault] = {
     "text of another type": Fault(
         value(text=[3, 0.5, True, ["a"], {"a": 1}]), "text column 'text' holds .*, no string"
     ),
-    "null label": Fault(value(label=[None]), "label is null", ALL),
-    "no label": Fault(without("label"), "label is null"),
-    "label that is no number": Fault(value(label=[float("nan")]), "label is null"),
+    "null label": Fault(value(label=[None]), "label is null; leave out rows that have none", ALL),
+    "no label": Fault(without("label"), "label is null; leave out rows that have none"),
+    "label that is no number": Fault(value(label=[float("nan")]), "label is null; leave out rows that have none"),
     "label of another type": Fault(value(label=[True, [1], {"a": 1}]), "label .*: use integers only, or strings only"),
     "number among class names": Fault(value(label=[1, 0, -7]), "label .*: use integers only.*", tasks=("topic",)),
     "fraction": Fault(value(label=[0.5, 1e20]), "label .* is neither an integer nor a string", tasks=("mood",)),
