@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 from transformers import DataCollatorWithPadding
 
+from benchmarks.rival import Example, Rows
 from benchmarks.runs import parser_of, spread
 from mtl_dist.batches import Batch
 from mtl_dist.cli import parse
@@ -92,9 +93,6 @@ def bare(setup: TrainingSetup, inputs: Iterable[Inputs]) -> float:
     return (time.perf_counter() - began) / phase.steps
 
 
-Example = dict[str, Any]
-
-
 def loaded(ready: Sequence[Inputs], setup: TrainingSetup) -> Iterator[Inputs]:
     """The batches of `ready` put together anew from their rows."""
     examples: list[Example] = []
@@ -118,20 +116,7 @@ def loaded(ready: Sequence[Inputs], setup: TrainingSetup) -> Iterator[Inputs]:
         tokens, mask = read.get("input_ids", empty), read.get("attention_mask", empty)
         return Batch(tokens, mask, None, rows, labels), None if level is None else (level, read["vector"])
 
-    return map(as_inputs, DataLoader(Examples(examples), batch_size=setup.recipe.batch_size, collate_fn=collate))
-
-
-class Examples(Dataset[Example]):
-    """In memory, in the order in which they train."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+    return map(as_inputs, DataLoader(Rows(examples), batch_size=setup.recipe.batch_size, collate_fn=collate))
 
 
 def measure(recipe: Recipe, rounds: int) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import psutil
 
@@ -43,6 +43,19 @@ class Container(Protocol):
         ...
 
 
+class How(TypedDict, total=False):
+    """How to start a container."""
+
+    volumes: Mapping[Path, str]
+    """Target or target:ro by folder here; none at first."""
+    user: int
+    """The image's own at first."""
+    environment: Mapping[str, str]
+    """Beside the image's."""
+    read_only: bool
+    """Whether it can write to nothing but volumes and /tmp; False at first."""
+
+
 class Images(Protocol):
     """What builds the image and runs it without network."""
 
@@ -53,15 +66,8 @@ class Images(Protocol):
         """Bytes of the image."""
         ...
 
-    def start(
-        self,
-        *words: str,
-        volumes: Mapping[Path, str] | None = None,
-        user: int | None = None,
-        environment: Mapping[str, str] | None = None,
-        read_only: bool = False,
-    ) -> Container:
-        """A container with the arguments `words`; `volumes` are target or target:ro by folder here."""
+    def start(self, *words: str, **how: Unpack[How]) -> Container:
+        """A container with the arguments `words`."""
         ...
 
 
@@ -98,19 +104,12 @@ class Docker:
     def size(self) -> int:
         return int(output(["docker", "image", "inspect", "--format", "{{.Size}}", IMAGE]))
 
-    def start(
-        self,
-        *words: str,
-        volumes: Mapping[Path, str] | None = None,
-        user: int | None = None,
-        environment: Mapping[str, str] | None = None,
-        read_only: bool = False,
-    ) -> "_OfDocker":
-        options = ["--network", "none"]
-        options += [word for source, target in (volumes or {}).items() for word in ("--volume", f"{source}:{target}")]
-        options += [word for name, value in (environment or {}).items() for word in ("--env", f"{name}={value}")]
-        options += [] if user is None else ["--user", f"{user}:{user}"]
-        options += ["--read-only", "--tmpfs", "/tmp"] if read_only else []
+    def start(self, *words: str, **how: Unpack[How]) -> "_OfDocker":
+        options, volumes = ["--network", "none"], how.get("volumes", {})
+        options += [word for source, target in volumes.items() for word in ("--volume", f"{source}:{target}")]
+        options += [word for name, value in how.get("environment", {}).items() for word in ("--env", f"{name}={value}")]
+        options += ["--user", f"{how['user']}:{how['user']}"] if "user" in how else []
+        options += ["--read-only", "--tmpfs", "/tmp"] if how.get("read_only") else []
         name = output(["docker", "create", *options, IMAGE, *words]).strip()
         return _OfDocker(name, _started(["docker", "start", "--attach", name]))
 
@@ -206,14 +205,8 @@ class Buildah:
         number, unit = self._buildah("images", "--format", "{{.Size}}", IMAGE).split()
         return int(float(number) * {"MB": 10**6, "GB": 10**9}[unit])
 
-    def start(
-        self,
-        *words: str,
-        volumes: Mapping[Path, str] | None = None,
-        user: int | None = None,
-        environment: Mapping[str, str] | None = None,
-        read_only: bool = False,
-    ) -> "_InNamespaces":
+    def start(self, *words: str, **how: Unpack[How]) -> "_InNamespaces":
+        volumes = how.get("volumes", {})
         self._number += 1
         own = self._scratch / str(self._number)
         for name in ("upper", "work", "root", "tmp"):
@@ -221,17 +214,18 @@ class Buildah:
         (own / "tmp").chmod(0o1777)
         (own / "upper/etc").mkdir()
         (own / "upper/etc/hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")  # which Docker writes too
-        variables = dict(pair.split("=", 1) for pair in self._config["Env"]) | dict(environment or {})
-        for target in (volumes or {}).values():  # Docker makes them
+        variables = dict(pair.split("=", 1) for pair in self._config["Env"]) | dict(how.get("environment", {}))
+        for target in volumes.values():  # Docker makes them
             (own / "upper" / target.partition(":")[0].lstrip("/")).mkdir(parents=True, exist_ok=True)
         lines = [line.split(":") for line in (self._root / "etc/passwd").read_text().splitlines()]
-        uid = next(int(line[2]) for line in lines if line[0] == self._config["User"]) if user is None else user
+        of_image = next(int(line[2]) for line in lines if line[0] == self._config["User"])
+        uid = how.get("user", of_image)
         specification = {
             "root": str(own / "root"),
             "layers": {"lowerdir": str(self._root), "upperdir": str(own / "upper"), "workdir": str(own / "work")},
             "scratch": str(own / "tmp"),
-            "volumes": {str(source): target for source, target in (volumes or {}).items()},
-            "read_only": read_only,
+            "volumes": {str(source): target for source, target in volumes.items()},
+            "read_only": how.get("read_only", False),
             "workdir": self._config["WorkingDir"],
             "user": uid,
             "group": uid,
