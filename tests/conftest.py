@@ -1,7 +1,11 @@
 """Set before anything is imported: tests run without network and leave the user's caches alone."""
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the process that starts them has set
     _caches = tempfile.TemporaryDirectory(prefix="mtl_dist-tests-")
@@ -12,3 +16,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the process th
         "MTL_DIST_CACHE": f"{_caches.name}/mtl_dist",
         "WANDB_MODE": "offline",
     }
+    os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture(autouse=True)
+def no_service_of_wandb_is_left() -> Iterator[None]:
+    """W&B leaves its service to child processes by a variable: those of later tests would depend on this test's."""
+    yield
+    if "WANDB_SERVICE" in os.environ:
+        sys.modules["wandb"].teardown()
