@@ -1,8 +1,8 @@
 """Checkpoints: weights, moments and counters; written whole or not at all, verified before use, free of pickle.
 
-A checkpoint is written to a temporary folder, flushed, sealed by a manifest (see `seal`), read again and verified,
-and renamed; older ones go only after that. Everything random is a function of (seed, step), so there is no generator
-or loader state to keep.
+A checkpoint is written to a temporary folder, flushed, sealed by a manifest (see `seal`), read again from the disk,
+verified, and renamed; older ones go only after that. Everything random is a function of (seed, step), so there is no
+generator or loader state to keep.
 """
 
 import json
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from mtl_dist.direct_io import read_hashed, write_hashed
 from mtl_dist.disk import flush, remove, writing
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.recipe import CheckpointConfig
 from mtl_dist.seal import OPTIMIZER, STATE, WEIGHTS, Damage, folder_name, read_state, seal, step_of, verify
+from mtl_dist.tensor_file import write_tensors
 from mtl_dist.until import SIGNS
 
 PARTIAL = ".partial-"
@@ -71,11 +73,13 @@ def save(
             remove(leftover)
         partial.mkdir()
         try:
-            save_file(dict(weights), partial / WEIGHTS)
-            save_file(dict(moments), partial / OPTIMIZER)
-            (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
-            seal(partial, step)
-            verify(partial, step)
+            digests = {
+                WEIGHTS: write_tensors(partial / WEIGHTS, weights),
+                OPTIMIZER: write_tensors(partial / OPTIMIZER, moments),
+                STATE: write_hashed(partial / STATE, [memoryview(json.dumps(state).encode())]),
+            }
+            seal(partial, step, digests)
+            verify(partial, step, read_hashed)
         except Exception as error:
             remove(partial)
             if isinstance(error, Damage):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -50,11 +50,12 @@ def step_of(folder: Path) -> int:
     return int(digits[1])
 
 
-def seal(folder: Path, step: int) -> None:
-    """Writes the manifest of the finished files in `folder`, when they are on the disk; then it is, too."""
-    for name in FILES:
-        flush(folder / name)
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
+def seal(folder: Path, step: int, digests: Mapping[str, str]) -> None:
+    """Writes the manifest of FILES in `folder`, which are on the disk; then it is, too.
+
+    `digests` has the SHA-256 of what each was to be.
+    """
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digests[name]} for name in FILES}
     (folder / MANIFEST).write_text(manifest_text(step, files), encoding="utf-8")
     flush(folder / MANIFEST)
     flush(folder)
@@ -65,12 +66,18 @@ def read_state(folder: Path, step: int) -> dict[str, Any]:
     return _state(folder, step, _manifest(folder, step))
 
 
-def verify(folder: Path, step: int) -> dict[str, Any]:
-    """As `read_state`, with every file verified. Raises Damage."""
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
+    """As `read_state`, with every file verified by the digest that `sha256` reads from it. Raises Damage."""
     files = _manifest(folder, step)
     state = _state(folder, step, files)
     for name in (WEIGHTS, OPTIMIZER):
-        _check_content(folder, name, files[name])
+        _check_content(folder, name, files[name], sha256)
     weights, moments = (_tensors(folder, name) for name in (WEIGHTS, OPTIMIZER))
     _check_moments(weights, moments)
     return state
@@ -122,19 +129,19 @@ def _check_names(folder: Path) -> None:
             raise Damage(f"{name} is a link or no plain file")
 
 
-def _check_content(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
+def _check_content(folder: Path, name: str, expected: Mapping[str, Any], sha256: Callable[[Path], str]) -> None:
     try:
         size = (folder / name).stat().st_size
         if size != expected["bytes"]:
             raise Damage(f"{name} has {size} bytes instead of {expected['bytes']}")
-        if _sha256(folder / name) != expected["sha256"]:
+        if sha256(folder / name) != expected["sha256"]:
             raise Damage(f"{name} does not match its SHA-256")
     except OSError as error:
         raise Damage(f"{name}: unreadable: {error.strerror}") from error
 
 
 def _state(folder: Path, step: int, files: Mapping[str, Any]) -> dict[str, Any]:
-    _check_content(folder, STATE, files[STATE])
+    _check_content(folder, STATE, files[STATE], sha256_of)
     state = _json(STATE, (folder / STATE).read_bytes())
     hints = {"identity": dict[str, Any], "progression": dict[str, Any], "figures": dict[str, dict[str, float]]}
     if not _fits_fields(state, hints) or not _fits_fields(state["progression"], get_type_hints(Progression)):
@@ -200,8 +207,3 @@ def _check_moments(weights: Tensors, moments: Tensors) -> None:
     different = sorted(name for name in expected | moments if expected.get(name) != moments.get(name))
     if different:
         raise Damage(f"{OPTIMIZER}: {different[0][:80]!r} is not what a moment of its parameter is")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtl_dist.checkpoint import Checkpoint, newest, save
 from mtl_dist.recipe import CheckpointConfig
+from mtl_dist.seal import FILES, seal, sha256_of, step_of
 from mtl_dist.trainer import Progression
 
 IDENTITY: dict[str, Any] = {"seed": 1, "optimizer": {"lr": 2e-5}}
@@ -42,6 +43,11 @@ def saved(root: Path, step: int, figures: Figures | None = None, seed: int | Non
     """Saves the tensors of `seed`, at first the step's own, with `config` as the recipe's checkpoint section."""
     parts = tensors(seed=step if seed is None else seed)
     return save(root, step, *parts, state_at(step, figures), CheckpointConfig(**config))
+
+
+def seal_again(folder: Path) -> None:
+    """Gives a changed checkpoint a manifest that agrees with it."""
+    seal(folder, step_of(folder), {name: sha256_of(folder / name) for name in FILES})
 
 
 def found(root: Path) -> Checkpoint:

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as serialize
-
 from mtl_dist import checkpoint
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import finished, outcome_of
@@ -45,7 +43,7 @@ def watch_saves(begun: Begun, done: Callable[[list[Save]], None] = lambda saves:
     """Tells of each operation in a save, and of all saves so far when one is done."""
     saves: list[Save] = []
     inside = False
-    save, save_file = checkpoint.save, checkpoint.save_file
+    save = checkpoint.save
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if inside and event in OPERATIONS:
@@ -63,17 +61,7 @@ def watch_saves(begun: Begun, done: Callable[[list[Save]], None] = lambda saves:
         done(saves)
         return folder
 
-    @functools.wraps(save_file)
-    def watched_file(tensors: Any, path: Any, *rest: Any, **named: Any) -> Any:
-        # Written by compiled code, of which audit hooks hear nothing.
-        saves[-1].operations.append("save_file")
-        begun(len(saves) - 1, saves[-1], Path(path).name)
-        if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
-            # safetensors sets a file's length and maps it; what a write leaves on its way needs writes.
-            Path(path).write_bytes(serialize(tensors))
-        return save_file(tensors, path, *rest, **named)
-
-    checkpoint.save, checkpoint.save_file = watched_save, watched_file
+    checkpoint.save = watched_save
     sys.addaudithook(audit)
 
 

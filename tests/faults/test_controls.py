@@ -30,7 +30,7 @@ def the_one(outcomes: list[Outcome]) -> str:
 
 
 def test_without_comparing_hashes_damage_goes_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seal, "_check_content", lambda folder, name, expected: None)
+    monkeypatch.setattr(seal, "_check_content", lambda folder, name, expected, sha256: None)
     assert [one for one in damage.run(Draw(1), tmp_path, 21) if not one.passed] != []
 
 
@@ -46,9 +46,9 @@ def test_without_a_temporary_folder_a_full_disk_leaves_half_a_checkpoint(
 @pytest.mark.parametrize(
     ("fault", "owner", "name", "instead"),
     [
-        (hostile.pickle_in_a_checkpoint, checkpoint, "verify", lambda folder, step: {}),
+        (hostile.pickle_in_a_checkpoint, checkpoint, "verify", lambda folder, step, *sha256: {}),
         (hostile.header, seal, "_tensors", lambda folder, name: {}),
-        (hostile.path_in_a_manifest, checkpoint, "verify", lambda folder, step: {}),
+        (hostile.path_in_a_manifest, checkpoint, "verify", lambda folder, step, *sha256: {}),
         (hostile.link, seal, "_check_names", lambda folder: None),
         (hostile.yaml_tag, basecontainer, "get_yaml_loader", lambda: yaml.UnsafeLoader),
         (hostile.model_folder, encoder, "comes_with_code", lambda config: False),

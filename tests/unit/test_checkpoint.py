@@ -189,8 +189,8 @@ def test_nothing_is_published_or_removed_where_the_disk_gives_back_other_bytes(
 ) -> None:
     kept = {saved(tmp_path, step) for step in (1, 2)}
 
-    def flips(folder: Path, step: int) -> None:
-        seal(folder, step)
+    def flips(folder: Path, *rest: Any) -> None:
+        seal(folder, *rest)
         flip_a_bit(folder / "optimizer.safetensors")
 
     monkeypatch.setattr(checkpoint, "seal", flips)

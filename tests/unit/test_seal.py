@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtl_dist.checkpoint import load, newest
-from mtl_dist.seal import FILES, folder_name, seal
-from tests.checkpoints import bits, like, saved, state_at, tensors
+from mtl_dist.seal import FILES, folder_name
+from tests.checkpoints import bits, like, saved, seal_again, state_at, tensors
 
 Damage = Callable[[Path], object]
 
@@ -30,7 +30,7 @@ def resealed(do: Damage) -> Damage:
 
     def damage(folder: Path) -> None:
         do(folder)
-        seal(folder, int(folder.name.removeprefix("step-")))
+        seal_again(folder)
 
     return damage
 
