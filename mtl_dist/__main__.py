@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         if name not in COMMANDS:
             raise UserError(f"command line: {name}: unknown command{did_you_mean(name, COMMANDS)}")
-        # No command uses DeepSpeed, which transformers loads as it saves a model, and which else warns of a missing GPU.
+        # No command uses DeepSpeed, which transformers loads as it saves, and which else warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # Imported by name because most commands need torch, and --help should not wait for it.
         import_module(f"mtl_dist.{COMMANDS[name][0]}").main(arguments[1:])
