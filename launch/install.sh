@@ -55,9 +55,10 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   say "making .venv with $("$python" --version)"
   "$python" -m venv --clear .venv
 fi
+# Before torch: after it, pip reports all that torch still lacks as an error, though the last line brings it.
+pip "$(pinned setuptools)"
 install_torch
 # No build isolation: the build uses the pinned setuptools, and a later run needs no network.
-pip "$(pinned setuptools)"
 pip --no-build-isolation --editable ".${extras:+[$extras]}"
 touch .venv/.installed
 say "done"

@@ -1,5 +1,6 @@
 """What is done with a finished run: `python -m mtl_dist COMMAND ...`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         if name not in COMMANDS:
             raise UserError(f"command line: {name}: unknown command{did_you_mean(name, COMMANDS)}")
+        # No command uses DeepSpeed, which transformers loads as it saves, and which else warns of a missing GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # Imported by name because most commands need torch, and --help should not wait for it.
         import_module(f"mtl_dist.{COMMANDS[name][0]}").main(arguments[1:])
     except (UserError, TrainingError) as error:

@@ -148,6 +148,7 @@ def frame(plot: Html, labels: Sequence[Html], steps: Steps) -> Html:
         tag("div", names, cls="names"),
         tag("div", labels, cls="labels"),
         plot,
+        tag("div", "step", cls="unit"),
         tag("div", below, cls="steps"),
         cls="frame",
     )

@@ -6,6 +6,8 @@ from mtl_dist.report.markup import DASH, Html, table, tag
 
 MANY_LABELS = 14
 """Classes beyond which counts no longer fit into a table."""
+DEEP = 0.73
+"""Share of a row from which a cell's shade wants the other colour of text: where black and white are as readable."""
 WORST = 12
 """Pairs of classes named under a drawing."""
 
@@ -27,7 +29,8 @@ def confusion_matrix(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> H
 
 
 def _as_table(counts: dict[tuple[int, int], int], totals: Sequence[int], names: Sequence[str]) -> Html:
-    narrow = "tall" if len(names) > 4 else None
+    few = len(names) <= 4
+    narrow = None if few else "tall"
     head = tag(
         "tr",
         tag("th", "true ↓  predicted →", cls="corner"),
@@ -40,13 +43,14 @@ def _as_table(counts: dict[tuple[int, int], int], totals: Sequence[int], names: 
         recall = f"{counts.get((label, label), 0) / totals[label]:.1%}" if totals[label] else DASH
         heading = tag("th", tag("span", name, title=name), scope="row")
         rows.append(tag("tr", heading, cells, tag("td", recall, cls="recall")))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", rows), cls="confusion"), cls="scroll", tabindex="0")
+    matrix = tag("table", tag("thead", head), tag("tbody", rows), cls="confusion few" if few else "confusion")
+    return tag("div", matrix, cls="scroll", tabindex="0")
 
 
 def _cell(count: int, total: int, label: str, prediction: str) -> Html:
     share = count / total if total else 0.0
     title = f"{label} taken for {prediction}: {count} of {total} ({share:.1%})"
-    classes = ("deep " if share > 0.65 else "") + ("none" if not count else "some")
+    classes = ("deep " if share > DEEP else "") + ("none" if not count else "some")
     return tag("td", f"{count:,}", title=title, cls=classes, style=f"--share:{share:.3f}")
 
 

@@ -20,7 +20,7 @@ task = sky.Task.from_yaml(sys.argv[1])
 (resources,) = task.resources
 print(json.dumps({
     "name": task.name, "nodes": task.num_nodes, "accelerators": resources.accelerators, "cpus": resources.cpus,
-    "image": resources.image_id, "recovery": resources.job_recovery, "envs": task.envs, "run": task.run,
+    "image": resources.extract_docker_image(), "recovery": resources.job_recovery, "envs": task.envs, "run": task.run,
     "setup": task.setup, "storage": list(task.storage_mounts), "files": task.file_mounts,
 }))
 """
@@ -52,7 +52,7 @@ def read(folder: Path, *arguments: str) -> Any:
 
 def test_skypilot_reads_a_task_on_gpus(tmp_path: Path) -> None:
     task = read(tmp_path, "--gpus-per-node", "A100:4", "--container-image", "image:1", "--env", "A=b")
-    assert (task["nodes"], task["accelerators"], task["image"]) == (2, {"A100": 4}, {"None": "docker:image:1"})
+    assert (task["nodes"], task["accelerators"], task["image"]) == (2, {"A100": 4}, "image:1")
     assert task["recovery"]["recover_on_exit_codes"] == [75]
     assert task["envs"] == {"OMP_NUM_THREADS": "1", "A": "b"}
     assert task["storage"] == [f"{tmp_path}/runs"]

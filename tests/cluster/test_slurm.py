@@ -118,8 +118,8 @@ def test_two_nodes_run_what_one_process_runs(runs: Runs, processes: int) -> None
 
 
 def test_a_run_that_its_time_limit_cuts_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None:
-    """Twice at least: a start has about a minute, in which five of the twelve steps fit at best."""
-    (number,) = runs.submitted("limited", "--time", "2", seconds=10)
+    """Twice at least: Slurm looks each 30 seconds, so a start has 66 to 96, in which five of the twelve steps begin."""
+    (number,) = runs.submitted("limited", "--time", "2", seconds=18)
     assert runs.ended("limited", number).restarts >= 2
     output = runs.output("limited")
     assert output.count("stopped; requeued") >= 2

@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,15 @@ def test_a_pipeline_gives_the_runs_logits(run: Path, tmp_path: Path, capsys: pyt
     card: Any = ModelCard.load(tmp_path / "topic/README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-classification")
     assert "trust_remote_code" not in card.text.split("## Recipe")[0]
+
+
+def test_one_line_is_all_that_is_said(run: Path, tmp_path: Path) -> None:
+    """Also where DeepSpeed is installed, which transformers loads as it saves."""
+    command = [sys.executable, "-m", "mtl_dist", "export", str(run), "--task", "topic", str(tmp_path / "topic")]
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=True)
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert"])

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Sequence
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_dist.report.charts import Axis, Band, Line, Mark, Steps, chart, from_zero
-from mtl_dist.report.confusion import MANY_LABELS, WORST, confusion_matrix
+from mtl_dist.report.confusion import DEEP, MANY_LABELS, WORST, confusion_matrix
 from mtl_dist.report.markup import Html, data, duration, joined, tag
 from mtl_dist.report.records import read_run
 from mtl_dist.report.sections import steps_of
@@ -72,6 +74,7 @@ def test_ticks_are_written_short() -> None:
 
 def test_only_long_series_are_smoothed() -> None:
     assert [window_for(series_of([0.0] * count)) for count in (1, 59, 60, 4000)] == [1, 1, 1, 101]
+    assert [window_for(series_of([0.0] * count), noisy=True) for count in (1, 29, 30, 4000)] == [1, 1, 5, 101]
 
 
 def points(path: str) -> list[list[tuple[float, float]]]:
@@ -171,6 +174,26 @@ def test_a_small_matrix_is_a_table_of_counts() -> None:
     assert rows == [["3", "0", "1", "75.0%"], ["0", "0", "0", "\N{EN DASH}"], ["4", "0", "0", "0.0%"]]
     first = root.first("tbody").first("td").attributes
     assert (first["style"], first["title"]) == ("--share:0.750", "a taken for a: 3 of 4 (75.0%)")
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """WCAG's, of red, green and blue from 0 to 255."""
+    shares = [value / 255 for value in colour]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_the_counts_of_a_matrix_are_readable_on_every_shade(theme: int) -> None:
+    """By the 4.5 to 1 of WCAG's level AA."""
+    style = files("mtl_dist.report").joinpath("page.css").read_text("utf-8")
+    found = re.findall(r"--(\w+): light-dark\(#(\w+), #(\w+)\)", style)
+    colours = {name: bytes.fromhex(pair[theme]) for name, *pair in found}
+    for share in (index / 100 for index in range(101)):
+        shade = [share * a + (1 - share) * b for a, b in zip(colours["cell"], colours["sheet"], strict=True)]
+        text = colours["deep" if share > DEEP else "count" if share else "soft"]
+        low, high = sorted((luminance(shade), luminance(text)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, share
 
 
 def test_classes_without_names_have_their_number() -> None:

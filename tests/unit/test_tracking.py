@@ -125,7 +125,7 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: p
         progress.advance(step, 8, "heads", None if step < 6 else 0.123456)
     progress.close()
     out, err = capfd.readouterr()
-    assert out.splitlines() == ["step 6/8  heads  loss 0.1235", "step 8/8  heads  loss 0.1235"]
+    assert out.splitlines() == ["step 6/8  heads  loss 0.1235", "step 8/8  heads  loss 0.1235 at 6"]
     assert err == ""
 
 
