@@ -15,7 +15,7 @@ BEGIN = "import gc\nfrom mtl_dist.imports import importing\n"
     [
         "with importing():\n assert not gc.isenabled()\n import colorsys\nassert gc.get_freeze_count() > 1000",
         "try:\n with importing():\n  import is_not_there\nexcept ImportError:\n pass",
-        "import sys\nsys.modules['torch'] = sys\nwith importing(): assert gc.isenabled()\nassert gc.get_freeze_count() == 0",
+        "import torch\nwith importing():\n assert gc.isenabled()\nassert gc.get_freeze_count() == 0",
     ],
     ids=["imported", "not found", "imported before"],
 )
