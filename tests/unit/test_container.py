@@ -101,7 +101,7 @@ def test_a_key_and_value_are_no_command() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_an_image_for_gpus_asks_for_them() -> None:
-    done = started("seed=7", device="gpu")
+    done = started("seed=7", "--plan", device="gpu")
     assert done.returncode == 2
     assert "accelerate_configs/gpu.yaml: asks for GPUs, this machine has none" in done.stderr
 
