@@ -28,7 +28,7 @@ sweep: setup  ## Make a W&B sweep of recipes/sweep.yaml and run it here; needs a
 	$(BIN)/python launch/sweep.py recipes/sweep.yaml $(RUNS)
 
 test: lint setup  ## Lint, type checks, unit tests, a sample of all faults, tests on several processes
-	$(PYTEST) tests/unit tests/faults tests/distributed
+	$(PYTEST) -m "not repeat" tests/unit tests/faults tests/distributed
 
 test-cluster: $(INSTALLED)  ## Jobs on a real Slurm of this machine's, and task files read by SkyPilot
 	tests/cluster/install.sh

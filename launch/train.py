@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mtl_dist.cli import parse
 from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
 from mtl_dist.exit_record import LOST, record
+from mtl_dist.imports import importing
 from mtl_dist.interruption import StopRequest
 
 SECONDS_FOR_RANK_0 = 20.0
@@ -22,7 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command = parse(arguments)
         # Imported here because --help and mistakes in the recipe should not wait for torch.
-        from mtl_dist.run import run
+        with importing():
+            from mtl_dist.run import run
 
         run(command, stop_request)
     except Interrupted as interrupted:  # on every rank, with the same words

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mtl_dist.errors import TrainingError, UserError, did_you_mean
+from mtl_dist.imports import importing
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report.command", "one HTML page on a run, or on several compared"),
@@ -30,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
         # No command uses DeepSpeed, which transformers loads as it saves, and which else warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # Imported by name because most commands need torch, and --help should not wait for it.
-        import_module(f"mtl_dist.{COMMANDS[name][0]}").main(arguments[1:])
+        with importing():
+            module = import_module(f"mtl_dist.{COMMANDS[name][0]}")
+        module.main(arguments[1:])
     except (UserError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

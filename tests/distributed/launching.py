@@ -1,4 +1,4 @@
-"""Starting real processes as a user does: `accelerate launch` with a file of accelerate_configs."""
+"""Starting real processes: as a user does, by `accelerate launch` with a file of accelerate_configs, or by forks."""
 
 import os
 import socket
@@ -7,6 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict, Unpack
+
+from tests.faults.zygote import Zygote
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 600
@@ -70,6 +72,14 @@ def launched_on_nodes(script: Path | str, *arguments: str, nodes: int, config: s
 
     with ThreadPoolExecutor(nodes) as pool:
         return [_require_success(done) for done in pool.map(on_node, range(nodes))]
+
+
+def forked(script: str, *arguments: str, processes: int, logs: Path) -> None:
+    """As `launched`, for runs of which the launcher is no part: by forks, which need not import torch each."""
+    with Zygote(logs) as zygote:
+        job = zygote.start(arguments, processes, script=ROOT / script)
+        codes = job.wait(TIMEOUT)
+        assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(processes)))
 
 
 def _require_success(done: subprocess.CompletedProcess[str]) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from mtl_dist.errors import Interrupted
 from mtl_dist.selectors import GRAMMAR
-from tests.distributed.launching import ROOT, TIMEOUT, launch, launched
+from tests.distributed.launching import ROOT, TIMEOUT, forked, launch
 from tests.hostile import with_code, with_pickled_weights
 from tests.tiny import tiny_recipe_file
 
@@ -196,7 +196,7 @@ def errors(folder: Path) -> Mapping[str, list[str | None]]:
     jobs = [{"arguments": arguments_of(folder, case)} | common for case in cases]
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    launched("tests/distributed/worker.py", str(file), processes=2)
+    forked("tests/distributed/worker.py", str(file), processes=2, logs=folder / "logs")
     by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2)]
     return {case: list(ended) for case, *ended in zip(cases, *by_rank, strict=True)}
 

@@ -1,5 +1,6 @@
 """Every command of README.md and docs/, run as it stands there, on a quickstart that is as small as it gets."""
 
+import compileall
 import hashlib
 import json
 import os
@@ -48,10 +49,10 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def repository(tmp_path: Path, quickstart: Path) -> Path:
-    """A copy of what commands use; set-up has been done."""
-    folder = tmp_path / "repository"
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, quickstart: Path) -> Path:
+    """A copy of what commands use; set-up has been done, and modules are compiled."""
+    folder = tmp_path_factory.mktemp("prepared") / "repository"
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:
@@ -61,7 +62,14 @@ def repository(tmp_path: Path, quickstart: Path) -> Path:
     shutil.copytree(quickstart, folder / "assets" / "quickstart")
     (folder / ".venv").symlink_to(Path(sys.prefix))
     assert (folder / ".venv" / ".installed").exists(), "`make setup` makes it"
+    assert compileall.compile_dir(folder / "mtl_dist", quiet=1)
     return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path, prepared: Path) -> Path:
+    """A page's own."""
+    return shutil.copytree(prepared, tmp_path / "repository", symlinks=True)
 
 
 @pytest.mark.parametrize("name", PAGES)

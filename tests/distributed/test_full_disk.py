@@ -9,7 +9,7 @@ import pytest
 
 from mtl_dist.cli import parse, resolved_yaml
 from tests.disks import small_disk, why_not
-from tests.distributed.launching import launch, launched
+from tests.distributed.launching import forked, launch
 from tests.tiny import tiny_recipe_file
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -44,7 +44,7 @@ def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> 
     with ExitStack() as disks:
         for case in CASES:
             disks.enter_context(disk_for(tmp_path, case))
-        launched("tests/distributed/worker.py", str(file), processes=2)
+        forked("tests/distributed/worker.py", str(file), processes=2, logs=tmp_path / "logs")
         left = {case: {path.name for path in (tmp_path / case / "run").iterdir()} for case in CASES}
     first, second = (json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2))
     assert first == second

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.distributed.launching import launched
+from tests.distributed.launching import forked
 from tests.tiny import tiny_recipe_file
 
 
@@ -44,7 +44,7 @@ def run_variants(root: Path, on_world: Mapping[int, Mapping[str, Variant]], comm
         ]
         file = root / f"jobs{world}.json"
         file.write_text(json.dumps(jobs))
-        launched("tests/distributed/worker.py", str(file), processes=world)
+        forked("tests/distributed/worker.py", str(file), processes=world, logs=root / f"logs{world}")
         by_rank = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(world)]
         errors |= {(world, name): list(ended) for name, *ended in zip(variants, *by_rank, strict=True)}
     return errors

@@ -1,4 +1,4 @@
-"""Under `accelerate launch`: several runs of recipes one after another, among the same processes.
+"""Of processes that have been started: several runs of recipes one after another, among the same processes.
 
 `worker.py FILE`, where FILE is JSON: a list of {"arguments": [...], "accumulation": n, "engine": a name of ENGINES,
 "without": null or a name of BREAKS}. Rank r writes the error that ended each run, or null, to FILE.<r>.

@@ -1,6 +1,8 @@
 """What a run imports, now or on its way: the fork server of zygote.py imports it once for all of them."""
 
 # ruff: noqa: F401
+import gc
+
 import datasets.packaged_modules.json.json
 import transformers.models.bert.modeling_bert
 import transformers.models.bert.tokenization_bert
@@ -8,3 +10,5 @@ import transformers.models.bert.tokenization_bert
 import mtl_dist.run
 import tests.distributed.worker
 import tests.faults.points
+
+gc.freeze()  # or each fork would copy the pages of what is imported here, as soon as its collector looks through them

@@ -57,7 +57,7 @@ class Order:
     """What a job is."""
 
     arguments: tuple[str, ...]
-    """Of launch/train.py."""
+    """Of the script."""
     folder: Path
     """For what the ranks print."""
     world_size: int = 1
@@ -65,6 +65,7 @@ class Order:
     """A name of ENGINES in tests/distributed/worker.py."""
     hook: Hook | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    script: Path = TRAIN
 
 
 class Zygote:
@@ -92,11 +93,12 @@ class Zygote:
         engine: str = "data parallel",
         hook: Hook | None = None,
         environment: Mapping[str, str] | None = None,
+        script: Path = TRAIN,
     ) -> "Job":
-        """Starts launch/train.py with `arguments` on `world_size` processes; returns at once."""
+        """Starts `script` with `arguments` on `world_size` processes; returns at once."""
         folder = self._folder / f"job-{len(self._jobs):04d}"
         folder.mkdir(parents=True)
-        order = Order(tuple(arguments), folder, world_size, engine, hook, environment or {})
+        order = Order(tuple(arguments), folder, world_size, engine, hook, environment or {}, script)
         before = dict(os.environ)
         os.environ.update(SURROUNDINGS)  # of the fork server, which starts with the first job
         os.environ.pop(DRIVERS_WANDB, None)
@@ -249,7 +251,7 @@ def _fork_rank(order: Order, rank: int) -> int:
 
 
 def _be_rank(order: Order, rank: int) -> int:
-    """Runs launch/train.py in this process; returns the exit code that it asks for."""
+    """Runs the script in this process; returns the exit code that it asks for."""
     log = os.open(_log(order, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -261,9 +263,9 @@ def _be_rank(order: Order, rank: int) -> int:
         _ask_for(order.engine)
     if order.hook is not None:
         order.hook()
-    sys.argv = [str(TRAIN), *order.arguments]
+    sys.argv = [str(order.script), *order.arguments]
     try:
-        runpy.run_path(str(TRAIN), run_name="__main__")
+        runpy.run_path(str(order.script), run_name="__main__")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0

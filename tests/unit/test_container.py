@@ -1,8 +1,12 @@
 """What the image starts for its arguments; tests/docker runs it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.container import RECIPE, TRAIN, launch_of, main
 from mtl_dist.errors import UserError
@@ -72,6 +76,34 @@ def test_a_mistake_is_named(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         launch_of(words, on_gpus=False)
     assert str(error.value) == message
+
+
+def test_containers_of_one_machine_do_not_meet_at_a_port() -> None:
+    assert launch_of([], on_gpus=False).port == 0  # any that is free
+    assert launch_of(["--nodes", "2", "--host", "a"], on_gpus=False).port == 29500
+
+
+def started(*words: str, device: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launch/container.py", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MTL_DIST_DEVICE": device},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_key_and_value_are_no_command() -> None:
+    done = started("seed=7", "--processes", "0", device="cpu")
+    assert (done.returncode, done.stderr) == (2, "error: --processes: 0 is not at least 1\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_an_image_for_gpus_asks_for_them() -> None:
+    done = started("seed=7", "--plan", device="gpu")
+    assert done.returncode == 2
+    assert "accelerate_configs/gpu.yaml: asks for GPUs, this machine has none" in done.stderr
 
 
 def test_a_recipe_without_config_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,10 @@ def test_the_files_that_come_with_the_project(path: Path, monkeypatch: pytest.Mo
         assert (asked.engine, asked.settings["fsdp_version"]) == (DistributedType.FSDP, 2)
     else:
         assert asked.engine == (DistributedType.NO if path.stem in ("cpu", "gpu") else DistributedType.MULTI_GPU)
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    if asked.device == "gpu" and not torch.cuda.is_available():
+        override = "add --cpu to accelerate launch" if engine == "gpu" == path.stem else "set ACCELERATE_USE_CPU=true"
+        assert refusal(asked) == f"{path}: asks for GPUs, this machine has none; {override} to run on CPUs"
 
 
 def test_the_users_own_file_counts_unless_cpu_is_asked_for() -> None:

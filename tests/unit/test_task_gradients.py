@@ -86,6 +86,13 @@ def test_cosine_and_norms_are_those_of_plain_autograd(tmp_path: Path, phase: int
     assert result.gradient_norm > 0.1  # before clipping
 
 
+def test_a_task_that_does_not_pull_has_no_cosine(tmp_path: Path) -> None:
+    setup = setup_here(recipe_of(tmp_path))
+    with torch.no_grad():
+        dict(setup.engine.raw.named_parameters())["heads.mood.3.weight"].zero_()
+    assert stepped(setup, 1).cosines == {"topic/mood": pytest.approx(math.nan, nan_ok=True)}
+
+
 def test_what_is_absent_from_a_batch_has_no_norm(tmp_path: Path) -> None:
     overrides = ("sampling.batches=one_task", "tracking.gradient_cosine_every_steps=null")
     result = stepped(setup_here(recipe_of(tmp_path, *overrides)), 1)
