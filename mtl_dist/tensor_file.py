@@ -3,6 +3,7 @@
 The library's own `save_file` maps the file and fills it page by page, which takes several times as long as the disk.
 """
 
+import ctypes
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,4 +38,6 @@ def _content(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     text += b" " * (-len(text) % _ALIGNMENT)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
-        yield tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+        flat = tensor.detach().reshape(-1)
+        # By its address, because numpy makes a tensor's storage impossible to free, and FSDP2 frees what it gathers.
+        yield memoryview((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr())).cast("B")

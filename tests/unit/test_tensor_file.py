@@ -37,3 +37,11 @@ def test_of_a_part_of_a_tensor_only_that_part_is_written(tmp_path: Path) -> None
     whole = torch.arange(12.0).reshape(3, 4)
     write_tensors(tmp_path / "file", {"a": whole[:, 1:3], "b": whole.T})
     assert (tmp_path / "file").read_bytes() == save({"a": whole[:, 1:3].contiguous(), "b": whole.T.contiguous()})
+
+
+def test_the_storage_of_what_is_written_can_be_freed(tmp_path: Path) -> None:
+    """FSDP2 frees what it has gathered, and a rank that fails at that leaves the others waiting."""
+    tensor = torch.ones(5)
+    write_tensors(tmp_path / "file", {"a": tensor})
+    tensor.untyped_storage().resize_(0)
+    assert tensor.untyped_storage().nbytes() == 0
