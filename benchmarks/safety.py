@@ -1,8 +1,7 @@
 """What safety costs the quickstart: a checkpoint every 100 steps and comparing what processes hold alike.
 
 `python -m benchmarks.safety [--pairs N] [--processes N] [key=value]...` trains in turn with both and with neither, on
-the same samples, and prints each pair's ratio of the time of the whole run. A run before the first pair does not count:
-what it finds cold, the others find warm.
+the same samples, and prints each pair's ratio of the time of the whole run.
 """
 
 import argparse
@@ -33,9 +32,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="(%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for launch/train.py")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        cold = seconds(Path(scratch) / "cold", options.processes, [*options.overrides, *SIDES["bare"]])
-    print(f"before: {cold:.1f} s without", flush=True)
     ratios = []
     for pair in range(options.pairs):
         with tempfile.TemporaryDirectory() as scratch:

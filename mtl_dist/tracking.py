@@ -48,16 +48,20 @@ class Progress:
     def __init__(self, console: Console, total: int, start: int) -> None:
         self._console = console
         self._last = time.monotonic()
-        self._loss: float | None = None
-        self._loss_step = start
+        self._logged: tuple[float, int] | None = None
+        """The last loss that was logged, and the step whose it is."""
         # tqdm draws nothing where stderr is not a terminal.
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not console.speaks or not sys.stderr.isatty())
 
     def advance(self, step: int, total: int, phase: str, loss: float | None) -> None:
-        """Shows that `step` steps of `total` are done; `loss` is the last one logged, if any."""
-        if loss != self._loss:
-            self._loss, self._loss_step = loss, step
-        text = phase if loss is None else f"{phase}  loss {loss:.4f}"
+        """Shows that `step` steps of `total` are done; `loss` is that of `step`, where it is logged."""
+        if loss is not None:
+            self._logged = loss, step
+        text = phase
+        if self._logged is not None:
+            value, of_step = self._logged
+            # Without its step, the same loss in several lines looks like a run that stands still.
+            text += f"  loss {value:.4f}" + (f" at {of_step}" if of_step < step else "")
         if not self._bar.disable:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.total = total
@@ -66,9 +70,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= LOG_LINE_SECONDS or step == total:
             self._last = now
-            # Else the same loss in several lines looks like a run that stands still.
-            since = "" if loss is None or self._loss_step == step else f" at {self._loss_step}"
-            self._console.say(f"step {step}/{total}  {text}{since}")
+            self._console.say(f"step {step}/{total}  {text}")
 
     def close(self) -> None:
         self._bar.close()

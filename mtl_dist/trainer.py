@@ -281,15 +281,14 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             return
         before = seconds.get(phase.name, 0.0)
         watch, throughput = Stopwatch(), Throughput(self.cache)
-        loss = None
         for step in range(self.progression.step, phase.stop):
             result = self.training_step(step)
             done = step + 1
             throughput.count(int(result.batch.lengths.sum()), result.computed)
             if self.progression.nonfinite_in_row == 1:
                 self.tracker.alert("Gradient not finite", f"step {done}, phase {phase.name}: skipped", done)
-            if self.is_logged(done):
-                loss = self._log(phase, result, throughput.figures(watch.seconds))
+            logged = self.is_logged(done)
+            loss = self._log(phase, result, throughput.figures(watch.seconds)) if logged else None
             seconds[phase.name] = before + watch.seconds
             with watch.stopped():
                 ends = self._ends_early(phase)

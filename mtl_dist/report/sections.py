@@ -44,9 +44,9 @@ def steps_of(run: RunRecord) -> Steps:
     return Steps(run.total, bands, tuple(marks))
 
 
-def with_smooth(name: str, series: Series, colour: int = 0, noisy: bool = False) -> list[Line]:
+def with_smooth(name: str, series: Series, colour: int = 0) -> list[Line]:
     """A line as it is, or, where it has many points, its mean over it."""
-    window = window_for(series, noisy)
+    window = window_for(series)
     if window == 1:
         return [Line(name, series, colour)]
     return [Line("", series, colour, "faint"), Line(name, smoothed(series, window), colour)]
@@ -75,10 +75,10 @@ def results(run: RunRecord) -> Section:
 
 def losses(run: RunRecord, steps: Steps) -> Section:
     """The loss that is trained on, over the whole width."""
-    lines = with_smooth("training loss", run.column("train/loss"), noisy=True)
+    lines = with_smooth("training loss", run.column("train/loss"))
     weights = {task: (run.recipe["tasks"][task] or {}).get("weight", 1.0) for task in run.tasks}
     what = "sum over tasks" if set(weights.values()) == {1.0} else "weighted sum over tasks"
-    window = window_for(run.column("train/loss"), noisy=True)
+    window = window_for(run.column("train/loss"))
     smooth = f" The bold line is the mean over {window} logged steps." if window > 1 else ""
     note = f"The {what} of the mean loss on each global batch.{smooth}"
     return section("Training", chart("Loss", lines, steps, from_zero(lines), cls="wide"), note=note)
@@ -89,7 +89,7 @@ def tasks(run: RunRecord, steps: Steps) -> Section:
     cards = []
     split = run.recipe.get("evaluation", {}).get("split", "evaluation")
     for task in run.tasks:
-        losses = with_smooth("train", run.training_loss(task), noisy=True)
+        losses = with_smooth("train", run.training_loss(task))
         losses.append(Line(split, run.measured(task, "loss"), 1, "points"))
         figures = [
             Line(NAMES[name], run.measured(task, name), colour, "points")

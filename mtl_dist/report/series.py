@@ -59,14 +59,9 @@ def smoothed(series: Series, window: int) -> Series:
     return Series(series.steps, means)
 
 
-def window_for(series: Series, noisy: bool = False) -> int:
-    """Points to smooth over: a fortieth of them; 1 where there are too few to need it.
-
-    Of `noisy` values, say the loss of single batches, five even where they are few: else a batch looks like a trend.
-    """
-    if noisy and len(series) >= 30:
-        return max(5, len(series) // 40) | 1
-    return max(1, len(series) // 40) | 1 if len(series) >= 60 else 1
+def window_for(series: Series) -> int:
+    """Points to smooth over: a fortieth of them, and five at least; 1 where there are too few to need it."""
+    return max(5, len(series) // 40) | 1 if len(series) >= 30 else 1
 
 
 def thinned(series: Series, most: int) -> Series:

@@ -73,8 +73,7 @@ def test_ticks_are_written_short() -> None:
 
 
 def test_only_long_series_are_smoothed() -> None:
-    assert [window_for(series_of([0.0] * count)) for count in (1, 59, 60, 4000)] == [1, 1, 1, 101]
-    assert [window_for(series_of([0.0] * count), noisy=True) for count in (1, 29, 30, 4000)] == [1, 1, 5, 101]
+    assert [window_for(series_of([0.0] * count)) for count in (1, 29, 30, 239, 240, 4000)] == [1, 1, 5, 5, 7, 101]
 
 
 def points(path: str) -> list[list[tuple[float, float]]]:

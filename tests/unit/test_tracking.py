@@ -122,7 +122,7 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: p
     progress = Progress(Console(True), total=8, start=3)
     for step, seconds in ((4, 1.0), (5, 9.5), (6, 10.5), (7, 20.0), (8, 20.1)):
         clock[0] = seconds
-        progress.advance(step, 8, "heads", None if step < 6 else 0.123456)
+        progress.advance(step, 8, "heads", 0.123456 if step == 6 else None)
     progress.close()
     out, err = capfd.readouterr()
     assert out.splitlines() == ["step 6/8  heads  loss 0.1235", "step 8/8  heads  loss 0.1235 at 6"]
