@@ -22,9 +22,9 @@ LENGTHS = (20, 25, 31, 18, 22, 28, 17, 30, 24)
 BATCH = 32
 
 
-def made(encoder: str, compiled: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
+def made(encoder: str, compiled: bool, device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     model: nn.Module = AutoModel.from_pretrained(encoder, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
-    model.train()
+    model.to(device).train()
     if compiled:
         for block in model.get_submodule("encoder.layer").children():
             block.compile(dynamic=True)
@@ -33,24 +33,28 @@ def made(encoder: str, compiled: bool) -> tuple[nn.Module, torch.optim.Optimizer
 
 def seconds_of(model: nn.Module, optimizer: torch.optim.Optimizer, lengths: Sequence[int]) -> float:
     """Of a step for each of `lengths`."""
+    device = next(model.parameters()).device
     began = time.perf_counter()
     for length in lengths:
-        tokens = torch.randint(1000, 20000, (BATCH, length))
+        tokens = torch.randint(1000, 20000, (BATCH, length)).to(device)
         mask = torch.ones_like(tokens)
         mask[BATCH // 2 :, -2:] = 0
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             loss = model(input_ids=tokens, attention_mask=mask).last_hidden_state.float().square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser_of(str(__doc__), rounds=5).parse_args(arguments)
+    options = parser_of(str(__doc__), rounds=5).parse_intermixed_args(arguments)
     torch.set_num_threads(options.threads)
-    encoder = parse(["--config", "recipes/quickstart.yaml"]).recipe.model.encoder
-    eager, compiled = made(encoder, compiled=False), made(encoder, compiled=True)
+    encoder = parse(["--config", "recipes/quickstart.yaml", *options.overrides]).recipe.model.encoder
+    device = "cuda" if options.gpu else "cpu"
+    eager, compiled = made(encoder, compiled=False, device=device), made(encoder, compiled=True, device=device)
     seconds_of(*eager, LENGTHS[:3])
     first = seconds_of(*compiled, LENGTHS[:3])
     times = [(seconds_of(*eager, LENGTHS), seconds_of(*compiled, LENGTHS)) for _ in range(options.rounds)]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from benchmarks.runs import SCHEDULES, Run, ours, overrides_of, parser_of, recipe, rival, spread
+from benchmarks.runs import SCHEDULES, How, Run, ours, overrides_of, parser_of, recipe, rival, spread
 from mtl_dist.cli import parse
 from mtl_dist.data import DataBundle, prepare
 from mtl_dist.phases import trainable_units
@@ -34,17 +34,22 @@ SECONDS = 0.3
 """For which each shape is repeated."""
 
 
-def matrix_rate(hidden: int, inner: int, threads: int) -> float:
+def matrix_rate(hidden: int, inner: int, threads: int, device: str = "cpu") -> float:
     """FLOP/s of the fastest bf16 product of activations [tokens, in] with weights [out, in]."""
     torch.set_num_threads(threads)
     best = 0.0
+    calls = 100 if device == "cuda" else 1  # a GPU works behind the host
     for tokens in TOKENS:
         for out, into in ((hidden, hidden), (inner, hidden), (hidden, inner)):
-            x, weight = torch.randn(tokens, into).bfloat16(), torch.randn(out, into).bfloat16()
+            x = torch.randn(tokens, into, device=device).bfloat16()
+            weight = torch.randn(out, into, device=device).bfloat16()
             ends = time.perf_counter() + SECONDS
             while (began := time.perf_counter()) < ends:
-                linear(x, weight)
-                best = max(best, 2 * tokens * out * into / (time.perf_counter() - began))
+                for _ in range(calls):
+                    linear(x, weight)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                best = max(best, calls * 2 * tokens * out * into / (time.perf_counter() - began))
     return best
 
 
@@ -106,14 +111,14 @@ def main() -> None:
     parser = parser_of(str(__doc__))
     options = parser.parse_intermixed_args()
     arguments, threads = recipe(SCHEDULES["1+1+1"], *overrides_of(options)), options.threads
+    how: How = {"threads": threads, "gpu": options.gpu}
     asked = parse(arguments).recipe
     work = work_of(asked)
     ran: dict[str, list[tuple[Run, float]]] = {"harness": [], "HF (c)": []}
     for number in range(options.rounds):
         for side in list(ran) if number % 2 == 0 else reversed(ran):
-            rate = matrix_rate(work.hidden, work.inner, threads)
-            mine = side == "harness"
-            run = ours(arguments, threads=threads) if mine else rival("c", arguments, threads=threads)
+            rate = matrix_rate(work.hidden, work.inner, threads, "cuda" if options.gpu else "cpu")
+            run = ours(arguments, **how) if side == "harness" else rival("c", arguments, **how)
             ran[side].append((run, rate))
     rates = [rate / 1e12 for runs in ran.values() for _, rate in runs]
     print(f"bf16 matrix rate, {threads} threads: {spread(rates, '.3f')} TFLOP/s")

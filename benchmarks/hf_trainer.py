@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 from benchmarks.rival import SIDES
-from benchmarks.runs import SCHEDULES, Run, ours, overrides_of, parser_of, recipe, rival, said, spread
+from benchmarks.runs import SCHEDULES, How, Run, ours, overrides_of, parser_of, recipe, rival, said, spread
 from mtl_dist.cli import parse
 
 OURS = "harness"
@@ -24,7 +24,7 @@ SCALED = "a"
 def run_all(schedule: str, options: argparse.Namespace) -> dict[str, list[Run]]:
     """The runs of every side, by round; who begins changes from round to round."""
     ran: dict[str, list[Run]] = {side: [] for side in (OURS, *options.against)}
-    threads = options.threads
+    how: How = {"threads": options.threads, "gpu": options.gpu}
     for number in range(options.rounds):
         base = recipe(SCHEDULES[schedule], *overrides_of(options))
         arguments = [*base, f"seed={parse(base).recipe.seed + number}"]
@@ -32,7 +32,7 @@ def run_all(schedule: str, options: argparse.Namespace) -> dict[str, list[Run]]:
         order = [*list(ran)[turn:], *list(ran)[:turn]]
         for side in order:
             part = options.share if side == SCALED else 1.0
-            run = ours(arguments, threads=threads) if side == OURS else rival(side, arguments, part, threads)
+            run = ours(arguments, **how) if side == OURS else rival(side, arguments, part, **how)
             ran[side].append(run)
             print(f"{schedule}, round {number + 1}, {side}: {said(run, part)}", flush=True)
     return ran

@@ -19,7 +19,7 @@ def main() -> None:
     arguments = recipe((), f"phases=[{', '.join(phases)}]", "cache.mode=always", *overrides_of(options))
     epochs: dict[str, list[float]] = {name: [] for name in lengths}
     for _ in range(options.rounds):
-        run = ours(arguments, threads=options.threads)
+        run = ours(arguments, threads=options.threads, gpu=options.gpu)
         for name, (_, length) in lengths.items():
             epochs[name].append(run.phases[name] / length)
     for name, seconds in epochs.items():

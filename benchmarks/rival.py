@@ -101,14 +101,14 @@ class Clock(TrainerCallback):
 class Training:
     """A run, phase by phase."""
 
-    def __init__(self, recipe: Recipe, side: Side, out: Path, share: float) -> None:
-        self.recipe, self.side, self.out, self.share = recipe, side, out, share
+    def __init__(self, recipe: Recipe, side: Side, out: Path, share: float, device: str) -> None:
+        self.recipe, self.side, self.out, self.share, self.device = recipe, side, out, share, device
         self.data = prepare(recipe, Processes(), print)
         self.rows = examples_of(self.data, "train")
         self.test = examples_of(self.data, "test")
         set_seed(recipe.seed)
         labels = [len(task.labels) for task in self.data.tasks.values()]
-        self.model = SharedEncoder(recipe, labels, side.frozen_in_eval)
+        self.model = SharedEncoder(recipe, labels, side.frozen_in_eval).to(device)
         self.batch_size = side.batch_size or recipe.batch_size
         self.steps = [
             round(math.ceil(len(self.rows) / self.batch_size) * (phase.epochs or 0)) for phase in recipe.phases
@@ -133,7 +133,7 @@ class Training:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=self.device == "cpu",
             **self.side.arguments,
         )
         clock = Clock()
@@ -164,8 +164,9 @@ class Training:
         collate = DataCollatorWithPadding(self.data.tokenizer)
         size, bf16 = self.recipe.evaluation.batch_size, bool(self.side.arguments.get("bf16"))
         for start in range(0, len(order), size):
-            batch = collate(order[start : start + size])
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            batch: Any = collate(order[start : start + size])
+            batch = batch.to(self.device)
+            with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=bf16):
                 vectors = self.model.vectors(batch["input_ids"], batch["attention_mask"])
                 for index, (task, head) in enumerate(self.model.heads.items()):
                     rows = batch["task"] == index
@@ -186,10 +187,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One run of a recipe with the HF Trainer.")
     parser.add_argument("--side", choices=SIDES, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--gpu", action="store_true", help="on the GPU")
     parser.add_argument("--share", type=float, default=1.0, help="of each phase's steps to run (%(default)s)")
     options, arguments = parser.parse_known_args()
     options.out.mkdir()
-    summary = Training(parse(arguments).recipe, SIDES[options.side], options.out, options.share).run()
+    device = "cuda" if options.gpu else "cpu"
+    summary = Training(parse(arguments).recipe, SIDES[options.side], options.out, options.share, device).run()
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
 
+from tests.distributed.launching import How as Launch
 from tests.distributed.launching import launched
 
 PHASES = {"heads": "[heads]", "upper": '[heads, "blocks[-2:]"]', "all": "[all]"}
@@ -53,6 +54,8 @@ class How(TypedDict, total=False):
     """1 at first."""
     threads: int
     """Of each process; 2 at first."""
+    gpu: bool
+    """On this machine's GPU; on its CPU at first."""
     script: tuple[str, ...]
     """In place of launch/train.py, with what goes before the recipe's arguments."""
 
@@ -79,13 +82,14 @@ def ours(arguments: Sequence[str], **how: Unpack[How]) -> Run:
             *(*before, *arguments, *settings),
             processes=processes,
             threads=how.get("threads", 2),
+            **_config(how.get("gpu", False)),
             flags=("--mixed_precision", how.get("precision", "bf16"), "--main_process_port", "0"),
             timeout=TIMEOUT,
         )
         return _read(Path(scratch) / "run" / "summary.json", time.monotonic() - began)
 
 
-def rival(side: str, arguments: Sequence[str], share: float = 1.0, threads: int = 2) -> Run:
+def rival(side: str, arguments: Sequence[str], share: float = 1.0, **how: Unpack[How]) -> Run:
     """Trains with the HF Trainer as `side` of rival.py sets it up.
 
     With a `share` below 1 each phase runs that share of its steps, and its seconds are scaled up by the steps left
@@ -93,11 +97,18 @@ def rival(side: str, arguments: Sequence[str], share: float = 1.0, threads: int 
     """
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        before = ("--side", side, "--out", str(out), "--share", str(share))
+        gpu = how.get("gpu", False)
+        before = ("--side", side, "--out", str(out), "--share", str(share), *(["--gpu"] if gpu else []))
         began = time.monotonic()
         settings = f"data.cache_dir={scratch}/cache"
-        launched("benchmarks/rival.py", *before, *arguments, settings, threads=threads, timeout=TIMEOUT)
+        threads = how.get("threads", 2)
+        launched("benchmarks/rival.py", *before, *arguments, settings, threads=threads, timeout=TIMEOUT, **_config(gpu))
         return _read(out / "summary.json", time.monotonic() - began)
+
+
+def _config(gpu: bool) -> Launch:
+    """How to launch on the GPU, else nothing."""
+    return {"config": "gpu.yaml"} if gpu else {}
 
 
 def _read(file: Path, process: float) -> Run:
@@ -128,6 +139,7 @@ def parser_of(text: str, rounds: int = 3) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="times that each side runs, in turn (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of one process (%(default)s)")
+    parser.add_argument("--gpu", action="store_true", help="on the GPU, where the benchmark knows how (on the CPU)")
     parser.add_argument("--quick", action="store_true", help="few rows, for a trial of the benchmark itself")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, for both sides")
     return parser
