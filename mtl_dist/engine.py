@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtl_dist.batches import Batch
 from mtl_dist.digests import combined, quick_digest, require_equal, tensor_digest
 from mtl_dist.errors import TrainingError
+from mtl_dist.frozen_linear import cast_frozen_once
 from mtl_dist.model import Below, MultitaskTransformer
 from mtl_dist.optim import RateGroups, build_optimizer
 from mtl_dist.processes import Processes
@@ -45,6 +46,8 @@ class Engine(ABC):
         self.device = accelerator.device
         self.config = config
         self.raw = self._placed(model.to(self.device))
+        if not self.lockstep:
+            cast_frozen_once(self.raw)
         self.model: nn.Module = self.raw
         self.units: tuple[str, ...] = ()
         self.unit_norms: dict[str, float] = {}

@@ -21,6 +21,7 @@ from mtl_dist.disk import write_whole
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
 from mtl_dist.finished import CommandParser, FinishedRun, device_here, open_run, progress
+from mtl_dist.frozen_linear import cast_frozen_once
 from mtl_dist.model import Below, MultitaskTransformer
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import Recipe, TaskConfig
@@ -86,7 +87,8 @@ class _Alone:
     def __init__(self, model: MultitaskTransformer, precision: str) -> None:
         self.processes = Processes()
         self.device = next(model.parameters()).device
-        self._model = model.eval()
+        self._model = model.eval().requires_grad_(False)
+        cast_frozen_once(self._model)
         self._precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
     @contextmanager
