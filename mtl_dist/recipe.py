@@ -190,7 +190,7 @@ class CheckpointConfig:
 
 @dataclass
 class SafetyConfig:
-    """How soon it is noticed that processes have lost each other."""
+    """How soon it is noticed that processes have lost each other, and what is done to have the same run twice."""
 
     timeout_seconds: float = 300.0
     """End the run when processes have waited this long for one of them; one step, or one forward of an evaluation, must
@@ -198,6 +198,9 @@ class SafetyConfig:
     compare_every_steps: int | None = 100
     """Compare what every process should hold alike after every this many steps, and before each checkpoint; null
     compares at the start of phases alone."""
+    deterministic: bool = True
+    """On GPUs, take kernels that give the same bits every time, which are not the fastest: a run that goes on from a
+    checkpoint then becomes what it would have become. CPUs have no other."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from mtl_dist.accelerate_tracker import check_trackers
 from mtl_dist.cli import Command, resolved_yaml
 from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import DataBundle, prepare
+from mtl_dist.deterministic import choose_kernels, try_out
 from mtl_dist.digests import require_equal
 from mtl_dist.dropout import make_dropout_fast
 from mtl_dist.encoder import check_max_length, encoder_skeleton, find_anatomy, load_encoder, load_encoder_config
@@ -61,6 +62,7 @@ def run_on(
     """`run` among processes that have met already."""
     console = Console(processes.is_main)
     recipe = command.recipe
+    choose_kernels(accelerator.device, recipe.safety.deterministic)
     processes.on_first(lambda: check_trackers(recipe.tracking))
     accumulation = accelerator.gradient_accumulation_steps
     config, skeleton = processes.together(lambda: check_encoder(recipe))
@@ -89,6 +91,7 @@ def run_on(
     }
     require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
     model = processes.together(lambda: build_model(recipe, config, data))
+    processes.together(lambda: try_out(accelerator, model))
     like = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
     cache = PrefixCache(recipe, engine, data, plan, schedule, micro_steps, console.say)

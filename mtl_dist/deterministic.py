@@ -1,0 +1,64 @@
+"""Kernels whose sums have one order. On GPUs torch's fastest ones add in the order in which threads finish.
+
+Without, a run that goes on from a checkpoint ends in other bits than one that was never stopped.
+"""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from mtl_dist.errors import UserError, reason
+from mtl_dist.model import MultitaskTransformer
+
+_REFUSAL = "does not have a deterministic implementation"
+"""Of torch's error, after the name of the operation."""
+
+
+def choose_kernels(device: torch.device, deterministic: bool) -> None:
+    """Has torch take deterministic kernels or the fastest ones, before its first work on `device`; CPUs have no other.
+
+    Of operations without a deterministic kernel torch then raises RuntimeError.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    settings: Any = torch.utils.deterministic
+    settings.fill_uninitialized_memory = False  # for finding mistakes, and slow
+
+
+def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
+    """Computes two short texts once, and where kernels are to be deterministic a gradient of everything.
+
+    Moves `model` to the device. Raises UserError where the encoder cannot compute in the precision that was asked for,
+    or has an operation without a deterministic kernel.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    model.to(accelerator.device)
+    tokens = torch.ones(2, 8, dtype=torch.int64, device=accelerator.device)
+    mask = tokens.clone()
+    mask[1, 6:] = 0
+    rows = dict.fromkeys(model.heads, torch.arange(2, device=accelerator.device))
+    training = model.training
+    try:
+        with accelerator.autocast(), torch.set_grad_enabled(deterministic):
+            logits = model.train(deterministic)(tokens, mask, rows)
+        if deterministic:
+            torch.stack([one.float().sum() for one in logits.values()]).sum().backward()
+    except RuntimeError as error:
+        operation, _, _ = str(error).partition(_REFUSAL)
+        if operation != str(error):
+            raise UserError(
+                f"safety.deterministic: this encoder needs {operation.split()[-1]}, which has no deterministic kernel"
+                " on this device; set false, and a run that goes on from a checkpoint can differ in the last bits from"
+                " one that was never stopped"
+            ) from error
+        if accelerator.mixed_precision == "no":
+            raise
+        raise UserError(
+            f"model.encoder: cannot compute in mixed_precision {accelerator.mixed_precision}: {reason(error)}; use 'no'"
+        ) from error
+    finally:
+        model.train(training).zero_grad(set_to_none=True)
