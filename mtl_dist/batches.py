@@ -11,6 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mtl_dist.transfer import sent_together
+
 
 class Lists:
     """A column of lists of numbers, read where it lies, a row at a time: `datasets` takes longer than a small step."""
@@ -81,14 +83,19 @@ class Batch:
     """For every task: the class indices of those examples, int64."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        if self.input_ids.device == torch.device(device):
+        """All of it on `device`, in one piece and without waiting for it."""
+        device = torch.device(device)
+        if self.input_ids.device == device:
             return self
+        types = [] if self.token_type_ids is None else [self.token_type_ids]
+        pieces = [self.input_ids, self.attention_mask, *types, *self.rows.values(), *self.labels.values()]
+        there = iter(sent_together(pieces, device))
         return Batch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            None if self.token_type_ids is None else self.token_type_ids.to(device),
-            {task: positions.to(device) for task, positions in self.rows.items()},
-            {task: labels.to(device) for task, labels in self.labels.items()},
+            next(there),
+            next(there),
+            None if self.token_type_ids is None else next(there),
+            {task: next(there) for task in self.rows},
+            {task: next(there) for task in self.labels},
         )
 
 

@@ -13,6 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mtl_dist.transfer import works_behind
+
 ATTENTION = "mtl_dist_sdpa"
 """The name under which transformers knows `attention`."""
 _LEVELS = 1 << 16
@@ -104,8 +106,16 @@ def attention(
     return states.transpose(1, 2).contiguous(), None
 
 
+def attention_mask(*arguments: Any, **named: Any) -> Tensor | None:
+    """transformers' `sdpa_mask`, which drops a mask that hides nothing. Where to look means to wait, the mask stays."""
+    mask = named.get("attention_mask")
+    if mask is not None and works_behind(mask.device):
+        named["allow_is_bidirectional_skip"] = False
+    return sdpa_mask(*arguments, **named)
+
+
 AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, attention_mask)
 
 
 def make_dropout_fast(model: nn.Module, encoder: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from mtl_dist.model import Below, MultitaskTransformer
 from mtl_dist.optim import RateGroups, build_optimizer
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import OptimizerConfig
+from mtl_dist.transfer import works_behind
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for a parameter."""
@@ -202,21 +204,31 @@ class Engine(ABC):
         # The engines divide by the number of ranks; our shares are parts of one mean already.
         (loss * self.processes.world_size if self.processes.world_size > 1 else loss).backward()
 
-    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> float:
-        """Clips and applies the gradient, and clears it; returns its norm before clipping.
+    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> Tensor:
+        """Clips and applies the gradient, and clears it; returns its norm before clipping, no dimensions, anywhere.
 
         `rates` are by unit. The units in `absent` have no row in the global batch and are left untouched. Nothing is
-        applied where the norm is not finite. With `look_closely`, which every rank gives alike, `unit_norms` are taken.
+        applied where the norm is not finite. With `look_closely`, which every rank gives alike, `unit_norms` are taken;
+        without it a device that works behind the host is not waited for, except by DeepSpeed.
         """
         self._drop_gradients(absent)
         if look_closely:
             self.unit_norms = self._norms_by_unit(absent)
         norm = self._clip()
-        if math.isfinite(norm):
-            self._rate_groups.set_rates(rates)
-            self.optimizer.step()
+        self._rate_groups.set_rates(rates)
+        self._apply(norm)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _apply(self, norm: Tensor) -> None:
+        """The update, unless `norm` is not finite."""
+        if works_behind(norm.device):
+            # AdamW looks by itself, as it does for torch's gradient scaler: the host does not know the norm yet.
+            optimizer: Any = self.optimizer  # whose type does not say it
+            optimizer.found_inf = norm.isfinite().logical_not().float()
+            optimizer.step()
+        elif math.isfinite(norm):
+            self.optimizer.step()
 
     def _drop_gradients(self, units: Sequence[str]) -> None:
         """Heads without rows took part all the same, because all ranks wait for every parameter."""
@@ -247,13 +259,13 @@ class Engine(ABC):
             dist.all_reduce(tensor)
         return tensor
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         """Clips the gradient to `max_grad_norm` in place; returns its norm before."""
         parameters = self._rate_groups.parameters()
         norm = self._whole(nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
-        return float(norm)
+        return norm
 
     # State, whole and by name
 

@@ -203,7 +203,7 @@ class ZeroRedundancy(Engine):
     def backward(self, loss: Tensor) -> None:
         self._deepspeed.backward(loss * self.processes.world_size)
 
-    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> float:
+    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> Tensor:
         set_rates(self.optimizer, rates)
         self._absent = frozenset(absent)
         self._group_norms.clear()
@@ -211,7 +211,7 @@ class ZeroRedundancy(Engine):
         if look_closely:
             self.unit_norms = self._norms_by_unit(absent)
         overflow = self._deepspeed.optimizer.overflow
-        return math.inf if overflow else float(self._deepspeed.get_global_grad_norm())
+        return torch.tensor(math.inf if overflow else float(self._deepspeed.get_global_grad_norm()))
 
     def _noting(self, norm_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """DeepSpeed's norm of a group over all ranks, before clipping, kept when it makes it: later it is gone."""

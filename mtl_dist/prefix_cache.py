@@ -24,6 +24,7 @@ from mtl_dist.prefix_plan import GIB, Provision, Texts, hopeless, provide, spans
 from mtl_dist.prefix_shelf import Shelf
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
+from mtl_dist.transfer import sent
 
 Parts = Sequence[Sequence[np.ndarray]]
 """Positions in a global batch of each part, [micro-step][rank]."""
@@ -167,7 +168,7 @@ class PrefixCache:
         if not placed.all():
             states = self._with_rest(shelf.level, states, placed, task_ids, rows)
         self.reads += len(texts)
-        return shelf.level, states.to(self._engine.device)
+        return shelf.level, sent(states, self._engine.device)
 
     def _next_step(self, batch: GlobalBatch, parts: Parts) -> None:
         for shelf in self._shelves:
@@ -228,4 +229,4 @@ class PrefixCache:
                 self._left -= size
                 self._evaluated[split, task, index] = kept | fresh
             return level, states[level]
-        return level, kept[level].to(self._engine.device)
+        return level, sent(kept[level], self._engine.device)

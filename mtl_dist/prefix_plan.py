@@ -102,7 +102,8 @@ def provide(
     `width` is the bytes of a token's hidden state, which are those of a sentence vector.
 
     The budget goes to the spans in the order in which they are read. `auto` leaves out what would save little, and on
-    a `fast_device` all but sentence vectors: there, reading states from the host's memory takes as long as computing.
+    a `fast_device` all but sentence vectors: of a large batch, states take as long to be read from the host's memory as
+    to be computed.
     """
     if config.mode == "never":
         return [], []
@@ -121,7 +122,9 @@ def provide(
         capacity = min(need, left)
         saves = saved[span] * capacity / need
         if span in slow:
-            lines.append(f"cache: no {where}: this device computes them as fast (cache.mode=always keeps them)")
+            lines.append(
+                f"cache: no {where}: a GPU computes those of a large batch as fast (cache.mode=always keeps them)"
+            )
         elif span not in wanted or (config.mode == "auto" and saves < WORTHWHILE <= saved[span]):
             lines.append(f"cache: no {where}: would save {saves:.0%} of computing them (cache.mode=always keeps them)")
         else:

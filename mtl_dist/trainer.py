@@ -16,7 +16,7 @@ from mtl_dist.cut import cut
 from mtl_dist.data import DataBundle
 from mtl_dist.dropout import seed_masks
 from mtl_dist.engine import Engine
-from mtl_dist.errors import TrainingError
+from mtl_dist.errors import Interrupted, TrainingError
 from mtl_dist.optim import LearningRates
 from mtl_dist.phases import Phase, Schedule
 from mtl_dist.plan import GlobalBatch, Plan
@@ -26,6 +26,7 @@ from mtl_dist.recipe import Recipe
 from mtl_dist.task_gradients import TaskGradients
 from mtl_dist.throughput import Throughput, memory_figures
 from mtl_dist.tracking import Progress, Tracker
+from mtl_dist.transfer import Arriving
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class StepResult:
     batch: GlobalBatch
     losses: Tensor
     """This rank's part of each task's mean loss over the global batch, [num_tasks], in the recipe's order."""
-    gradient_norm: float
+    norm: Arriving
     """Norm of the whole gradient before clipping."""
     computed: int
     """Tokens that all ranks have computed, padding counted."""
@@ -61,6 +62,11 @@ class StepResult:
     """As `gradient_norm`, of each unit, where the step was looked at closely."""
     cosines: Mapping[str, float] = field(default_factory=dict)
     """Between the tasks' gradients, by `<task>/<other>`, where they were compared."""
+
+    @property
+    def gradient_norm(self) -> float:
+        """`norm`, waited for."""
+        return self.norm.value
 
 
 class Stopwatch:
@@ -119,6 +125,8 @@ class LayerwiseLearningRateTrainer:
         self.progression = progression
         weights = [task.weight for task in self.recipe.tasks.values()]
         self._weights = torch.tensor(weights, dtype=self.engine.dtype, device=self.engine.device)
+        self._unread: tuple[int, Arriving] | None = None
+        """The last step, and its gradient's norm, if nobody has looked whether that is finite."""
 
     @property
     def schedule(self) -> Schedule:
@@ -145,9 +153,9 @@ class LayerwiseLearningRateTrainer:
         cosines = {} if gradients is None else gradients.cosines()
         absent = [f"heads.{task}" for task in self.recipe.tasks if task not in present]
         look_closely = self.is_logged(step + 1)
-        norm = self.engine.step(self.rates_at(step), absent, look_closely)
+        norm = Arriving(self.engine.step(self.rates_at(step), absent, look_closely))
         unit_norms = self.engine.unit_norms if look_closely else {}
-        self._count_nonfinite(norm)
+        self._look_at(step, norm, at_once=look_closely)
         self.progression.step = step + 1
         # Parts have their longest example first.
         computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
@@ -198,14 +206,35 @@ class LayerwiseLearningRateTrainer:
             self.engine.backward((losses * self._weights).sum())
         return losses.detach().double()
 
-    def _count_nonfinite(self, norm: float) -> None:
-        if math.isfinite(norm):
+    def _look_at(self, step: int, norm: Arriving, at_once: bool) -> None:
+        """Looks whether the gradient of `step` is finite: one step late where the device has not made it yet.
+
+        So the device always has a step to go on with. What gives up or goes back does so in the step itself, as on
+        any device.
+        """
+        self.look_at_unread()
+        self._unread = step, norm
+        could_be_last = self.progression.nonfinite_in_row + 1 >= self.recipe.optimizer.max_nonfinite_steps
+        if at_once or norm.is_here or could_be_last:
+            self.look_at_unread()
+
+    def look_at_unread(self) -> None:
+        """Counts the last step as skipped or not. To be called before `progression` is kept."""
+        if self._unread is None:
+            return
+        (step, norm), self._unread = self._unread, None
+        if math.isfinite(norm.value):
             self.progression.nonfinite_in_row = 0
             return
         self.progression.nonfinite_total += 1
         self.progression.nonfinite_in_row += 1
         if self.progression.nonfinite_in_row >= self.recipe.optimizer.max_nonfinite_steps:
             self.give_up_or_roll_back()
+        elif self.progression.nonfinite_in_row == 1:
+            self.note_skipped(step)
+
+    def note_skipped(self, step: int) -> None:
+        """Told the first step of a row whose gradient is not finite."""
 
     def give_up_or_roll_back(self) -> None:
         """What to do after too many steps in a row without a finite gradient."""
@@ -255,6 +284,13 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
 
         Evaluates after each phase that another follows and that no `until` has ended, and saves after that.
         """
+        try:
+            self._train_phases()
+        except Interrupted:
+            self.look_at_unread()
+            raise
+
+    def _train_phases(self) -> None:
         self._evaluate_if_due()
         while self.progression.step < self.schedule.total_steps:
             phase = self.schedule.phase_at(self.progression.step)
@@ -285,8 +321,6 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             result = self.training_step(step)
             done = step + 1
             throughput.count(int(result.batch.lengths.sum()), result.computed)
-            if self.progression.nonfinite_in_row == 1:
-                self.tracker.alert("Gradient not finite", f"step {done}, phase {phase.name}: skipped", done)
             logged = self.is_logged(done)
             loss = self._log(phase, result, throughput.figures(watch.seconds)) if logged else None
             seconds[phase.name] = before + watch.seconds
@@ -318,7 +352,12 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
         save = self.hooks.asked_to_save()
         if done < phase.stop and (save or (save_every and done % save_every == 0)):
             with watch.stopped():
+                self.look_at_unread()
                 self.hooks.save()
+
+    def note_skipped(self, step: int) -> None:
+        phase = self.schedule.phase_at(step)
+        self.tracker.alert("Gradient not finite", f"step {step + 1}, phase {phase.name}: skipped", step + 1)
 
     def give_up_or_roll_back(self) -> None:
         if not self.hooks.roll_back():

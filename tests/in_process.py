@@ -1,4 +1,4 @@
-"""Runs, and the parts of runs, in the test's own process: one CPU process without a launcher."""
+"""Runs, and the parts of runs, in the test's own process, without a launcher; at first on the CPU."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from mtl_dist.cli import Command
 from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import prepare
+from mtl_dist.deterministic import choose_kernels
 from mtl_dist.encoder import load_encoder_config
 from mtl_dist.engine import DataParallel
 from mtl_dist.optim import LearningRates
@@ -21,23 +22,25 @@ from mtl_dist.run import build_model, build_plan, run_on
 from mtl_dist.trainer import TrainingSetup
 
 
-def accelerator_here(accumulation: int = 1, precision: str = "no") -> Accelerator:
-    """A fresh Accelerator on the CPU; Accelerate keeps the state of the one before."""
+def accelerator_here(accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> Accelerator:
+    """A fresh Accelerator; Accelerate keeps the state of the one before."""
     AcceleratorState._reset_state(True)
-    return Accelerator(cpu=True, gradient_accumulation_steps=accumulation, mixed_precision=precision)
+    return Accelerator(cpu=on_cpu, gradient_accumulation_steps=accumulation, mixed_precision=precision)
 
 
-def run_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> None:
+def run_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> None:
     """The whole run of `recipe`."""
-    run_on(accelerator_here(accumulation, precision), Processes(), Command(recipe, plan_only=False))
+    run_on(accelerator_here(accumulation, precision, on_cpu), Processes(), Command(recipe, plan_only=False))
 
 
-def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no") -> TrainingSetup:
+def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> TrainingSetup:
     """What `run_on` puts together before the first step of `recipe`."""
     processes = Processes()
     data = prepare(recipe, processes, lambda line: None)
     model = build_model(recipe, load_encoder_config(recipe.model), data)
-    engine = DataParallel(accelerator_here(accumulation, precision), processes, model, recipe.optimizer)
+    accelerator = accelerator_here(accumulation, precision, on_cpu)
+    choose_kernels(accelerator.device, recipe.safety.deterministic)
+    engine = DataParallel(accelerator, processes, model, recipe.optimizer)
     rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
     num_blocks = model.anatomy.num_blocks
     schedule = compile_schedule(recipe, num_blocks, rows)

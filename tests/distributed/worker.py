@@ -148,7 +148,7 @@ def main(file: Path) -> None:
             take_out()
         try:
             command = parse(one["arguments"])
-            engine = engine_class_of(ENGINES[one["engine"]], command.recipe, "cpu")
+            engine = engine_class_of(ENGINES[one["engine"]], command.recipe, accelerator.device.type)
             run_on(accelerator, processes, command, engine)
             errors.append(None)
         except UserError as error:

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtl_dist.engine import Engine
 from mtl_dist.interruption import StopRequest
@@ -29,7 +30,7 @@ def without_listening() -> None:
 
 def without_skipping() -> None:
     """A gradient is applied, whatever it is."""
-    Engine._clip = lambda self: 0.0
+    Engine._clip = lambda self: torch.zeros(())
 
 
 def failed(outcomes: list[Outcome]) -> list[str]:

@@ -1,7 +1,6 @@
 """Runs that are stopped between two steps or in an evaluation, or go back to an earlier checkpoint; in one process."""
 
 import json
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mtl_dist.recipe import Recipe
 from mtl_dist.saving import Saver
 from tests.in_process import metrics_of, run_here
 from tests.spoiling import spoil
+from tests.stopping import stop_in_round
 from tests.tiny import tiny_recipe
 
 UNTIL = ("evaluation.split=validation", "phases.1.until={metric: loss, patience: 9, every_steps: 2}")
@@ -46,19 +46,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, round_: 
     assert not (tmp_path / "stopped" / "summary.json").exists()
     run_here(recipe)
     assert result_of(tmp_path / "stopped") == result_of(tmp_path / "whole")
-
-
-def stop_in_round(patch: pytest.MonkeyPatch, round_: int) -> None:
-    """Has the signal come in the n-th round of votes: after a step, or before a batch of an evaluation."""
-    rounds = 0
-
-    def made(self: StopRequest) -> bool:
-        nonlocal rounds
-        rounds += 1
-        self.signal = signal.SIGTERM if rounds >= round_ else None
-        return self.signal is not None
-
-    patch.setattr(StopRequest, "made", property(made))
 
 
 def test_a_signal_after_the_last_vote_finds_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

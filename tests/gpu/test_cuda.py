@@ -1,0 +1,272 @@
+"""On a GPU: the same run as on the CPU, and a host that waits for nothing between logged steps."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mtl_dist.cli import parse
+from mtl_dist.errors import Interrupted, TrainingError, UserError
+from mtl_dist.model import SentenceTransformer
+from mtl_dist.progression import Progression
+from mtl_dist.recipe import Recipe
+from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup
+from tests.in_process import metrics_of, run_here, setup_here, summary_of
+from tests.stopping import stop_in_round
+from tests.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+ROOT = Path(__file__).parents[2]
+TASKS = ("topic", "mood")
+ENGINES = ("data parallel", "fsdp2", "zero1", "zero2", "zero3")
+WAITING = ("deberta", "deberta-v2", "mpnet")
+"""Encoders that by themselves wait in a forward: transformers makes their relative positions on the CPU."""
+
+UNTRACKED = ("tracking.wandb=false",)
+
+Build = Callable[..., TrainingSetup]
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_recipe_file(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def build(recipe_file: Path) -> Build:
+    """The parts of a run of the tiny recipe, on the GPU or on the CPU."""
+
+    def of(*overrides: str, on_cpu: bool = False, precision: str = "no") -> TrainingSetup:
+        recipe = parse(["--config", str(recipe_file), "batch_size=13", *overrides]).recipe
+        return setup_here(recipe, precision=precision, on_cpu=on_cpu)
+
+    return of
+
+
+def enter(setup: TrainingSetup, index: int) -> None:
+    phase = setup.rates.schedule.phases[index]
+    setup.engine.enter_phase(phase.name, phase.units)
+    setup.engine.train_mode()
+    setup.cache.enter_phase(phase, Progression(step=phase.start))
+
+
+def trained(setup: TrainingSetup, kind: type[LayerwiseLearningRateTrainer]) -> Iterator[StepResult]:
+    """Runs all phases, a step at a time."""
+    trainer = kind(setup, Progression())
+    for index, phase in enumerate(setup.rates.schedule.phases):
+        enter(setup, index)
+        for step in range(phase.start, phase.stop):
+            yield trainer.training_step(step)
+
+
+def of_weights(setup: TrainingSetup) -> dict[str, Tensor]:
+    """Without the biases of keys, whose gradient is nothing but rounding, which AdamW makes as large as any other."""
+    return {name: value for name, value in setup.engine.weights().items() if ".key.bias" not in name}
+
+
+@pytest.mark.parametrize("mode", ["never", "always"])
+@pytest.mark.parametrize("batches", ["mixed", "one_task"])
+def test_a_run_is_that_of_the_cpu(build: Build, mode: str, batches: str) -> None:
+    """Losses, norms and weights, in float64, through all phases."""
+    overrides = ("model.dtype=float64", f"cache.mode={mode}", f"sampling.batches={batches}", "optimizer.warmup_steps=0")
+    ours, theirs = build(*overrides), build(*overrides, on_cpu=True)
+    both = zip(*(trained(one, LayerwiseLearningRateTrainer) for one in (ours, theirs)), strict=True)
+    for mine, other in both:
+        torch.testing.assert_close(mine.losses.cpu(), other.losses, rtol=1e-9, atol=1e-12)
+        assert mine.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-9)
+    expected = of_weights(theirs)
+    for name, value in of_weights(ours).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-7, atol=1e-9)
+
+
+class Unwaiting(LayerwiseLearningRateTrainer):
+    """Where torch finds that the host waits for the device, the step fails."""
+
+    def training_step(self, step: int) -> StepResult:
+        warmed_up = step in {phase.start for phase in self.schedule.phases}
+        torch.cuda.set_sync_debug_mode("default" if warmed_up else "error")
+        try:
+            return super().training_step(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WAITING])
+def test_a_step_that_is_not_logged_waits_for_nothing(tmp_path: Path, kind: str, precision: str) -> None:
+    """Dropout, both kinds of batches, clipping and several micro-steps included."""
+    file = tiny_recipe_file(tmp_path)
+    encoder = tiny_encoder(tmp_path / kind, kind)
+    settings = (f"model.encoder={encoder}", "model.dropout=0.1", "model.encoder_dropout=0.1", "cache.mode=never")
+    recipe = parse(["--config", str(file), *settings]).recipe
+    steps = list(trained(setup_here(recipe, 2, precision, on_cpu=False), Unwaiting))
+    assert len(steps) == 12
+    assert all(step.gradient_norm > 0 for step in steps)
+
+
+def test_a_step_on_kept_vectors_waits_for_nothing(build: Build) -> None:
+    setup = build("cache.mode=always", "phases.0.steps=40")
+    steps = iter(trained(setup, LayerwiseLearningRateTrainer))
+    for _ in range(30):  # by then every text has its vector
+        next(steps)
+    computed = setup.cache.computed
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(9):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert setup.cache.computed == computed
+
+
+def test_the_host_goes_one_step_ahead_and_no_more(build: Build) -> None:
+    """A norm is looked at when the next step is on its way, and counts for its own step."""
+    setup = build("optimizer.max_nonfinite_steps=4", "batch_size=12")
+    enter(setup, 0)
+    trainer = LayerwiseLearningRateTrainer(setup, Progression())
+    with torch.no_grad():
+        setup.engine.raw.get_submodule("heads.mood.0").get_parameter("weight")[0, 0] = torch.inf
+    before = setup.engine.parameter_digests()
+    counted = []
+    for step in range(3):
+        trainer.training_step(step)
+        counted.append(trainer.progression.nonfinite_in_row)
+    assert counted == [0, 1, 2]
+    with pytest.raises(TrainingError, match="4 steps in a row"):  # in the step itself
+        trainer.training_step(3)
+    assert setup.engine.parameter_digests() == before
+
+
+@pytest.mark.parametrize("poisoned", [4, 7])
+def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, poisoned: int) -> None:
+    """Moments and their steps too."""
+    states = []
+    for on_cpu in (False, True):
+        setup = build("model.dtype=float64", "optimizer.warmup_steps=0", "cache.mode=never", on_cpu=on_cpu)
+        trainer = LayerwiseLearningRateTrainer(setup, Progression())
+        for index, phase in enumerate(setup.rates.schedule.phases):
+            enter(setup, index)
+            for step in range(phase.start, phase.stop):
+                weight = setup.engine.raw.get_submodule("heads.mood.0").get_parameter("weight")
+                kept = weight.detach().clone()
+                with torch.no_grad():
+                    if step == poisoned:
+                        weight[0, 0] = torch.inf
+                result = trainer.training_step(step)
+                assert (step == poisoned) != (result.gradient_norm < float("inf"))
+                with torch.no_grad():
+                    if step == poisoned:
+                        weight.copy_(kept)
+        trainer.look_at_unread()
+        assert trainer.progression.nonfinite_total == 1
+        steps = {name: int(value) for name, value in setup.engine.moments().items() if name.startswith("step/")}
+        states.append((of_weights(setup), steps))
+    (mine, steps), (theirs, their_steps) = states
+    assert steps == their_steps
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, precision: str) -> None:
+    """To the last bit, with dropout, and with kept states."""
+
+    def recipe_of(run: str) -> Recipe:
+        dropout = ("model.dropout=0.1", "model.encoder_dropout=0.1")
+        return tiny_recipe(tmp_path, *dropout, *UNTRACKED, "cache.mode=always", f"output_dir={tmp_path / run}")
+
+    run_here(recipe_of("whole"), precision=precision, on_cpu=False)
+    for round_ in (2, 5, 11):
+        recipe = recipe_of(f"stopped{round_}")
+        with pytest.MonkeyPatch.context() as patch:
+            stop_in_round(patch, round_)
+            with pytest.raises(Interrupted):
+                run_here(recipe, precision=precision, on_cpu=False)
+        run_here(recipe, precision=precision, on_cpu=False)
+        results = [summary_of(tmp_path / run)["state_sha256"] for run in ("whole", f"stopped{round_}")]
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_equal_runs_give_the_same_bits(tmp_path: Path, kind: str, precision: str) -> None:
+    if kind == "deberta" and precision == "bf16":
+        pytest.skip("transformers' DeBERTa does not compute in bf16 under autocast; refused, tests/unit has that")
+    encoder = tiny_encoder(tmp_path / kind, kind)
+    settings = (*UNTRACKED, f"model.encoder={encoder}", "model.dropout=0.1", "model.encoder_dropout=0.1")
+    states = []
+    for name in ("first", "second"):
+        recipe = tiny_recipe(tmp_path, *settings, f"output_dir={tmp_path / name}")
+        run_here(recipe, precision=precision, on_cpu=False)
+        states.append(summary_of(tmp_path / name)["state_sha256"])
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_an_operation_without_a_deterministic_kernel_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """Unless the recipe does not ask for one."""
+    pooled = SentenceTransformer.pooled
+
+    def padded(*given: Any) -> Tensor:
+        return pad(pooled(*given).unsqueeze(0), (1, 1), mode="reflect")[0, :, 1:-1]
+
+    monkeypatch.setattr(SentenceTransformer, "pooled", padded)
+    settings = (*UNTRACKED, f"safety.deterministic={deterministic}", "cache.mode=never")
+    recipe = tiny_recipe(tmp_path, *settings)
+    if not deterministic:
+        run_here(recipe, on_cpu=False)
+        return
+    with pytest.raises(
+        UserError, match=r"^safety\.deterministic: this encoder needs reflection_pad1d\w*, which has no"
+    ):
+        run_here(recipe, on_cpu=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
+    """One process under NCCL, through both thaws, against the plain one on the CPU."""
+    file = tiny_recipe_file(tmp_path)
+    arguments = ["--config", str(file), *UNTRACKED, f"output_dir={tmp_path}/{engine}"]
+    jobs = tmp_path / "jobs"
+    jobs.write_text(json.dumps([{"arguments": arguments, "accumulation": 2, "engine": engine, "without": None}]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += ["--nproc-per-node=1", "tests/distributed/worker.py", str(jobs)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(Path(f"{jobs}.0").read_text()) == [None]
+    run_here(tiny_recipe(tmp_path, *UNTRACKED, f"output_dir={tmp_path}/plain"), accumulation=2)
+    mine, theirs = (
+        [line["train/loss"] for line in metrics_of(tmp_path / name) if "train/loss" in line]
+        for name in (engine, "plain")
+    )
+    assert mine == pytest.approx(theirs, rel=1e-4)
+    assert summary_of(tmp_path / engine)["engine"] == ("single" if engine == "data parallel" else engine)
+
+
+def test_the_launcher_trains_on_the_gpu(tmp_path: Path) -> None:
+    """And its model is measured alike by `evaluate`."""
+    file = tiny_recipe_file(tmp_path)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/gpu.yaml"]
+    for command in (
+        [*launch, "--mixed_precision", "bf16", "launch/train.py", "--config", str(file), *UNTRACKED],
+        [sys.executable, "-m", "mtl_dist", "evaluate", str(tmp_path / "run")],
+    ):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "to the last bit" in done.stdout
+    figures = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert figures[-2]["perf/gpu_memory_gb"] > 0
