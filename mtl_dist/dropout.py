@@ -20,6 +20,9 @@ ATTENTION = "mtl_dist_sdpa"
 _LEVELS = 1 << 16
 _EACH = 4
 """Elements served by 64 bits."""
+SHORT = 128
+"""Tokens up to which the gradient of torch's fused attention takes longer in bf16 on a CPU than that of its parts;
+`python -m benchmarks.attention`."""
 
 
 class _Bits:
@@ -91,10 +94,13 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers' `sdpa`, whose arguments these are, save that dropout is `dropped` on a CPU.
 
-    torch has no fused kernel for attention with dropout there either. Shapes are [n, heads, tokens, head size].
+    torch has no fused kernel for attention with dropout there either, and without it a slow one. Shapes are
+    [n, heads, tokens, head size].
     """
     plain = getattr(module, "is_causal", True) is False and key.shape[1] == query.shape[1]
-    if dropout == 0 or query.device.type != "cpu" or not plain or others.get("position_bias") is not None:
+    slow = query.requires_grad and query.dtype == torch.bfloat16 and query.shape[2] <= SHORT
+    fused = dropout == 0 and not slow
+    if fused or query.device.type != "cpu" or not plain or others.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
     scores = torch.matmul(query, key.transpose(-2, -1))
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -102,7 +108,8 @@ def attention(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    states = torch.matmul(dropped(torch.softmax(scores, dim=-1), dropout), value)
+    weights = torch.softmax(scores, dim=-1)
+    states = torch.matmul(dropped(weights, dropout) if dropout else weights, value)
     return states.transpose(1, 2).contiguous(), None
 
 

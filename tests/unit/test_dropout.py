@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from mtl_dist import dropout
 from mtl_dist.dropout import ATTENTION, FastDropout, attention, dropped, make_dropout_fast, seed_masks
 from mtl_dist.model import MultitaskTransformer, SentenceTransformer
 from tests.tiny import KINDS, tiny_config
@@ -86,6 +87,44 @@ def test_attention_is_softmax_with_dropout(mask: str, monkeypatch: pytest.Monkey
     seed_masks(5)
     expected = torch.matmul(dropped(weights.transpose(1, 2).contiguous(), 0.4), value).transpose(1, 2)
     torch.testing.assert_close(some, expected)
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "trains", "fused"),
+    [
+        (torch.bfloat16, 6, True, False),
+        (torch.bfloat16, 6, False, True),
+        (torch.bfloat16, 129, True, True),
+        (torch.float32, 6, True, True),
+    ],
+)
+def test_without_dropout_attention_is_torchs_by_the_faster_way(
+    mask: str | None, dtype: torch.dtype, tokens: int, trains: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients; which way it went."""
+    calls = []
+    kernel = dropout.sdpa_attention_forward
+    monkeypatch.setattr(
+        dropout, "sdpa_attention_forward", lambda *given, **named: calls.append(1) or kernel(*given, **named)
+    )
+    visible = torch.ones(2, 1, tokens, tokens, dtype=torch.bool)
+    visible[1, :, :, tokens // 2 :] = False
+    shift = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    given = {None: None, "bool": visible, "float": shift}[mask]
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        parts = [torch.randn(2, 3, tokens, 8, dtype=dtype, requires_grad=trains) for _ in range(3)]
+        query, key, value = parts
+        way = attention if ours else kernel
+        states, _ = way(_Encoder(), query, key, value, given)
+        if trains:
+            (states.float() * torch.arange(8)).sum().backward()
+        results.append([states.detach(), *(part.grad for part in parts if part.grad is not None)])
+    assert bool(calls) == fused
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine.float(), theirs.float(), rtol=3e-2, atol=3e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
