@@ -56,6 +56,18 @@ def test_gradients_go_where_values_went(dtype: torch.dtype) -> None:
     assert (values.grad == 0).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_masks_are_multiplied_to_the_bits_of_torchs_own_product(dtype: torch.dtype) -> None:
+    """Signs of zeros, and what is no number, included."""
+    values = torch.cat([torch.randn(4000), torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-30, -0.0])]).to(dtype)
+    mask = torch.rand(4005) < 0.7
+    expected = torch.ops.aten.native_dropout_backward(values, mask, 10 / 7)
+    integers = torch.int16 if dtype.itemsize == 2 else torch.int32 if dtype.itemsize == 4 else torch.int64
+    product, nan = dropout._product(values, mask, 10 / 7), expected.isnan()
+    assert torch.equal(product.isnan(), nan)
+    assert torch.equal(product[~nan].view(integers), expected[~nan].view(integers))
+
+
 def test_in_eval_mode_and_for_p_0_nothing_is_drawn() -> None:
     for layer in (FastDropout(0.3).eval(), FastDropout(0.0)):
         assert torch.equal(layer(MANY), MANY)
