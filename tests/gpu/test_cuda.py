@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import adaptive_avg_pool2d
 
 from mtl_dist.cli import parse
 from mtl_dist.errors import Interrupted, TrainingError, UserError
@@ -218,17 +218,18 @@ def test_an_operation_without_a_deterministic_kernel_is_refused(
     """Unless the recipe does not ask for one."""
     pooled = SentenceTransformer.pooled
 
-    def padded(*given: Any) -> Tensor:
-        return pad(pooled(*given).unsqueeze(0), (1, 1), mode="reflect")[0, :, 1:-1]
+    def pooled_again(*given: Any) -> Tensor:
+        vectors = pooled(*given)
+        return adaptive_avg_pool2d(vectors.unsqueeze(0), list(vectors.shape))[0]
 
-    monkeypatch.setattr(SentenceTransformer, "pooled", padded)
+    monkeypatch.setattr(SentenceTransformer, "pooled", pooled_again)
     settings = (*UNTRACKED, f"safety.deterministic={deterministic}", "cache.mode=never")
     recipe = tiny_recipe(tmp_path, *settings)
     if not deterministic:
         run_here(recipe, on_cpu=False)
         return
     with pytest.raises(
-        UserError, match=r"^safety\.deterministic: this encoder needs reflection_pad1d\w*, which has no"
+        UserError, match=r"^safety\.deterministic: this encoder needs adaptive_avg_pool2d\w*, which has no"
     ):
         run_here(recipe, on_cpu=False)
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from mtl_dist import frozen_linear
 from mtl_dist.frozen_linear import FrozenLinear, cast_frozen_once
 
-SHAPES = [((7, 24), 24, 40), ((3, 5, 24), 24, 40), ((1, 24), 24, 1), ((32, 17, 384), 384, 1536), ((9, 1536), 1536, 384)]
+SHAPES = [
+    ((7, 24), 24, 40),
+    ((24,), 24, 40),
+    ((0, 24), 24, 40),
+    ((3, 5, 24), 24, 40),
+    ((1, 24), 24, 1),
+    ((32, 17, 384), 384, 1536),
+    ((9, 1536), 1536, 384),
+]
 
 
 def made(into: int, out: int, bias: bool = True) -> tuple[nn.Linear, FrozenLinear]:
