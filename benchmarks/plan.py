@@ -13,7 +13,7 @@ import numpy as np
 from mtl_dist.plan import Plan
 
 FEW, MANY = 10**4, 10**9
-WINDOW, ROUNDS = 64, 9
+WINDOW, ROUNDS = 128, 9
 
 
 def make_plan(lengths: np.ndarray, batch_size: int, length_window: int = WINDOW) -> Plan:

@@ -72,7 +72,7 @@ class SamplingConfig:
     """Share of each task for strategy `weighted`; they need not sum to 1."""
     batches: Literal["mixed", "one_task"] = "mixed"
     """Rows of all tasks in every global batch, or each global batch from one task."""
-    length_window: int = 64
+    length_window: int = 128
     """Steps over which rows are exchanged to batch like lengths together; 1 leaves the order purely random."""
 
 
