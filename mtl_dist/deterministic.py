@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from mtl_dist.errors import UserError, reason
 from mtl_dist.model import MultitaskTransformer
@@ -42,11 +43,15 @@ def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
     mask[1, 6:] = 0
     rows = dict.fromkeys(model.heads, torch.arange(2, device=accelerator.device))
     training = model.training
+    # No device holds all of a gradient, of which an engine may give it a part.
+    drops = [one.register_post_accumulate_grad_hook(_drop) for one in model.parameters() if one.requires_grad]
     try:
         with accelerator.autocast(), torch.set_grad_enabled(deterministic):
             logits = model.train(deterministic)(tokens, mask, rows)
         if deterministic:
             torch.stack([one.float().sum() for one in logits.values()]).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         operation, _, _ = str(error).partition(_REFUSAL)
         if operation != str(error):
@@ -61,4 +66,10 @@ def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
             f"model.encoder: cannot compute in mixed_precision {accelerator.mixed_precision}: {reason(error)}; use 'no'"
         ) from error
     finally:
-        model.train(training).zero_grad(set_to_none=True)
+        model.train(training)
+        for drop in drops:
+            drop.remove()
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None

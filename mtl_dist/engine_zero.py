@@ -101,9 +101,9 @@ class ZeroRedundancy(Engine):
         config: OptimizerConfig,
         stage: int,
     ) -> None:
+        self.lockstep = stage == 3  # which is asked for on the way
         super().__init__(accelerator, processes, model, config)
         self.name = f"zero{stage}"
-        self.lockstep = stage == 3
         self._stage = stage
         self._groups = [dict(group) for group in self.optimizer.param_groups]
         self._layouts = [

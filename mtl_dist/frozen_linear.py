@@ -33,7 +33,8 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         kind = input.device.type
-        if self.weight.requires_grad or not torch.is_autocast_enabled(kind):
+        casts = torch.is_autocast_enabled(kind) and self.weight.dtype != torch.float64  # which autocast leaves alone
+        if self.weight.requires_grad or not casts:
             self._kept.key = self._kept.weight = self._kept.bias = None
             return super().forward(input)
         dtype = torch.get_autocast_dtype(kind)

@@ -17,7 +17,9 @@ from torch import Tensor
 from mtl_dist.batches import Batch
 from mtl_dist.cli import parse
 from mtl_dist.data import DataBundle, TaskData
+from mtl_dist.deterministic import choose_kernels
 from mtl_dist.disk import write_whole
+from mtl_dist.dropout import make_dropout_fast
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
 from mtl_dist.finished import CommandParser, FinishedRun, device_here, open_run, progress
@@ -74,6 +76,7 @@ def measure(run: FinishedRun, model: MultitaskTransformer, tasks: Mapping[str, T
             data[name] = TaskData(name, model.labels[name], {SPLIT: open_split(stem)})
         batch_size = recipe.evaluation.batch_size
         batches = sum(-(-len(one.splits[SPLIT].lengths) // batch_size) for one in data.values())
+        choose_kernels(device_here(), recipe.safety.deterministic)
         alone = _Alone(model.to(device_here()), run.summary.get("mixed_precision", "no"))
         with progress("evaluate", "batches", batches) as advance:
             return evaluate(
@@ -89,6 +92,7 @@ class _Alone:
         self.device = next(model.parameters()).device
         self._model = model.eval().requires_grad_(False)
         cast_frozen_once(self._model)
+        make_dropout_fast(self._model, self._model.sentence_transformer.encoder)
         self._precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
     @contextmanager

@@ -351,8 +351,8 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
             self.engine.check_replicas(f"after step {done}")
         save = self.hooks.asked_to_save()
         if done < phase.stop and (save or (save_every and done % save_every == 0)):
+            self.look_at_unread()
             with watch.stopped():
-                self.look_at_unread()
                 self.hooks.save()
 
     def note_skipped(self, step: int) -> None:

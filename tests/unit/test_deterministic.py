@@ -61,3 +61,30 @@ def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, mo
         " this device; set false, and a run that goes on from a checkpoint can differ in the last bits from one that"
         " was never stopped"
     )
+
+
+def test_no_gradient_is_held_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may share gradients out because no device has room for all."""
+    model = setup_here(tiny_recipe(tmp_path)).engine.raw.requires_grad_(True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    most = 0
+
+    def count(_: torch.Tensor) -> None:
+        nonlocal most
+        most = max(most, sum(parameter.grad is not None for parameter in model.parameters()))
+
+    for parameter in model.parameters():
+        parameter.register_hook(count)
+    try_out(accelerator_here(), model)
+    assert most <= 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_lack_of_memory_is_no_lack_of_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = setup_here(tiny_recipe(tmp_path)).engine.raw
+    monkeypatch.setattr(type(model.sentence_transformer), "pooled", refused)
+    with pytest.raises(torch.OutOfMemoryError):
+        try_out(accelerator_here(precision="bf16"), model)

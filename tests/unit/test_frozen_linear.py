@@ -1,13 +1,20 @@
 """Layers that keep what autocast makes of their frozen weights, against layers that do not."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mtl_dist import frozen_linear
+from mtl_dist.encoder import load_encoder_config
+from mtl_dist.engine_zero import ZeroRedundancy
 from mtl_dist.frozen_linear import FrozenLinear, cast_frozen_once
+from mtl_dist.processes import Processes
+from mtl_dist.run import build_model
+from tests.in_process import accelerator_here, setup_here
+from tests.tiny import tiny_recipe
 
 SHAPES = [
     ((7, 24), 24, 40),
@@ -37,6 +44,14 @@ def under_autocast(layer: nn.Module, values: Tensor) -> Tensor:
 
 def same(ours: Tensor, theirs: Tensor) -> bool:
     return ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs)
+
+
+def test_float64_stays_what_it_is() -> None:
+    """As under torch's own autocast."""
+    plain, keeping = (layer.double() for layer in made(24, 40))
+    values = torch.randn(3, 24, dtype=torch.float64)
+    assert under_autocast(keeping, values).dtype == torch.float64
+    assert same(under_autocast(keeping, values), under_autocast(plain, values))
 
 
 @pytest.mark.parametrize("packs", [True, False])
@@ -133,3 +148,12 @@ def test_only_plain_linear_layers_are_changed() -> None:
     model = nn.ModuleDict({"own": Own(2, 2), "plain": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
     cast_frozen_once(model)
     assert [type(module) for module in model.values()] == [Own, FrozenLinear, nn.LayerNorm]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_weights_that_are_shared_out_are_not_kept_whole(tmp_path: Path, stage: int) -> None:
+    """Or stage 3 would save nothing."""
+    setup = setup_here(tiny_recipe(tmp_path))
+    model = build_model(setup.recipe, load_encoder_config(setup.recipe.model), setup.data)
+    engine = ZeroRedundancy(accelerator_here(), Processes(), model, setup.recipe.optimizer, stage)
+    assert any(isinstance(module, FrozenLinear) for module in engine.raw.modules()) == (stage < 3)

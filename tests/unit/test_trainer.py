@@ -23,7 +23,7 @@ TASKS = ("topic", "mood")
 TOTAL_STEPS = 12
 # Numbers that a mistake would show in: a batch that nothing divides, a task weight, rates that differ by block and
 # phase, a norm that clips most steps but not all.
-COMMON = ("model.dtype=float64", "batch_size=13", "tasks.mood.weight=2")
+COMMON = ("model.dtype=float64", "batch_size=13", "tasks.mood.weight=2", "sampling.length_window=64")
 RATES = ("optimizer.block_lr_decay=0.9", "optimizer.thaw_warmup_steps=2", "optimizer.weight_decay=0.1")
 MAX_NORM = 2.0
 BATCHES = ("mixed", "one_task")

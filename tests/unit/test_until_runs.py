@@ -26,7 +26,7 @@ FIXED = ("phases.0.until=null", "phases.1.until=null", "phases.3.until=null")
 # end every phase early.
 COMMON = (
     *("seed=5", "evaluation.split=validation", "optimizer.lr=1e-2", "optimizer.thaw_warmup_steps=2"),
-    *("model.dropout=0.2", "model.encoder_dropout=0.1"),
+    *("model.dropout=0.2", "model.encoder_dropout=0.1", "sampling.length_window=64"),
 )
 
 
