@@ -14,12 +14,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from mtl_dist.attention import use_fast_attention
 from mtl_dist.batches import Batch
 from mtl_dist.cli import parse
 from mtl_dist.data import DataBundle, TaskData
 from mtl_dist.deterministic import choose_kernels
 from mtl_dist.disk import write_whole
-from mtl_dist.dropout import make_dropout_fast
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.evaluation import TaskMetrics, evaluate, flat_metrics
 from mtl_dist.finished import CommandParser, FinishedRun, device_here, open_run, progress
@@ -92,7 +92,7 @@ class _Alone:
         self.device = next(model.parameters()).device
         self._model = model.eval().requires_grad_(False)
         cast_frozen_once(self._model)
-        make_dropout_fast(self._model, self._model.sentence_transformer.encoder)
+        use_fast_attention(self._model.sentence_transformer.encoder)
         self._precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
     @contextmanager

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from mtl_dist import checkpoint
 from mtl_dist.accelerate_tracker import check_trackers
+from mtl_dist.attention import use_fast_attention
 from mtl_dist.cli import Command, resolved_yaml
 from mtl_dist.cut import micro_steps_for
 from mtl_dist.data import DataBundle, prepare
@@ -146,7 +147,8 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
     sentences = SentenceTransformer(load_encoder(recipe.model, config), recipe.model.pooling, recipe.model.dropout)
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
-    make_dropout_fast(model, sentences.encoder)
+    make_dropout_fast(model)
+    use_fast_attention(sentences.encoder)
     tokens = torch.ones(1, 2, dtype=torch.int64)
     model.stages.learn(encoder_inputs(tokens, tokens))
     return model

@@ -37,7 +37,8 @@ def launch(script: Path | str, *arguments: str, **how: Unpack[How]) -> subproces
     processes = how.get("processes", 1)
     config = how.get("config", "cpu.yaml" if processes == 1 else "multi_cpu.yaml")
     flags = how.get("flags", ("--main_process_port", "0"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(how.get("threads", 1))}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(how.get("threads", 1))}
     if how.get("on_cpu") and processes == 1:
         flags = (*flags, "--cpu")
     elif how.get("on_cpu"):

@@ -19,19 +19,16 @@ from mtl_dist.model import SentenceTransformer
 from mtl_dist.progression import Progression
 from mtl_dist.recipe import Recipe
 from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup
+from tests.distributed.launching import ROOT, How, launched
 from tests.in_process import metrics_of, run_here, setup_here, summary_of
 from tests.stopping import stop_in_round
 from tests.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 
-ROOT = Path(__file__).parents[2]
-TASKS = ("topic", "mood")
 ENGINES = ("data parallel", "fsdp2", "zero1", "zero2", "zero3")
 WAITING = ("deberta", "deberta-v2", "mpnet")
 """Encoders that by themselves wait in a forward: transformers makes their relative positions on the CPU."""
-
-UNTRACKED = ("tracking.wandb=false",)
 
 Build = Callable[..., TrainingSetup]
 
@@ -92,8 +89,8 @@ class Unwaiting(LayerwiseLearningRateTrainer):
     """Where torch finds that the host waits for the device, the step fails."""
 
     def training_step(self, step: int) -> StepResult:
-        warmed_up = step in {phase.start for phase in self.schedule.phases}
-        torch.cuda.set_sync_debug_mode("default" if warmed_up else "error")
+        first = step in {phase.start for phase in self.schedule.phases}
+        torch.cuda.set_sync_debug_mode("default" if first else "error")
         try:
             return super().training_step(step)
         finally:
@@ -103,7 +100,7 @@ class Unwaiting(LayerwiseLearningRateTrainer):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WAITING])
 def test_a_step_that_is_not_logged_waits_for_nothing(tmp_path: Path, kind: str, precision: str) -> None:
-    """Dropout, both kinds of batches, clipping and several micro-steps included."""
+    """Dropout, clipping and several micro-steps included; the first step of a phase may wait."""
     file = tiny_recipe_file(tmp_path)
     encoder = tiny_encoder(tmp_path / kind, kind)
     settings = (f"model.encoder={encoder}", "model.dropout=0.1", "model.encoder_dropout=0.1", "cache.mode=never")
@@ -182,7 +179,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, precisio
 
     def recipe_of(run: str) -> Recipe:
         dropout = ("model.dropout=0.1", "model.encoder_dropout=0.1")
-        return tiny_recipe(tmp_path, *dropout, *UNTRACKED, "cache.mode=always", f"output_dir={tmp_path / run}")
+        return tiny_recipe(tmp_path, *dropout, "cache.mode=always", f"output_dir={tmp_path / run}")
 
     run_here(recipe_of("whole"), precision=precision, on_cpu=False)
     for round_ in (2, 5, 11):
@@ -202,7 +199,7 @@ def test_two_equal_runs_give_the_same_bits(tmp_path: Path, kind: str, precision:
     if kind == "deberta" and precision == "bf16":
         pytest.skip("transformers' DeBERTa does not compute in bf16 under autocast; refused, tests/unit has that")
     encoder = tiny_encoder(tmp_path / kind, kind)
-    settings = (*UNTRACKED, f"model.encoder={encoder}", "model.dropout=0.1", "model.encoder_dropout=0.1")
+    settings = (f"model.encoder={encoder}", "model.dropout=0.1", "model.encoder_dropout=0.1")
     states = []
     for name in ("first", "second"):
         recipe = tiny_recipe(tmp_path, *settings, f"output_dir={tmp_path / name}")
@@ -223,7 +220,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused(
         return adaptive_avg_pool2d(vectors.unsqueeze(0), (len(vectors), vectors.shape[1]))[0]
 
     monkeypatch.setattr(SentenceTransformer, "pooled", pooled_again)
-    settings = (*UNTRACKED, f"safety.deterministic={deterministic}", "cache.mode=never")
+    settings = (f"safety.deterministic={deterministic}", "cache.mode=never")
     recipe = tiny_recipe(tmp_path, *settings)
     if not deterministic:
         run_here(recipe, on_cpu=False)
@@ -239,7 +236,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused(
 def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
     """One process under NCCL, through both thaws, against the plain one on the CPU."""
     file = tiny_recipe_file(tmp_path)
-    arguments = ["--config", str(file), *UNTRACKED, f"output_dir={tmp_path}/{engine}"]
+    arguments = ["--config", str(file), f"output_dir={tmp_path}/{engine}"]
     jobs = tmp_path / "jobs"
     jobs.write_text(json.dumps([{"arguments": arguments, "accumulation": 2, "engine": engine, "without": None}]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
@@ -248,7 +245,7 @@ def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(Path(f"{jobs}.0").read_text()) == [None]
-    run_here(tiny_recipe(tmp_path, *UNTRACKED, f"output_dir={tmp_path}/plain"), accumulation=2)
+    run_here(tiny_recipe(tmp_path, f"output_dir={tmp_path}/plain"), accumulation=2)
     mine, theirs = (
         [line["train/loss"] for line in metrics_of(tmp_path / name) if "train/loss" in line]
         for name in (engine, "plain")
@@ -260,14 +257,10 @@ def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
 def test_the_launcher_trains_on_the_gpu(tmp_path: Path) -> None:
     """And its model is measured alike by `evaluate`."""
     file = tiny_recipe_file(tmp_path)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/gpu.yaml"]
-    for command in (
-        [*launch, "--mixed_precision", "bf16", "launch/train.py", "--config", str(file), *UNTRACKED],
-        [sys.executable, "-m", "mtl_dist", "evaluate", str(tmp_path / "run")],
-    ):
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    how: How = {"config": "gpu.yaml", "flags": ("--mixed_precision", "bf16")}
+    launched("launch/train.py", "--config", str(file), **how)
+    evaluate = [sys.executable, "-m", "mtl_dist", "evaluate", str(tmp_path / "run")]
+    done = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "to the last bit" in done.stdout
     figures = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert figures[-2]["perf/gpu_memory_gb"] > 0
