@@ -84,13 +84,13 @@ def test_another_weight_is_seen() -> None:
     """As a checkpoint's, which is copied into the parameter, and one that the parameter is pointed at."""
     plain, keeping = made(24, 40)
     values = torch.randn(3, 24)
-    before = under_autocast(keeping, values)
-    for layer in (plain, keeping):
-        with torch.no_grad():
-            layer.weight.mul_(2)
-            layer.bias.add_(1)
-    assert same(under_autocast(keeping, values), under_autocast(plain, values))
-    assert not torch.equal(under_autocast(keeping, values), before)
+    for name in ("weight", "bias"):
+        before = under_autocast(keeping, values)
+        for layer in (plain, keeping):
+            with torch.no_grad():
+                layer.get_parameter(name).add_(1)
+        assert same(under_autocast(keeping, values), under_autocast(plain, values))
+        assert not torch.equal(under_autocast(keeping, values), before)
     for layer in (plain, keeping):
         layer.weight.data = torch.full_like(layer.weight, 0.5)
     assert same(under_autocast(keeping, values), under_autocast(plain, values))
@@ -134,6 +134,7 @@ def test_a_copy_keeps_its_own() -> None:
     values = torch.randn(3, 24)
     under_autocast(keeping, values)
     copied = copy.deepcopy(keeping)
+    assert copied._kept is not keeping._kept
     with torch.no_grad():
         copied.weight.zero_()
     assert same(under_autocast(keeping, values), under_autocast(plain, values))
