@@ -50,6 +50,8 @@ class Split:
     """Class index of each row, int64."""
     hashes: np.ndarray
     """128 bits of each row's tokens, [rows, 2] uint64."""
+    vocabulary: np.ndarray
+    """The token ids that its rows have, sorted, int32."""
 
     @cached_property
     def typed(self) -> bool:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,12 @@ class DataBundle:
     """SHA-256 of tokens and labels: the same on every process and machine that has the same data."""
     warnings: tuple[str, ...]
     """Lines about the data, one finding each."""
+
+    @cached_property
+    def vocabulary(self) -> np.ndarray:
+        """The token ids that a batch of any split can have, sorted, int32."""
+        of_rows = [split.vocabulary for task in self.tasks.values() for split in task.splits.values()]
+        return reduce(np.union1d, of_rows, np.array(self.tokenizer.all_special_ids, dtype=np.int32))
 
     @cached_property
     def _splits(self) -> dict[str, dict[str, Split]]:

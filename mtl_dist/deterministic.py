@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtl_dist.errors import UserError, reason
 from mtl_dist.model import MultitaskTransformer
+from mtl_dist.vocabulary import PLACEHOLDER
 
 _REFUSAL = "does not have a deterministic implementation"
 """Of torch's error, after the name of the operation."""
@@ -38,8 +39,8 @@ def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     model.to(accelerator.device)
-    tokens = torch.ones(2, 8, dtype=torch.int64, device=accelerator.device)
-    mask = tokens.clone()
+    tokens = torch.full((2, 8), PLACEHOLDER, device=accelerator.device)
+    mask = torch.ones_like(tokens)
     mask[1, 6:] = 0
     rows = dict.fromkeys(model.heads, torch.arange(2, device=accelerator.device))
     training = model.training

@@ -25,6 +25,7 @@ from mtl_dist.optim import RateGroups, build_optimizer
 from mtl_dist.processes import Processes
 from mtl_dist.recipe import OptimizerConfig
 from mtl_dist.transfer import works_behind
+from mtl_dist.vocabulary import PLACEHOLDER, Tables
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for a parameter."""
@@ -47,6 +48,9 @@ class Engine(ABC):
         self.processes = processes
         self.device = accelerator.device
         self.config = config
+        self._tables = Tables(model)
+        self.like = self._tables.like(model)
+        """A tensor without content like each of `weights`."""
         self.raw = self._placed(model.to(self.device))
         if not self.lockstep:
             cast_frozen_once(self.raw)
@@ -217,8 +221,14 @@ class Engine(ABC):
         norm = self._clip()
         self._rate_groups.set_rates(rates)
         self._apply(norm)
+        self._decay_set_aside(rates, norm)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _decay_set_aside(self, rates: Mapping[str, float], norm: Tensor) -> None:
+        """After an update: the rows of token vectors that no text uses, of which the optimizer knows nothing."""
+        if "embeddings" in rates:
+            self._tables.decay(1 - rates["embeddings"] * self.config.weight_decay, norm)
 
     def _apply(self, norm: Tensor) -> None:
         """The update, unless `norm` is not finite."""
@@ -271,12 +281,14 @@ class Engine(ABC):
 
     def parameter_digests(self) -> dict[str, str]:
         """SHA-256 of each parameter, sorted by name."""
-        digests = {name: tensor_digest(name, tensor) for name, tensor in self._whole_parameters()}
-        return dict(sorted(digests.items()))
+        return self._digests(self._whole_parameters())
 
     def moment_digests(self) -> dict[str, str]:
         """SHA-256 of each moment, sorted by `<moment>/<parameter>`."""
-        digests = {name: tensor_digest(name, tensor) for name, tensor in self._whole_moments()}
+        return self._digests(self._whole_moments())
+
+    def _digests(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, str]:
+        digests = {name: tensor_digest(name, self._tables.whole(name, tensor.cpu())) for name, tensor in tensors}
         return dict(sorted(digests.items()))
 
     def weights(self) -> dict[str, Tensor]:
@@ -284,16 +296,21 @@ class Engine(ABC):
         return self._gathered(self._whole_parameters())
 
     def moments(self) -> dict[str, Tensor]:
-        """Every moment as `<moment>/<parameter>`, on the CPU of the first rank; empty on the others."""
-        return self._gathered(self._whole_moments())
+        """Every moment as `<moment>/<parameter>`, on the CPU of the first rank; empty on the others.
+
+        With them goes how far the token vectors that no text uses have decayed.
+        """
+        moments = self._gathered(self._whole_moments())
+        return moments | self._tables.decays() if self.processes.is_main else moments
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """Puts weights and moments, named as by `weights` and `moments`, in place of those here.
 
         A phase is entered next.
         """
-        self._load_weights(weights)
-        self._load_moments(moments)
+        self._load_weights(self._tables.rows_in_use(weights))
+        self._load_moments(self._tables.rows_in_use(moments))
+        self._tables.load_decays(moments)
 
     @torch.no_grad()
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -312,7 +329,7 @@ class Engine(ABC):
         kept = {}
         for name, tensor in tensors:  # one by one, so that no device holds a second model
             if self.processes.is_main:
-                kept[name] = tensor.cpu().contiguous()
+                kept[name] = self._tables.whole(name, tensor.cpu()).contiguous()
         return kept
 
     def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -358,9 +375,9 @@ class DataParallel(Engine):
         It lays gradients out anew after its first backward. Among three ranks or more the order of a sum, and with it
         the rounding, depends on the layout, so that a run that goes on within a phase would differ in the last bits.
         """
-        tokens = torch.ones(1, 2, dtype=torch.int64, device=self.device)
+        tokens = torch.full((1, 2), PLACEHOLDER, device=self.device)
         row = torch.zeros(1, dtype=torch.int64, device=self.device)
-        logits = self.model(tokens, tokens, dict.fromkeys(self.raw.heads, row), None)
+        logits = self.model(tokens, torch.ones_like(tokens), dict.fromkeys(self.raw.heads, row), None)
         torch.stack([one.sum() for one in logits.values()]).sum().mul(0).backward()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -211,7 +211,9 @@ class ZeroRedundancy(Engine):
         if look_closely:
             self.unit_norms = self._norms_by_unit(absent)
         overflow = self._deepspeed.optimizer.overflow
-        return torch.tensor(math.inf if overflow else float(self._deepspeed.get_global_grad_norm()))
+        norm = torch.tensor(math.inf if overflow else float(self._deepspeed.get_global_grad_norm()))
+        self._decay_set_aside(rates, norm)
+        return norm
 
     def _noting(self, norm_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """DeepSpeed's norm of a group over all ranks, before clipping, kept when it makes it: later it is gone."""

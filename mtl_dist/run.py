@@ -38,6 +38,7 @@ from mtl_dist.setup_record import describe
 from mtl_dist.tracking import Console
 from mtl_dist.trainer import TrainingSetup
 from mtl_dist.until import first_end
+from mtl_dist.vocabulary import PLACEHOLDER, keep_rows_in_use, rows_in_use
 from mtl_dist.watchdog import Watchdog
 
 
@@ -92,8 +93,9 @@ def run_on(
     }
     require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
     model = processes.together(lambda: build_model(recipe, config, data))
+    if in_use := rows_in_use(model.sentence_transformer.encoder):
+        console.say("the data has {} of the encoder's {} tokens; the rest takes no part in training".format(*in_use))
     processes.together(lambda: try_out(accelerator, model))
-    like = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
     cache = PrefixCache(recipe, engine, data, plan, schedule, micro_steps, console.say)
     # Last of all that can be refused, because it moves an earlier run's files aside.
@@ -105,7 +107,7 @@ def run_on(
     found = processes.all_gather(found)[0]
     progression = Progression()
     if found is not None:
-        engine.load(*processes.together(lambda: checkpoint.load(found, like)))
+        engine.load(*processes.together(lambda: checkpoint.load(found, engine.like)))
         progression = Progression(**found.state["progression"])
         total = schedule.cut(progression.stops).total_steps
         console.say(f"going on from {found.folder.name}, step {progression.step} of {total}")
@@ -145,12 +147,14 @@ def build_plan(recipe: Recipe, data: DataBundle) -> Plan:
 
 def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> MultitaskTransformer:
     """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
-    sentences = SentenceTransformer(load_encoder(recipe.model, config), recipe.model.pooling, recipe.model.dropout)
+    encoder = load_encoder(recipe.model, config)
+    keep_rows_in_use(encoder, data.vocabulary)
+    sentences = SentenceTransformer(encoder, recipe.model.pooling, recipe.model.dropout)
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
     make_dropout_fast(model)
-    use_fast_attention(sentences.encoder)
-    tokens = torch.ones(1, 2, dtype=torch.int64)
-    model.stages.learn(encoder_inputs(tokens, tokens))
+    use_fast_attention(encoder)
+    tokens = torch.full((1, 2), PLACEHOLDER)
+    model.stages.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
     return model
 
 

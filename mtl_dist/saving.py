@@ -91,6 +91,5 @@ class Saver:
         found = processes.all_gather(found)[0]
         if found is None:
             return None
-        like = dict(self.engine.raw.named_parameters())
-        self.engine.load(*processes.together(lambda: checkpoint.load(found, like)))
+        self.engine.load(*processes.together(lambda: checkpoint.load(found, self.engine.like)))
         return found.step

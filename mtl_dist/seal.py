@@ -18,8 +18,9 @@ from mtl_dist.disk import flush
 from mtl_dist.engine import MOMENTS
 from mtl_dist.errors import reason
 from mtl_dist.trainer import Progression
+from mtl_dist.vocabulary import DECAY
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, STATE)
 """What the manifest lists."""
@@ -31,6 +32,7 @@ Tensors = dict[str, tuple[tuple[int, ...], str]]
 """Shape and safetensors' name of the type, by name."""
 TYPES = ("F32", "F64")
 STEP_OF_ADAMW: tuple[tuple[int, ...], str] = ((), "F32")
+LEFT_OF_DECAY: tuple[tuple[int, ...], str] = ((), "F64")
 
 
 class Damage(Exception):
@@ -197,13 +199,18 @@ def _tensors(folder: Path, name: str) -> Tensors:
 
 
 def _check_moments(weights: Tensors, moments: Tensors) -> None:
-    """A parameter has all moments or none, of its own shape and type but for the count of steps."""
+    """A parameter has all moments or none, of its own shape and type but for the count of steps.
+
+    With them a table of tokens may have how far its rows without a gradient have decayed.
+    """
     trained = {name.partition("/")[2] for name in moments}
     if unknown := sorted(trained - weights.keys()):
         raise Damage(f"{OPTIMIZER}: there is no parameter {unknown[0][:80]!r}")
     expected = {
         f"{key}/{name}": STEP_OF_ADAMW if key == MOMENTS[0] else weights[name] for name in trained for key in MOMENTS
     }
+    decays = {f"{DECAY}/{name}" for name in trained} & moments.keys()
+    expected |= dict.fromkeys(decays, LEFT_OF_DECAY)
     different = sorted(name for name in expected | moments if expected.get(name) != moments.get(name))
     if different:
         raise Damage(f"{OPTIMIZER}: {different[0][:80]!r} is not what a moment of its parameter is")

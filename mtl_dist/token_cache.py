@@ -23,9 +23,10 @@ from mtl_dist.recipe import DataConfig, TaskConfig
 from mtl_dist.sources import Examples, TaskExamples
 from mtl_dist.tokenizing import ColumnTokenizer
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same input would be written otherwise, so that older entries are not used."""
-META, ROWS, LENGTHS, LABELS, HASHES = "meta.json", ".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy"
+META, ROWS, LENGTHS, LABELS = "meta.json", ".arrow", ".lengths.npy", ".labels.npy"
+HASHES, VOCABULARY = ".hashes.npy", ".vocabulary.npy"
 BATCH_ROWS = 1000
 """Rows that are tokenised at a time; the digests depend on it."""
 RECORD_BYTES = 1 << 25
@@ -113,7 +114,7 @@ def open_split(stem: Path) -> Split:
     """A split that `write_split` wrote, memory-mapped."""
     return Split(
         datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
-        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES)),
+        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES, VOCABULARY)),
     )
 
 
@@ -150,6 +151,7 @@ def write_split(
     many rows there are, only some are in memory at a time.
     """
     digest = hashlib.sha256()
+    vocabulary = _Vocabulary()
     lengths, count = Path(f"{stem}{LENGTHS}"), len(examples.rows)
     with (
         _RecordBatches(Path(f"{stem}{ROWS}")) as tokens_written,
@@ -163,6 +165,7 @@ def write_split(
             tokens, texts = tokenize(examples.columns[rows])
             batch = pa.record_batch(tokens | {"label": examples.labels[start : start + BATCH_ROWS], "row": rows})
             tokens_written.add(batch)
+            vocabulary.add(batch["input_ids"].values.to_numpy())
             of_rows = batch["input_ids"].value_lengths().to_numpy()
             add_lengths(of_rows)
             add_labels(batch["label"].to_numpy())
@@ -172,6 +175,9 @@ def write_split(
                 raise UserError(f"{place} row {rows[of_rows.argmin()]} (from 0): the tokenizer makes no token of it")
             for column in batch.columns:
                 digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
+    ids = vocabulary.ids
+    with _numbers(Path(f"{stem}{VOCABULARY}"), np.int32, ids.shape) as add_ids:
+        add_ids(ids)
     for part in _parts(lengths):
         digest.update(part.tobytes())
     return digest.hexdigest()
@@ -186,6 +192,24 @@ def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
         parts = [values[offsets[row] : offsets[row + 1]].tobytes() for offsets, values in columns]
         digests.append(xxhash.xxh3_128_digest(b"".join(parts)))
     return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+
+
+class _Vocabulary:
+    """The token ids that have been met."""
+
+    def __init__(self) -> None:
+        self._met = np.zeros(1 << 15, dtype=bool)
+
+    def add(self, ids: np.ndarray) -> None:
+        size = int(ids.max(initial=0)) + 1
+        if size > len(self._met):
+            self._met = np.pad(self._met, (0, size - len(self._met)))
+        self._met[ids] = True
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Sorted, int32."""
+        return np.flatnonzero(self._met).astype(np.int32)
 
 
 class _RecordBatches:

@@ -21,6 +21,8 @@ TOPICS = ("cat", "sea", "law", "art")
 """Classes of the task `topic`: texts have words of their class."""
 MOODS = ("bad", "so", "good")
 """Classes of the task `mood`, as integers 0 to 2 in its files."""
+UNUSED = 7
+"""Rows of an encoder's table of tokens that no text uses."""
 KINDS = ("bert", "roberta", "xlm-roberta", "distilbert", "deberta", "deberta-v2", "mpnet", "electra", "modernbert")
 
 
@@ -63,6 +65,9 @@ def tiny_encoder(
         for parameter in encoder.parameters():
             # Fresh encoders hardly tell texts apart: their matrices are near zero, and biases are zero.
             parameter.add_(0.1 * torch.randn_like(parameter))
+        table = encoder.get_input_embeddings().weight
+        rows = torch.cat([table, torch.randn(UNUSED, table.shape[1])])
+        encoder.resize_token_embeddings(len(rows), mean_resizing=False).weight.copy_(rows)
     encoder.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

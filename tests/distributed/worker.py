@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_dist import engine_zero
+from mtl_dist import engine_zero, run
 from mtl_dist.cli import parse
 from mtl_dist.engine import DataParallel, Engine
 from mtl_dist.engine_fsdp2 import FullySharded
@@ -34,6 +34,11 @@ def without_rewrap() -> None:
     """The model stays wrapped as it was at the first phase."""
     rewrap = DataParallel._rewrap
     DataParallel._rewrap = lambda self: None if isinstance(self.model, DistributedDataParallel) else rewrap(self)
+
+
+def without_setting_aside() -> None:
+    """The table of tokens trains with every row, as in plain torch."""
+    run.keep_rows_in_use = lambda encoder, vocabulary: None
 
 
 def without_check() -> None:
@@ -69,6 +74,7 @@ def without_a_new_set_up() -> None:
     set_up = ZeroRedundancy._set_up
     ZeroRedundancy._take_down = lambda self: None
     ZeroRedundancy._set_up = lambda self: set_up(self) if self._deepspeed is None else None
+    Engine._decay_set_aside = lambda *_: None  # which without moments would be refused as no state of a run
 
 
 def without_keeping_moments() -> None:
@@ -126,6 +132,7 @@ BREAKS: dict[str, tuple[Callable[[], None], ...]] = {
     "new set-up and check": (without_a_new_set_up, without_the_optimizer_check),
     "moments": (without_keeping_moments,),
     "moments and check": (without_keeping_moments, without_the_optimizer_check),
+    "setting aside": (without_setting_aside,),
     "stray rank": (with_a_stray_rank,),
     "stray measurement": (with_a_stray_measurement,),
     "stray memory": (with_a_stray_memory,),
@@ -140,7 +147,8 @@ def methods(part: type) -> list[tuple[str, Any]]:
 def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
     parts = (Engine, DataParallel, FullySharded, ZeroRedundancy, Execution)
-    intact = [(part, name, value) for part in parts for name, value in methods(part)]
+    intact: list[tuple[Any, str, Any]] = [(part, name, value) for part in parts for name, value in methods(part)]
+    intact.append((run, "keep_rows_in_use", run.keep_rows_in_use))
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):
         accelerator.gradient_accumulation_steps = one["accumulation"]

@@ -28,7 +28,8 @@ def split_of(tokenizer: PreTrainedTokenizerFast, columns: list[list[str]]) -> Sp
     table = pa.table(tokens | {"label": labels, "row": np.arange(ROWS)})
     lengths = tokens["input_ids"].value_lengths().to_numpy()
     no_hashes = np.zeros((ROWS, 2), dtype=np.uint64)  # nothing here asks for them
-    return Split(datasets.Dataset(table).with_format("arrow"), lengths, labels, no_hashes)
+    vocabulary = np.unique(tokens["input_ids"].values.to_numpy())
+    return Split(datasets.Dataset(table).with_format("arrow"), lengths, labels, no_hashes, vocabulary)
 
 
 TOKENIZER = tiny_tokenizer()

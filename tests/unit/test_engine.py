@@ -58,7 +58,7 @@ def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, 
     assert found is not None
     second = fresh(recipe_file, f"model.dtype={dtype}", "seed=43")
     train(second, 2, 1)
-    second.engine.load(*checkpoint.load(found, dict(second.engine.raw.named_parameters())))
+    second.engine.load(*checkpoint.load(found, second.engine.like))
     assert state_of(second.engine) == expected
 
 

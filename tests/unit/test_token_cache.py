@@ -233,7 +233,7 @@ def test_name_changes_with_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name_of() != before
 
 
-KINDS = (".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy")
+KINDS = (".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy", ".vocabulary.npy")
 FILES = ["meta.json", *(f"{split}{kind}" for split in ("train", "test") for kind in KINDS)]
 
 
@@ -346,7 +346,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(tmp_path: Pat
     """With ever more room, until there is enough."""
     said: list[str] = []
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
-        for pages in range(12):
+        for pages in range(16):
             with nearly_full(disk, pages * 4096):
                 try:
                     written(disk / "entry")
