@@ -74,7 +74,8 @@ def without_a_new_set_up() -> None:
     set_up = ZeroRedundancy._set_up
     ZeroRedundancy._take_down = lambda self: None
     ZeroRedundancy._set_up = lambda self: set_up(self) if self._deepspeed is None else None
-    Engine._decay_set_aside = lambda *_: None  # which without moments would be refused as no state of a run
+    # Which without moments would be refused as no state of a run.
+    Engine._decay_set_aside = lambda self, rates, norm: None
 
 
 def without_keeping_moments() -> None:
