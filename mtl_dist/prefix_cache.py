@@ -91,7 +91,7 @@ class PrefixCache:
             self._plan,
             texts,
             width,
-            fast_device=self._engine.device.type != "cpu",
+            on_gpu=self._engine.device.type != "cpu",
         )
         for line in lines:
             say(line)

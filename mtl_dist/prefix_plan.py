@@ -14,6 +14,9 @@ from mtl_dist.recipe import CacheConfig
 
 WORTHWHILE = 0.1
 """Part of a level's computing that must be saved for `cache.mode=auto` to keep it."""
+WORTHWHILE_ON_GPU = 0.5
+"""The same of hidden states on a GPU, which computes faster: to keep or to read them takes up to 0.4 of computing them
+(`python -m benchmarks.states --gpu`, H100)."""
 MIB, GIB = 1 << 20, 1 << 30
 
 
@@ -95,24 +98,23 @@ def hopeless(config: CacheConfig, schedule: Schedule, plan: Plan, rows: Mapping[
 
 
 def provide(
-    config: CacheConfig, schedule: Schedule, num_blocks: int, plan: Plan, texts: Texts, width: int, fast_device: bool
+    config: CacheConfig, schedule: Schedule, num_blocks: int, plan: Plan, texts: Texts, width: int, on_gpu: bool
 ) -> tuple[list[Provision], list[str]]:
     """What is kept, and a line on each span for the person who watches.
 
     `width` is the bytes of a token's hidden state, which are those of a sentence vector.
 
-    The budget goes to the spans in the order in which they are read. `auto` leaves out what would save little, and on
-    a `fast_device` all but sentence vectors: of a large batch, states take as long to be read from the host's memory as
-    to be computed.
+    The budget goes to the spans in the order in which they are read. `auto` leaves out what would save little, where
+    hidden states have to save more `on_gpu`.
     """
     if config.mode == "never":
         return [], []
     spans = spans_of(schedule, num_blocks)
     saved = {span: saved_part(span, schedule, plan, texts) for span in spans}
-    slow = {span for span in spans if config.mode == "auto" and fast_device and span.level < num_blocks}
-    wanted = {span for span in spans if span not in slow and (config.mode == "always" or saved[span] >= WORTHWHILE)}
+    least = {span: WORTHWHILE_ON_GPU if on_gpu and span.level < num_blocks else WORTHWHILE for span in spans}
+    wanted = {span for span in spans if config.mode == "always" or saved[span] >= least[span]}
     # What is computed for a higher level on the way serves the lower one too.
-    wanted |= {span for span in spans if any(span.level > one.level and _meet(span, one) for one in wanted)} - slow
+    wanted |= {span for span in spans if any(span.level > one.level and _meet(span, one) for one in wanted)}
     provisions, lines = [], []
     left = int(config.budget_gb * GIB)
     for span in spans:
@@ -121,11 +123,7 @@ def provide(
         need = width * (texts.count if span.level == num_blocks else texts.tokens)
         capacity = min(need, left)
         saves = saved[span] * capacity / need
-        if span in slow:
-            lines.append(
-                f"cache: no {where}: a GPU computes those of a large batch as fast (cache.mode=always keeps them)"
-            )
-        elif span not in wanted or (config.mode == "auto" and saves < WORTHWHILE <= saved[span]):
+        if span not in wanted or (config.mode == "auto" and saves < least[span] <= saved[span]):
             lines.append(f"cache: no {where}: would save {saves:.0%} of computing them (cache.mode=always keeps them)")
         else:
             room = f"up to {capacity / MIB:.1f} of {need / MIB:.1f} MiB"

@@ -24,7 +24,10 @@ from tests.in_process import metrics_of, run_here, setup_here, summary_of
 from tests.stopping import stop_in_round
 from tests.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),  # once a process
+]
 
 ENGINES = ("data parallel", "fsdp2", "zero1", "zero2", "zero3")
 WAITING = ("deberta", "deberta-v2", "mpnet")

@@ -12,6 +12,7 @@ from mtl_dist.prefix_ledger import Group, Ledger, Places, TextIds
 from mtl_dist.prefix_plan import (
     MIB,
     WORTHWHILE,
+    WORTHWHILE_ON_GPU,
     Provision,
     Span,
     Texts,
@@ -95,9 +96,9 @@ SHARED = Texts(ROWS, ROWS * TOKENS, {"a": ROWS, "b": ROWS})
 
 
 def provided(
-    config: CacheConfig, *names: str, texts: Texts = APART, fast: bool = False
+    config: CacheConfig, *names: str, texts: Texts = APART, on_gpu: bool = False
 ) -> tuple[list[Provision], list[str]]:
-    return provide(config, schedule_of(*names), BLOCKS, plan_of(), texts, MIB, fast)
+    return provide(config, schedule_of(*names), BLOCKS, plan_of(), texts, MIB, on_gpu)
 
 
 def test_what_is_saved_is_what_is_read_more_than_once() -> None:
@@ -132,12 +133,20 @@ def test_a_budget_is_given_to_spans_in_the_order_in_which_they_are_read() -> Non
     assert [one.capacity for one in kept] == [120 * MIB, 8 * MIB]
 
 
-def test_a_fast_device_keeps_vectors_alone() -> None:
-    kept, lines = provided(CacheConfig(), "heads", "heads", "from 2", fast=True)
-    assert [one.span.level for one in kept] == [4]
-    assert "a GPU computes those of a large batch as fast" in lines[1]
-    kept, _ = provided(CacheConfig(mode="always"), "heads", "heads", "from 2", fast=True)
-    assert [one.span.level for one in kept] == [4, 2]
+def test_on_a_gpu_states_have_to_save_more() -> None:
+    """Sentence vectors do not."""
+    few = Texts(count=160, tokens=160 * TOKENS, by_task={"a": 80, "b": 80})
+    shares = []
+    for names in (("from 2", "from 2"), ("from 2", "from 2", "from 2")):
+        schedule = schedule_of(*names)
+        (span,) = spans_of(schedule, BLOCKS)
+        shares.append(saved_part(span, schedule, plan_of(), few))
+        on_cpu, on_gpu = (provided(CacheConfig(), *names, texts=few, on_gpu=device)[0] for device in (False, True))
+        assert len(on_cpu) == 1
+        assert len(on_gpu) == (shares[-1] >= WORTHWHILE_ON_GPU)
+    assert WORTHWHILE < shares[0] < WORTHWHILE_ON_GPU < shares[1]
+    vectors, _ = provided(CacheConfig(), "heads", "heads", texts=few, on_gpu=True)
+    assert [one.span.level for one in vectors] == [4]
 
 
 @pytest.mark.parametrize(("rows", "tasks"), [(150, 2), (600, 2), (900, 2), (300, 6), (2000, 6)])

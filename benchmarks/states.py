@@ -1,0 +1,112 @@
+"""To keep or to read the hidden states of a batch, over computing them anew; bf16, random weights.
+
+`python -m benchmarks.states [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and of
+tokens, the seconds of either over those of the encoder's blocks below the top two, as median (least to greatest). Each
+ends when the device has the states. `cache.mode=auto` goes by this (`mtl_dist.prefix_plan.WORTHWHILE_ON_GPU`).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from benchmarks.runs import parser_of, spread
+from mtl_dist.frozen_linear import cast_frozen_once
+from mtl_dist.model import MultitaskTransformer, SentenceTransformer, encoder_inputs
+from mtl_dist.plan import GlobalBatch
+from mtl_dist.prefix_ledger import Ledger, TextIds
+from mtl_dist.prefix_plan import Provision, Span
+from mtl_dist.prefix_shelf import Shelf
+from mtl_dist.processes import Processes
+from mtl_dist.transfer import sent
+
+ENCODERS = {"MiniLM": (6, 384), "BERT-base": (12, 768), "BERT-large": (24, 1024)}
+"""Blocks and hidden size."""
+HEAD = 64
+SHAPES = tuple((texts, tokens) for texts in (8, 32, 256) for tokens in (32, 128))
+ON_CPU = 2
+"""Encoders, and shapes of each, that are tried on a CPU."""
+REPEATS = 3
+
+
+def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransformer:
+    """Frozen, and as a run has it."""
+    config = BertConfig(
+        num_hidden_layers=blocks,
+        hidden_size=hidden,
+        num_attention_heads=hidden // HEAD,
+        intermediate_size=4 * hidden,
+    )
+    sentences = SentenceTransformer(BertModel(config, add_pooling_layer=False))
+    model = MultitaskTransformer(sentences, {"task": ("a", "b")}).to(device).eval().requires_grad_(False)
+    cast_frozen_once(model)
+    ones = torch.ones(1, 2, dtype=torch.int64, device=device)
+    model.stages.learn(encoder_inputs(ones, ones))
+    return model
+
+
+def shelf_of(texts: int, tokens: int, hidden: int) -> Shelf:
+    """Room for the states of one batch, whose texts have places."""
+    lengths = np.full(texts, tokens)
+    hashes = np.stack([np.arange(texts, dtype=np.uint64)] * 2, axis=1)
+    ledger = Ledger(TextIds({"task": hashes}, {"task": lengths}), range(1), 0)
+    batch = GlobalBatch(0, np.zeros(texts, dtype=np.int64), np.arange(texts), lengths, np.array([texts]))
+    ledger.enter(batch, [[np.arange(texts)]])
+    bytes_of = 2 * texts * tokens * hidden
+    shelf = Shelf(Provision(Span(1, 0, 0, (0,)), bytes_of), ledger, lengths * hidden, torch.bfloat16, Processes(), None)
+    shelf.next_step()
+    return shelf
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Of the best of a few."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def ratios(
+    model: MultitaskTransformer, texts: int, tokens: int, rounds: int, device: torch.device
+) -> list[list[float]]:
+    """Keeping and reading over computing, by round."""
+    ids = torch.randint(1, 1000, (texts, tokens), device=device)
+    level = model.anatomy.num_blocks - 2
+    hidden = model.sentence_transformer.encoder.config.hidden_size
+    shelf, numbers = shelf_of(texts, tokens, hidden), np.random.default_rng(0).permutation(texts)
+
+    def compute() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return model.run_below([level], ids, torch.ones_like(ids))[level].to(torch.bfloat16)
+
+    states = compute()
+    ways = (compute, lambda: shelf.put(numbers, states), lambda: sent(shelf.take(numbers, (tokens, hidden)), device))
+    found = []
+    for _ in range(rounds + 1):
+        computing, *others = (seconds_of(way, device) for way in ways)
+        found.append([other / computing for other in others])
+    return found[1:]  # the first warms up
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser_of(str(__doc__)).parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if options.gpu else "cpu")
+    every = 1 if options.quick else None if options.gpu else ON_CPU
+    for name, (blocks, hidden) in list(ENCODERS.items())[:every]:
+        model = model_of(blocks, hidden, device)
+        for texts, tokens in SHAPES[:every]:
+            keeping, reading = zip(*ratios(model, texts, tokens, options.rounds, device), strict=True)
+            words = f"{name}, {texts} texts of {tokens} tokens"
+            print(f"{words}: keeping {spread(keeping, '.3f')}, reading {spread(reading, '.3f')}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
