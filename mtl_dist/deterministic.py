@@ -14,6 +14,7 @@ from mtl_dist.errors import UserError, reason
 from mtl_dist.model import MultitaskTransformer
 from mtl_dist.vocabulary import PLACEHOLDER
 
+WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
 _REFUSAL = "does not have a deterministic implementation"
 """Of torch's error, after the name of the operation."""
 
@@ -25,10 +26,34 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
     """
     if device.type != "cuda":
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     settings: Any = torch.utils.deterministic
     settings.fill_uninitialized_memory = False  # for finding mistakes, and slow
+    _settle_cublas(device)
+
+
+def _settle_cublas(device: torch.device) -> None:
+    """Shows torch once that cuBLAS has its workspaces from a variable, for which it looks at the first product.
+
+    Left there, torch 2.11 parses it anew in every product, and takes ten times as long to start one. It gives every
+    handle of cuBLAS a workspace of its own in any case, by which results are the same each time (NVIDIA's manual of
+    cuBLAS, "Results reproducibility").
+    """
+    ours = WORKSPACES not in os.environ
+    os.environ.setdefault(WORKSPACES, ":4096:8")
+    _multiply(device)
+    if ours:
+        del os.environ[WORKSPACES]
+        try:
+            _multiply(device)
+        except RuntimeError:  # of a torch that looks each time
+            os.environ[WORKSPACES] = ":4096:8"
+
+
+def _multiply(device: torch.device) -> None:
+    """In the thread of forwards and in that of backwards, each of which has a handle of cuBLAS."""
+    one = torch.ones(8, 8, device=device, requires_grad=True)
+    torch.nn.functional.linear(one, one, one[0]).sum().backward()
 
 
 def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:

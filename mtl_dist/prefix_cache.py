@@ -49,6 +49,8 @@ class PrefixCache:
         self._plan = plan
         self._schedule = schedule
         self._cut = lambda lengths: cut(lengths, engine.processes.world_size, micro_steps, recipe.micro_batch_size)
+        self._rows = recipe.batch_size / engine.processes.world_size / micro_steps
+        """Of a forward."""
         self._folder = None if recipe.cache.folder is None else Path(recipe.cache.folder)
         self._num_blocks = engine.raw.anatomy.num_blocks
         self._shelves: list[Shelf] = []
@@ -91,7 +93,7 @@ class PrefixCache:
             self._plan,
             texts,
             width,
-            on_gpu=self._engine.device.type != "cpu",
+            None if self._engine.device.type == "cpu" else self._rows,
         )
         for line in lines:
             say(line)

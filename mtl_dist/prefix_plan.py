@@ -15,8 +15,10 @@ from mtl_dist.recipe import CacheConfig
 WORTHWHILE = 0.1
 """Part of a level's computing that must be saved for `cache.mode=auto` to keep it."""
 WORTHWHILE_ON_GPU = 0.5
-"""The same of hidden states on a GPU, which computes faster: to keep or to read them takes up to 0.4 of computing them
-(`python -m benchmarks.states --gpu`, H100)."""
+"""The same of hidden states on a GPU, which computes faster."""
+READ_FAST = 16 << 20
+"""Bytes of states in a forward up to which a GPU's host keeps or reads them in less than half the time in which they
+are computed (`python -m benchmarks.states --gpu`, H100: at most 0.44 up to 16 MB, and up to 2.7 beyond)."""
 MIB, GIB = 1 << 20, 1 << 30
 
 
@@ -98,23 +100,33 @@ def hopeless(config: CacheConfig, schedule: Schedule, plan: Plan, rows: Mapping[
 
 
 def provide(
-    config: CacheConfig, schedule: Schedule, num_blocks: int, plan: Plan, texts: Texts, width: int, on_gpu: bool
+    config: CacheConfig,
+    schedule: Schedule,
+    num_blocks: int,
+    plan: Plan,
+    texts: Texts,
+    width: int,
+    gpu_rows: float | None = None,
 ) -> tuple[list[Provision], list[str]]:
     """What is kept, and a line on each span for the person who watches.
 
-    `width` is the bytes of a token's hidden state, which are those of a sentence vector.
+    `width` is the bytes of a token's hidden state, which are those of a sentence vector; `gpu_rows` are the rows of a
+    forward on a GPU.
 
-    The budget goes to the spans in the order in which they are read. `auto` leaves out what would save little, where
-    hidden states have to save more `on_gpu`.
+    The budget goes to the spans in the order in which they are read. `auto` leaves out what would save little. On a GPU
+    hidden states have to save more, and those of a forward must not be more than its host reads fast.
     """
     if config.mode == "never":
         return [], []
     spans = spans_of(schedule, num_blocks)
     saved = {span: saved_part(span, schedule, plan, texts) for span in spans}
-    least = {span: WORTHWHILE_ON_GPU if on_gpu and span.level < num_blocks else WORTHWHILE for span in spans}
-    wanted = {span for span in spans if config.mode == "always" or saved[span] >= least[span]}
+    on_gpu = {span for span in spans if gpu_rows is not None and span.level < num_blocks}
+    least = {span: WORTHWHILE_ON_GPU if span in on_gpu else WORTHWHILE for span in spans}
+    of_forward = (gpu_rows or 0) * width * texts.tokens / texts.count
+    slow = on_gpu if config.mode == "auto" and of_forward > READ_FAST else set()
+    wanted = {span for span in spans if config.mode == "always" or (span not in slow and saved[span] >= least[span])}
     # What is computed for a higher level on the way serves the lower one too.
-    wanted |= {span for span in spans if any(span.level > one.level and _meet(span, one) for one in wanted)}
+    wanted |= {span for span in spans if any(span.level > one.level and _meet(span, one) for one in wanted)} - slow
     provisions, lines = [], []
     left = int(config.budget_gb * GIB)
     for span in spans:
@@ -123,7 +135,12 @@ def provide(
         need = width * (texts.count if span.level == num_blocks else texts.tokens)
         capacity = min(need, left)
         saves = saved[span] * capacity / need
-        if span not in wanted or (config.mode == "auto" and saves < least[span] <= saved[span]):
+        if span in slow:
+            lines.append(
+                f"cache: no {where}: a GPU computes {of_forward / MIB:.0f} MiB of them, a forward's, about as fast as"
+                " its host reads them (cache.mode=always keeps them)"
+            )
+        elif span not in wanted or (config.mode == "auto" and saves < least[span] <= saved[span]):
             lines.append(f"cache: no {where}: would save {saves:.0%} of computing them (cache.mode=always keeps them)")
         else:
             room = f"up to {capacity / MIB:.1f} of {need / MIB:.1f} MiB"

@@ -211,6 +211,13 @@ def test_two_equal_runs_give_the_same_bits(tmp_path: Path, kind: str, precision:
     assert states[0] == states[1]
 
 
+def test_products_do_not_look_for_their_workspace_each_time(build: Build) -> None:
+    """In torch 2.11 that takes ten times as long as to start one."""
+    build()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_an_operation_without_a_deterministic_kernel_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool

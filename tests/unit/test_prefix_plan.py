@@ -11,6 +11,7 @@ from mtl_dist.plan import Plan
 from mtl_dist.prefix_ledger import Group, Ledger, Places, TextIds
 from mtl_dist.prefix_plan import (
     MIB,
+    READ_FAST,
     WORTHWHILE,
     WORTHWHILE_ON_GPU,
     Provision,
@@ -96,9 +97,9 @@ SHARED = Texts(ROWS, ROWS * TOKENS, {"a": ROWS, "b": ROWS})
 
 
 def provided(
-    config: CacheConfig, *names: str, texts: Texts = APART, on_gpu: bool = False
+    config: CacheConfig, *names: str, texts: Texts = APART, gpu_rows: float | None = None
 ) -> tuple[list[Provision], list[str]]:
-    return provide(config, schedule_of(*names), BLOCKS, plan_of(), texts, MIB, on_gpu)
+    return provide(config, schedule_of(*names), BLOCKS, plan_of(), texts, MIB, gpu_rows)
 
 
 def test_what_is_saved_is_what_is_read_more_than_once() -> None:
@@ -141,12 +142,22 @@ def test_on_a_gpu_states_have_to_save_more() -> None:
         schedule = schedule_of(*names)
         (span,) = spans_of(schedule, BLOCKS)
         shares.append(saved_part(span, schedule, plan_of(), few))
-        on_cpu, on_gpu = (provided(CacheConfig(), *names, texts=few, on_gpu=device)[0] for device in (False, True))
+        on_cpu, on_gpu = (provided(CacheConfig(), *names, texts=few, gpu_rows=rows)[0] for rows in (None, 1))
         assert len(on_cpu) == 1
         assert len(on_gpu) == (shares[-1] >= WORTHWHILE_ON_GPU)
     assert WORTHWHILE < shares[0] < WORTHWHILE_ON_GPU < shares[1]
-    vectors, _ = provided(CacheConfig(), "heads", "heads", texts=few, on_gpu=True)
+    vectors, _ = provided(CacheConfig(), "heads", "heads", texts=few, gpu_rows=1)
     assert [one.span.level for one in vectors] == [4]
+
+
+def test_on_a_gpu_states_of_large_forwards_are_not_kept() -> None:
+    """A text has TOKENS MiB of them here. Sentence vectors are kept in any case."""
+    names, most = ("heads", "heads", "from 2"), READ_FAST / MIB / TOKENS
+    for rows, levels in ((most, [4, 2]), (most + 1, [4])):
+        kept, lines = provided(CacheConfig(), *names, gpu_rows=rows)
+        assert [one.span.level for one in kept] == levels
+        assert ("about as fast as its host reads them" in lines[1]) == (levels == [4])
+    assert len(provided(CacheConfig("always"), *names, gpu_rows=most + 1)[0]) == 2
 
 
 @pytest.mark.parametrize(("rows", "tasks"), [(150, 2), (600, 2), (900, 2), (300, 6), (2000, 6)])
