@@ -48,6 +48,8 @@ bench: setup  ## Every figure of docs/benchmarks.md, which takes hours on a quie
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 	$(BIN)/python -m benchmarks.loop $(ARGS)
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+	$(BIN)/python -m benchmarks.vocabulary $(ARGS)
+	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 bench-engines: $(INSTALLED)  ## Compare the losses of every engine with those of one process
 	$(BIN)/python -m benchmarks.engines

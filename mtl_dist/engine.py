@@ -133,7 +133,8 @@ class Engine(ABC):
             for name, parameter in self.raw.named_parameters()
         }
         parameters = {f"parameter {name}": quick_digest(name, tensor) for name, tensor in self._whole_parameters()}
-        require_equal(self.processes, when, trainable | parameters | self._replicated_moments())
+        decays = {f"the {name}": repr(float(left)) for name, left in self._tables.decays().items()}
+        require_equal(self.processes, when, trainable | parameters | decays | self._replicated_moments())
 
     def check_replicas(self, when: str) -> None:
         """As `check_equal`, of what every rank holds a whole copy of; nothing is gathered for it."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from mtl_dist import engine
 from mtl_dist.cli import parse
 from mtl_dist.encoder import load_encoder, load_encoder_config
 from mtl_dist.errors import UserError
@@ -163,6 +164,14 @@ def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path)
     assert first.engine.parameter_digests() == second.engine.parameter_digests()
     assert first.engine.moment_digests() == second.engine.moment_digests()
     assert second.engine.moments()[f"decay/{TABLE}"] == left
+
+
+def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[dict[str, str]] = []
+    monkeypatch.setattr(engine, "require_equal", lambda processes, when, digests: compared.append(digests))
+    setup = trained(recipe_file)
+    setup.engine.check_equal("now")
+    assert compared[-1][f"the decay/{TABLE}"] == repr(float(setup.engine.moments()[f"decay/{TABLE}"]))
 
 
 def test_frozen_embeddings_do_not_decay(recipe_file: Path) -> None:
