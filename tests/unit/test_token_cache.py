@@ -77,6 +77,9 @@ def test_entry_has_tokens_lengths_labels_and_rows_of_every_split(tmp_path: Path)
         "row": kept,
     }
     assert train.lengths.tolist() == [len(ids) for ids in tokens]
+    assert train.vocabulary.tolist() == sorted({token for ids in tokens for token in ids})
+    assert (train.vocabulary.dtype, entry.splits["test"].vocabulary.dtype) == (np.int32, np.int32)
+    assert len(entry.splits["test"].vocabulary) == 5  # its three words, and what stands around each text
     assert entry.splits["test"].rows[:]["row"].to_pylist() == [0, 1]
     assert entry.labels == ("0", "1")
     assert entry.warnings == ("460 of 2300 train rows have no text and are left out",)
@@ -91,6 +94,13 @@ def test_entry_of_pairs_has_token_types(tmp_path: Path) -> None:
     assert entry is not None
     types = [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]]
     assert entry.splits["train"].rows[:]["token_type_ids"].to_pylist() == types
+
+
+def test_the_vocabulary_takes_in_what_comes_late_and_is_large() -> None:
+    vocabulary = token_cache._Vocabulary()
+    for ids in ([7, 3, 3], [], [250_000, 3], [40_000]):
+        vocabulary.add(np.array(ids, dtype=np.int32))
+    assert vocabulary.ids.tolist() == [3, 7, 40_000, 250_000]
 
 
 def test_entry_is_memory_mapped(tmp_path: Path) -> None:
