@@ -46,7 +46,7 @@ class DataBundle:
     def vocabulary(self) -> np.ndarray:
         """The token ids that a batch of any split can have, sorted, int32."""
         of_rows = [split.vocabulary for task in self.tasks.values() for split in task.splits.values()]
-        return reduce(np.union1d, of_rows, np.array(self.tokenizer.all_special_ids, dtype=np.int32))
+        return reduce(np.union1d, of_rows, np.array([self.tokenizer.pad_token_id], dtype=np.int32))
 
     @cached_property
     def _splits(self) -> dict[str, dict[str, Split]]:

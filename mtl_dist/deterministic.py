@@ -39,15 +39,17 @@ def _settle_cublas(device: torch.device) -> None:
     handle of cuBLAS a workspace of its own in any case, by which results are the same each time (NVIDIA's manual of
     cuBLAS, "Results reproducibility").
     """
-    ours = WORKSPACES not in os.environ
+    ours = WORKSPACES not in os.environ and torch.version.hip is None
     os.environ.setdefault(WORKSPACES, ":4096:8")
     _multiply(device)
     if ours:
         del os.environ[WORKSPACES]
         try:
             _multiply(device)
-        except RuntimeError:  # of a torch that looks each time
-            os.environ[WORKSPACES] = ":4096:8"
+        except RuntimeError as error:
+            if WORKSPACES not in str(error):
+                raise
+            os.environ[WORKSPACES] = ":4096:8"  # for a torch that looks each time
 
 
 def _multiply(device: torch.device) -> None:

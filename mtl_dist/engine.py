@@ -133,8 +133,8 @@ class Engine(ABC):
             for name, parameter in self.raw.named_parameters()
         }
         parameters = {f"parameter {name}": quick_digest(name, tensor) for name, tensor in self._whole_parameters()}
-        decays = {f"the {name}": repr(float(left)) for name, left in self._tables.decays().items()}
-        require_equal(self.processes, when, trainable | parameters | decays | self._replicated_moments())
+        digests = trainable | parameters | self._tables.digests() | self._replicated_moments()
+        require_equal(self.processes, when, digests)
 
     def check_replicas(self, when: str) -> None:
         """As `check_equal`, of what every rank holds a whole copy of; nothing is gathered for it."""
@@ -307,8 +307,9 @@ class Engine(ABC):
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """Puts weights and moments, named as by `weights` and `moments`, in place of those here.
 
-        A phase is entered next.
+        A phase is entered next. Raises UserError on every rank where they are of another encoder's run.
         """
+        self.processes.together(lambda: self._tables.require_fit(weights, moments))
         self._load_weights(self._tables.rows_in_use(weights))
         self._load_moments(self._tables.rows_in_use(moments))
         self._tables.load_decays(moments)

@@ -79,7 +79,7 @@ def run_on(
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
     for line in [*data.warnings, *warnings_of(recipe, schedule)]:
         console.say(f"warning: {line}")
-    parameters = unit_sizes(recipe, skeleton, data)
+    parameters = processes.together(lambda: unit_sizes(recipe, skeleton, data))
     console.say(plan_table(rates, plan, sizes, parameters))
     if command.plan_only:
         return
@@ -93,8 +93,7 @@ def run_on(
     }
     require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
     model = processes.together(lambda: build_model(recipe, config, data))
-    if in_use := rows_in_use(model.sentence_transformer.encoder):
-        console.say("the data has {} of the encoder's {} tokens; the rest takes no part in training".format(*in_use))
+    console.say(vocabulary_line(model))
     processes.together(lambda: try_out(accelerator, model))
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
     cache = PrefixCache(recipe, engine, data, plan, schedule, micro_steps, console.say)
@@ -158,8 +157,17 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     return model
 
 
+def vocabulary_line(model: MultitaskTransformer) -> str:
+    """What trains of the table of tokens."""
+    in_use = rows_in_use(model.sentence_transformer.encoder)
+    if in_use is None:
+        return "token vectors: all train, for the encoder has a table or code of its own"
+    return "token vectors: {} of {} are in use; the others take no part in training".format(*in_use)
+
+
 def unit_sizes(recipe: Recipe, skeleton: PreTrainedModel, data: DataBundle) -> dict[str, int]:
-    """Number of parameters of each unit, without loading a weight."""
+    """Number of parameters of each unit that train with it, without loading a weight."""
+    keep_rows_in_use(skeleton, data.vocabulary)
     model = MultitaskTransformer(SentenceTransformer(skeleton, recipe.model.pooling), labels_of(data))
     parameters = dict(model.named_parameters())
     return {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}

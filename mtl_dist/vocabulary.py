@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
+from mtl_dist.digests import quick_digest
 from mtl_dist.encoder import comes_with_code
 from mtl_dist.errors import UserError
 from mtl_dist.transfer import works_behind
@@ -33,7 +34,7 @@ class SetAside:
         self.shape = table.shape
         self._used = used
         self._unused = unused.nonzero().squeeze(1)
-        self._rows = table[self._unused].clone()
+        self.rows = table[self._unused]
         self._left: Tensor | float = 1.0
 
     @property
@@ -57,7 +58,7 @@ class SetAside:
     def whole(self, used: Tensor) -> Tensor:
         """The table [rows, dim], of which `used` are the rows in use."""
         table = self._with_zeros(used)
-        table[self._unused] = self._rows * self.left
+        table[self._unused] = self.rows * self.left
         return table
 
     def whole_moment(self, used: Tensor) -> Tensor:
@@ -67,6 +68,10 @@ class SetAside:
     def rows_in_use(self, table: Tensor) -> Tensor:
         """The inverse of `whole` and `whole_moment`."""
         return table[self._used]
+
+    def fits(self, table: Tensor, left: float) -> bool:
+        """Whether the rows that no text uses are in `table` as they are here once they have decayed to `left`."""
+        return torch.equal(table[self._unused], self.rows * left)
 
     def _with_zeros(self, used: Tensor) -> Tensor:
         table = used.new_zeros(self.shape)
@@ -91,7 +96,9 @@ def keep_rows_in_use(encoder: PreTrainedModel, vocabulary: np.ndarray) -> None:
     torch's plain one. Raises UserError for an id that the table does not have.
     """
     table = encoder.get_input_embeddings()
-    if type(table) is not nn.Embedding or table.max_norm is not None or comes_with_code(encoder.config):
+    if type(table) is not nn.Embedding or comes_with_code(encoder.config):
+        return
+    if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
         return
     rows = table.num_embeddings
     special = [PLACEHOLDER] if table.padding_idx is None else [PLACEHOLDER, table.padding_idx]
@@ -148,6 +155,23 @@ class Tables:
             return tensor
         return one.whole_moment(tensor) if moment else one.whole(tensor)
 
+    def digests(self) -> dict[str, str]:
+        """Of what is set aside and of how far it has decayed, by what they are called in a message."""
+        found = {}
+        for name, one in self._set_aside.items():
+            found[f"rows of {name} that no text uses"] = quick_digest(name, one.rows)
+            found[f"the decay of {name}"] = repr(one.left)
+        return found
+
+    def require_fit(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Raises UserError where the rows that no text uses are other ones in a checkpoint's `weights`."""
+        for name, one in self._set_aside.items():
+            if not one.fits(weights[name], self._left_in(moments, name)):
+                raise UserError(
+                    f"model.encoder: rows of {name} that no text uses are not those in the checkpoint; give back the"
+                    " encoder and data of its run, or start anew with checkpoint.resume=never"
+                )
+
     def decays(self) -> dict[str, Tensor]:
         """What the rows that are set aside are a multiple of, as `decay/<parameter>`; nothing of those as they came."""
         left = {f"{DECAY}/{name}": one.left for name, one in self._set_aside.items()}
@@ -156,7 +180,10 @@ class Tables:
     def load_decays(self, moments: Mapping[str, Tensor]) -> None:
         """The inverse of `decays`; where there is none, nothing has decayed."""
         for name, one in self._set_aside.items():
-            one.left = float(moments.get(f"{DECAY}/{name}", 1.0))
+            one.left = self._left_in(moments, name)
+
+    def _left_in(self, moments: Mapping[str, Tensor], name: str) -> float:
+        return float(moments.get(f"{DECAY}/{name}", 1.0))
 
     def rows_in_use(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `whole`, of all `tensors` by name."""

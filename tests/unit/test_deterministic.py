@@ -1,11 +1,13 @@
 """What is refused before training because the device or the precision cannot do it; kernels of GPUs: tests/gpu."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from mtl_dist.deterministic import try_out
+from mtl_dist import deterministic
+from mtl_dist.deterministic import WORKSPACES, try_out
 from mtl_dist.errors import UserError
 from tests.in_process import accelerator_here, run_here, setup_here
 from tests.tiny import tiny_encoder, tiny_recipe
@@ -22,6 +24,40 @@ def test_an_encoder_that_cannot_compute_in_bf16_is_refused(tmp_path: Path) -> No
         " overflow; use 'no'"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("looks_each_time", "left"), [(False, None), (True, ":4096:8")])
+def test_the_variable_of_cublas_is_there_as_long_as_torch_looks_for_it(
+    monkeypatch: pytest.MonkeyPatch, looks_each_time: bool, left: str | None
+) -> None:
+    def multiply(device: torch.device) -> None:
+        seen.append(os.environ.get(WORKSPACES))
+        if looks_each_time and seen[-1] is None:
+            raise RuntimeError(f"you must set an environment variable {WORKSPACES}=:4096:8")
+
+    seen: list[str | None] = []
+    monkeypatch.setattr(deterministic, "_multiply", multiply)
+    monkeypatch.setenv(WORKSPACES, "to be restored")
+    monkeypatch.delenv(WORKSPACES)
+    deterministic._settle_cublas(torch.device("cuda"))
+    assert seen == [":4096:8", None]
+    assert os.environ.get(WORKSPACES) == left
+
+
+def test_a_variable_of_the_users_stays_and_other_errors_are_not_taken_for_its_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(device: torch.device) -> None:
+        if WORKSPACES not in os.environ:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(deterministic, "_multiply", fails)
+    monkeypatch.setenv(WORKSPACES, ":16:8")
+    deterministic._settle_cublas(torch.device("cuda"))
+    assert os.environ[WORKSPACES] == ":16:8"
+    monkeypatch.delenv(WORKSPACES)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        deterministic._settle_cublas(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("training", [True, False])

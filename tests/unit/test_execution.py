@@ -69,7 +69,9 @@ def stays_the_same(one: Path, other: Path) -> None:
 def test_the_summary_has_results_phases_and_what_they_came_from(finished: Path) -> None:
     summary = summary_of(finished)
     parameters = dict(MultitaskTransformer.from_pretrained(finished / "model").named_parameters())
-    sizes = {name: value.numel() for name, value in parameters.items()}
+    in_use = setup_here(recipe_of(finished.parent, "in use")).engine.raw.named_parameters()
+    sizes = {name: value.numel() for name, value in in_use}
+    assert sizes.keys() == parameters.keys()
     heads = sum(size for name, size in sizes.items() if name.startswith("heads."))
     upper = sum(size for name, size in sizes.items() if ".layer.2." in name or ".layer.3." in name)
     phases = [("heads", 4, heads), ("upper", 4, heads + upper), ("all", 4, sum(sizes.values()))]
@@ -180,7 +182,7 @@ def test_with_all_frozen_a_run_only_measures(folder: Path) -> None:
     assert [line["phase"] for line in metrics_of(run)] == ["end"]
     summary = summary_of(run)
     assert (summary["steps"], summary["phases"]) == (0, [])
-    assert summary["params_sha256"] == digest_of(dict(setup_here(recipe).engine.raw.named_parameters()))
+    assert summary["params_sha256"] == digest_of(setup_here(recipe).engine.weights())
     assert MultitaskTransformer.from_pretrained(run / "model").labels["mood"] == ("0", "1", "2")
     files = {"recipe.yaml", "setup.json", "metrics.jsonl", "summary.json", "report.html"}
     assert {path.name for path in run.iterdir()} == files | {"model"}
@@ -192,7 +194,7 @@ def test_with_all_frozen_a_run_only_measures(folder: Path) -> None:
 )
 def test_what_the_recipe_freezes_stays_as_it_was(folder: Path, freeze: str, frozen: str) -> None:
     recipe = recipe_of(folder, f"frozen {freeze}", f"model.freeze={freeze}")
-    before = dict(setup_here(recipe).engine.raw.named_parameters())
+    before = setup_here(recipe).engine.weights()
     run_here(recipe)
     after = dict(MultitaskTransformer.from_pretrained(Path(recipe.output_dir) / "model").named_parameters())
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}

@@ -203,6 +203,18 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         in_tensors("optimizer.safetensors", lambda held: {"step/thawed": held["step/thawed"]}),
         "optimizer.safetensors: 'exp_avg/thawed' is not what a moment of its parameter is",
     ),
+    "a decay of another type": (
+        in_tensors("optimizer.safetensors", lambda held: held | {"decay/thawed": torch.ones(())}),
+        "optimizer.safetensors: 'decay/thawed' is not what a moment of its parameter is",
+    ),
+    "a decay by row": (
+        in_tensors("optimizer.safetensors", lambda held: held | {"decay/thawed": torch.ones(2).double()}),
+        "optimizer.safetensors: 'decay/thawed' is not what a moment of its parameter is",
+    ),
+    "a decay of what never trained": (
+        in_tensors("optimizer.safetensors", lambda held: held | {"decay/frozen": torch.ones(()).double()}),
+        "optimizer.safetensors: 'exp_avg/frozen' is not what a moment of its parameter is",
+    ),
     "a moment of another kind": (
         in_tensors("optimizer.safetensors", lambda held: held | {"exp/thawed": torch.ones(2, 3)}),
         "optimizer.safetensors: 'exp/thawed' is not what a moment of its parameter is",

@@ -9,7 +9,6 @@ import pytest
 
 from mtl_dist.cli import parse
 from mtl_dist.cut import cut
-from mtl_dist.model import MultitaskTransformer
 from mtl_dist.report.page import page_of_run
 from mtl_dist.report.records import read_run
 from tests.in_process import run_here, setup_here, summary_of
@@ -43,7 +42,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_setup_has_tasks_units_and_planned_phases(folder: Path) -> None:
     setup = setup_of(folder)
-    model = MultitaskTransformer.from_pretrained(folder / "model")
+    model = setup_here(parse(["--config", str(folder / "recipe.yaml")]).recipe).engine.raw
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     units = {unit: sum(sizes[name] for name in names) for unit, names in model.unit_parameters().items()}
     assert setup["units"] == units

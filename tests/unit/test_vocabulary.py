@@ -36,8 +36,9 @@ def encoder_of(kind: str) -> PreTrainedModel:
     return AutoModel.from_config(AutoConfig.for_model(kind, **tiny_config(kind))).eval()
 
 
-def table_of(encoder: PreTrainedModel) -> nn.Embedding:
-    return cast(nn.Embedding, encoder.get_input_embeddings())
+def table_of(encoder: PreTrainedModel) -> TableInUse:
+    """Which it may be."""
+    return cast(TableInUse, encoder.get_input_embeddings())
 
 
 def texts() -> tuple[Tensor, Tensor]:
@@ -87,12 +88,14 @@ def test_a_token_that_the_encoder_lacks_is_refused_by_name() -> None:
 
 
 def test_tables_that_may_be_looked_into_stay_whole() -> None:
-    own_code, other_table, other_norm = (encoder_of("bert") for _ in range(3))
+    own_code, other_table, other_norm, by_frequency, sparse = (encoder_of("bert") for _ in range(5))
     own_code.config.auto_map = {"AutoModel": "code.Model"}
     table = table_of(other_table)
     other_table.set_input_embeddings(type("Special", (nn.Embedding,), {})(table.num_embeddings, 16))
     table_of(other_norm).max_norm = 1.0
-    for encoder in (own_code, other_table, other_norm):
+    table_of(by_frequency).scale_grad_by_freq = True
+    table_of(sparse).sparse = True
+    for encoder in (own_code, other_table, other_norm, by_frequency, sparse):
         before = table_of(encoder)
         keep_rows_in_use(encoder, VOCABULARY)
         assert table_of(encoder) is before
@@ -171,7 +174,27 @@ def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: py
     monkeypatch.setattr(engine, "require_equal", lambda processes, when, digests: compared.append(digests))
     setup = trained(recipe_file)
     setup.engine.check_equal("now")
-    assert compared[-1][f"the decay/{TABLE}"] == repr(float(setup.engine.moments()[f"decay/{TABLE}"]))
+    assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.moments()[f"decay/{TABLE}"]))
+    table_of(setup.engine.raw.sentence_transformer.encoder).set_aside.rows[0, 0] += 1e-6
+    setup.engine.check_equal("later")
+    differ = [name for name, digest in compared[-1].items() if compared[-2][name] != digest]
+    assert differ == [f"rows of {TABLE} that no text uses"]
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(recipe_file: Path) -> None:
+    """Of rows that are not loaded, the encoder is asked; nothing of the checkpoint is taken then."""
+    setup = trained(recipe_file)
+    weights, moments = setup.engine.weights(), setup.engine.moments()
+    setup.engine.load(weights, moments)
+    before = setup.engine.parameter_digests()
+    others = {name: 2 * value for name, value in weights.items()}
+    others[TABLE][:-1] = weights[TABLE][:-1]
+    with pytest.raises(UserError, match=f"^model.encoder: rows of {TABLE} that no text uses are not those in the chec"):
+        setup.engine.load(others, moments)
+    undecayed = {name: value for name, value in moments.items() if not name.startswith("decay/")}
+    with pytest.raises(UserError, match=r"^model\.encoder: "):
+        setup.engine.load(weights, undecayed)
+    assert setup.engine.parameter_digests() == before
 
 
 def test_frozen_embeddings_do_not_decay(recipe_file: Path) -> None:
@@ -190,9 +213,10 @@ def test_a_saved_model_has_every_row(tmp_path: Path) -> None:
     left = after / before
     torch.testing.assert_close(left, left[:1, :1].expand_as(left))
     assert 0.9 < float(left[0, 0]) < 1
-    assert summary_of(tmp_path / "run")["phases"][-1]["trainable_parameters"] == sum(
-        parameter.numel() for parameter in MultitaskTransformer.from_pretrained(tmp_path / "run/model").parameters()
-    )
+    whole = MultitaskTransformer.from_pretrained(tmp_path / "run/model").parameters()
+    in_use = setup_here(recipe).engine.raw.parameters()
+    trained = summary_of(tmp_path / "run")["phases"][-1]["trainable_parameters"]
+    assert trained == sum(one.numel() for one in in_use) <= sum(one.numel() for one in whole) - UNUSED * 16
 
 
 def test_models_have_names_for_what_is_set_aside() -> None:
