@@ -2,7 +2,7 @@
 
 `python -m benchmarks.states [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and of
 tokens, the seconds of either over those of the encoder's blocks below the top two, as median (least to greatest). Each
-ends when the device has the states. `cache.mode=auto` goes by this (`mtl_dist.prefix_plan.WORTHWHILE_ON_GPU`).
+ends when the device has the states. `cache.mode=auto` goes by this (`mtl_dist.prefix_plan.READ_FAST`).
 """
 
 import time

@@ -166,7 +166,10 @@ def vocabulary_line(model: MultitaskTransformer) -> str:
 
 
 def unit_sizes(recipe: Recipe, skeleton: PreTrainedModel, data: DataBundle) -> dict[str, int]:
-    """Number of parameters of each unit that train with it, without loading a weight."""
+    """Number of parameters of each unit that train with it, without loading a weight.
+
+    Leaves `skeleton` with the rows of its table of tokens that `data` uses, as `build_model` does its encoder.
+    """
     keep_rows_in_use(skeleton, data.vocabulary)
     model = MultitaskTransformer(SentenceTransformer(skeleton, recipe.model.pooling), labels_of(data))
     parameters = dict(model.named_parameters())

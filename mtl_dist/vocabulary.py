@@ -57,13 +57,15 @@ class SetAside:
 
     def whole(self, used: Tensor) -> Tensor:
         """The table [rows, dim], of which `used` are the rows in use."""
-        table = self._with_zeros(used)
+        table = self.whole_moment(used)
         table[self._unused] = self.rows * self.left
         return table
 
     def whole_moment(self, used: Tensor) -> Tensor:
         """A moment of the whole table: zero in every row that never had a gradient."""
-        return self._with_zeros(used)
+        table = used.new_zeros(self.shape)
+        table[self._used] = used
+        return table
 
     def rows_in_use(self, table: Tensor) -> Tensor:
         """The inverse of `whole` and `whole_moment`."""
@@ -72,11 +74,6 @@ class SetAside:
     def fits(self, table: Tensor, left: float) -> bool:
         """Whether the rows that no text uses are in `table` as they are here once they have decayed to `left`."""
         return torch.equal(table[self._unused], self.rows * left)
-
-    def _with_zeros(self, used: Tensor) -> Tensor:
-        table = used.new_zeros(self.shape)
-        table[self._used] = used
-        return table
 
 
 class TableInUse(nn.Embedding):
