@@ -10,9 +10,9 @@ WORKDIR /app
 COPY LICENSE pyproject.toml constraints.txt ./
 COPY launch/install.sh launch/
 COPY mtl_dist/__init__.py mtl_dist/
-COPY mtl_dist/report/__init__.py mtl_dist/report/
 RUN PIP_NO_CACHE_DIR=1 DEVICE=$DEVICE launch/install.sh
-COPY mtl_dist/errors.py mtl_dist/quickstart.py mtl_dist/
+COPY mtl_dist/errors.py mtl_dist/
+COPY mtl_dist/quickstart mtl_dist/quickstart
 RUN PIP_NO_CACHE_DIR=1 PIP_CONSTRAINT=/app/constraints.txt .venv/bin/python -m mtl_dist.quickstart
 # What no run uses: installers, headers, tests, and the bytecode of all but what a run imports.
 RUN cd .venv/lib/python3*/site-packages \

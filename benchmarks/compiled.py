@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModel
 
 from benchmarks.runs import parser_of, spread
-from mtl_dist.cli import parse
+from mtl_dist.config.load import parse
 
 LENGTHS = (20, 25, 31, 18, 22, 28, 17, 30, 24)
 """Tokens of the batches of a round."""

@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         os.environ |= {"MTL_DIST_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
-        from tests.tiny import tiny_recipe_file
+        from tests.utils.tiny import tiny_recipe_file
 
         lengths = [f"phases.{index}.steps={options.steps}" for index in range(len(PHASES))]
         recipe = ["--config", str(tiny_recipe_file(root)), "batch_size=26", "optimizer.lr=2e-4", *lengths]

@@ -21,12 +21,12 @@ import torch
 from torch.nn.functional import linear
 
 from benchmarks.runs import SCHEDULES, How, Run, ours, overrides_of, parser_of, recipe, rival, spread
-from mtl_dist.cli import parse
-from mtl_dist.data import DataBundle, prepare
-from mtl_dist.phases import trainable_units
-from mtl_dist.processes import Processes
-from mtl_dist.recipe import Recipe
-from mtl_dist.run import build_model, check_encoder
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.schedule.phases import trainable_units
+from mtl_dist.training.run import build_model, check_encoder
 
 TOKENS = (256, 512, 1024, 2048)
 """Rows of the matrices on which the rate is taken: a batch has some hundreds."""
@@ -86,7 +86,7 @@ class Work:
 def work_of(recipe: Recipe) -> Work:
     """The work of an epoch, from the recipe's encoder and rows."""
     config, _ = check_encoder(recipe)
-    data: DataBundle = prepare(recipe, Processes(), lambda line: None)
+    data: DataBundle = prepare(recipe, ProcessGroup(), lambda line: None)
     model = build_model(recipe, config, data)
     parameters = dict(model.named_parameters())
     units = {unit: names for unit, names in model.unit_parameters().items() if unit != "embeddings"}
@@ -94,7 +94,7 @@ def work_of(recipe: Recipe) -> Work:
         unit: sum(parameters[name].numel() for name in names if parameters[name].ndim == 2)
         for unit, names in units.items()
     }
-    trainable = trainable_units(recipe, model.anatomy.num_blocks)
+    trainable = trainable_units(recipe, model.layout.num_blocks)
     rows = {f"heads.{name}": task.splits["train"].lengths for name, task in data.tasks.items()}
     total = sum(len(lengths) for lengths in rows.values())
     return Work(

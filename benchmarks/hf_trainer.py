@@ -14,7 +14,7 @@ from statistics import mean, stdev
 
 from benchmarks.rival import SIDES
 from benchmarks.runs import SCHEDULES, How, Run, ours, overrides_of, parser_of, recipe, rival, said, spread
-from mtl_dist.cli import parse
+from mtl_dist.config.load import parse
 
 OURS = "harness"
 SCALED = "a"
@@ -52,8 +52,8 @@ def compared(task: str, theirs: Sequence[Run], mine: Sequence[Run]) -> str:
     if len(mine) == 1:
         return f"{task}: {sides[0][0]:.4f}, HF {sides[1][0]:.4f}"
     (m, s), (m_theirs, s_theirs) = ((mean(values), stdev(values)) for values in sides)
-    verdict = "equal" if abs(m - m_theirs) <= max(s, s_theirs) else f"differs by {m - m_theirs:+.4f}"
-    return f"{task}: {m:.4f} ± {s:.4f}, HF {m_theirs:.4f} ± {s_theirs:.4f} ({verdict})"
+    combined_exit_code = "equal" if abs(m - m_theirs) <= max(s, s_theirs) else f"differs by {m - m_theirs:+.4f}"
+    return f"{task}: {m:.4f} ± {s:.4f}, HF {m_theirs:.4f} ± {s_theirs:.4f} ({combined_exit_code})"
 
 
 def report(schedule: str, ran: dict[str, list[Run]], share: float) -> None:

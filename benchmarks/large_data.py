@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mtl_dist.cli import parse
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, Progression
-from tests.in_process import setup_here
-from tests.tiny import TOPICS, WORDS, tiny_encoder
+from mtl_dist.config.load import parse
+from mtl_dist.train_state import TrainState
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
+from tests.utils.in_process import setup_here
+from tests.utils.tiny import TOPICS, WORDS, tiny_encoder
 
 CHUNK = 10**5
 """Rows made at a time."""
@@ -84,7 +85,7 @@ def child(recipe: str, steps: int) -> None:
     before = memory("self")["RssAnon"]
     start = time.perf_counter()
     setup = setup_here(parse(["--config", recipe]).recipe)
-    trainer = LayerwiseLearningRateTrainer(setup, Progression())
+    trainer = LayerwiseLearningRateTrainer(setup, TrainState())
     phase = trainer.schedule.phase_at(0)
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()

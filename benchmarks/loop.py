@@ -4,7 +4,7 @@
 one thread: heads alone with the frozen encoder computed at every step, heads alone on kept sentence vectors (after a
 phase that has filled the cache, and does not count), and everything. In turn:
 
-    harness   a run through `mtl_dist.run`, with its log lines, comparisons and votes; seconds from its summary
+    harness   a run through `mtl_dist.training.run`, with its log lines, comparisons and votes; seconds from its summary
     bare      the same model and groups of parameters on the same batches, which lie ready in memory, as do kept vectors
     loader    the bare loop on the same rows in memory, token lists or vectors, batched by torch's DataLoader, as a user
               would write it
@@ -29,14 +29,14 @@ from transformers import DataCollatorWithPadding
 
 from benchmarks.rival import Example, Rows
 from benchmarks.runs import parser_of, spread
-from mtl_dist.batches import Batch
-from mtl_dist.cli import parse
-from mtl_dist.model import Below
-from mtl_dist.optim import parameter_groups
-from mtl_dist.recipe import Recipe
-from mtl_dist.trainer import TrainingSetup
-from tests.in_process import run_here, setup_here, summary_of
-from tests.tiny import tiny_recipe_file
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.data.collate import Batch
+from mtl_dist.engines.optimizer import parameter_groups
+from mtl_dist.models.multitask import PrefixState
+from mtl_dist.training.trainer import TrainingSetup
+from tests.utils.in_process import run_here, setup_here, summary_of
+from tests.utils.tiny import tiny_recipe_file
 
 CASES = {
     "heads": ("never", ["heads"]),
@@ -56,7 +56,7 @@ def harness(recipe: Recipe) -> float:
     return phase["seconds"] / phase["steps"]
 
 
-Inputs = tuple[Batch, Below | None]
+Inputs = tuple[Batch, PrefixState | None]
 
 
 def inputs_of(setup: TrainingSetup, step: int) -> Inputs:
@@ -66,8 +66,8 @@ def inputs_of(setup: TrainingSetup, step: int) -> Inputs:
     if setup.recipe.cache.mode == "never":
         return inputs, None
     model = setup.engine.raw.eval()
-    level = model.anatomy.num_blocks
-    return inputs, (level, model.run_below([level], inputs.input_ids, inputs.attention_mask)[level])
+    level = model.layout.num_blocks
+    return inputs, (level, model.run_prefix([level], inputs.input_ids, inputs.attention_mask)[level])
 
 
 def bare(setup: TrainingSetup, inputs: Iterable[Inputs]) -> float:

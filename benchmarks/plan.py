@@ -10,24 +10,26 @@ import tracemalloc
 
 import numpy as np
 
-from mtl_dist.plan import Plan
+from mtl_dist.schedule.sampler import TaskBalancedSampler
 
 FEW, MANY = 10**4, 10**9
 WINDOW, ROUNDS = 128, 9
 
 
-def make_plan(lengths: np.ndarray, batch_size: int, length_window: int = WINDOW) -> Plan:
+def make_plan(lengths: np.ndarray, batch_size: int, length_window: int = WINDOW) -> TaskBalancedSampler:
     """Two tasks with the same lengths and equal shares."""
     of_tasks, shares = {"a": lengths, "b": lengths}, {"a": 1, "b": 1}
-    return Plan(of_tasks, batch_size=batch_size, seed=42, shares=shares, batches="mixed", length_window=length_window)
+    return TaskBalancedSampler(
+        of_tasks, batch_size=batch_size, seed=42, shares=shares, batches="mixed", length_window=length_window
+    )
 
 
-def of_size(rows: int, batch_size: int) -> Plan:
+def of_size(rows: int, batch_size: int) -> TaskBalancedSampler:
     """A plan over `rows` rows a task, whose lengths are one number in memory."""
     return make_plan(np.broadcast_to(np.int32(20), rows), batch_size)
 
 
-def seconds(plan: Plan, steps: range) -> float:
+def seconds(plan: TaskBalancedSampler, steps: range) -> float:
     """Time per batch."""
     start = time.perf_counter()
     for step in steps:

@@ -22,8 +22,8 @@ def peak() -> int:
 
 
 def main(file: str, arguments: Sequence[str]) -> None:
-    from mtl_dist.engine import DataParallel
-    from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
+    from mtl_dist.engines.ddp import DataParallel
+    from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
     from tests.distributed.watched import run_watched
 
     peaks: dict[str, int] = {}

@@ -20,11 +20,11 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 
 from benchmarks import resident
 from benchmarks.rival_model import SharedEncoder, optimizer_of, scheduler_of
-from mtl_dist.cli import parse
-from mtl_dist.data import DataBundle, prepare
-from mtl_dist.phases import trainable_units
-from mtl_dist.processes import Processes
-from mtl_dist.recipe import Recipe
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.schedule.phases import trainable_units
 
 Example = dict[str, Any]
 
@@ -103,7 +103,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, side: Side, out: Path, share: float, device: str) -> None:
         self.recipe, self.side, self.out, self.share, self.device = recipe, side, out, share, device
-        self.data = prepare(recipe, Processes(), print)
+        self.data = prepare(recipe, ProcessGroup(), print)
         self.rows = examples_of(self.data, "train")
         self.test = examples_of(self.data, "test")
         set_seed(recipe.seed)

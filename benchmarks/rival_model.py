@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel
 
-from mtl_dist.recipe import OptimizerConfig, Recipe
+from mtl_dist.config.recipe import OptimizerConfig, Recipe
 
 
 class SharedEncoder(nn.Module):

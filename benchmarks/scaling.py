@@ -6,11 +6,11 @@ are those of the samples, padding left out, and so the ratio is that of the seco
 """
 
 from benchmarks.runs import Run, ours, overrides_of, parser_of, recipe, spread
-from mtl_dist.cli import parse
-from mtl_dist.data import prepare
-from mtl_dist.processes import Processes
-from mtl_dist.recipe import Recipe
-from mtl_dist.run import build_plan
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.data.dataset import prepare
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.training.run import build_plan
 
 SHAPES = {"1 process x 2 threads": (1, 2), "2 processes x 1 thread": (2, 1)}
 LAST = 2
@@ -19,7 +19,7 @@ LAST = 2
 
 def tokens_of(recipe: Recipe, steps: int) -> int:
     """Of the samples of the first `steps` steps."""
-    plan = build_plan(recipe, prepare(recipe, Processes(), lambda line: None))
+    plan = build_plan(recipe, prepare(recipe, ProcessGroup(), lambda line: None))
     return sum(int(plan.batch(step).lengths.sum()) for step in range(steps))
 
 

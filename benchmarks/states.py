@@ -2,7 +2,7 @@
 
 `python -m benchmarks.states [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and of
 tokens, the seconds of either over those of the encoder's blocks below the top two, as median (least to greatest). Each
-ends when the device has the states. `cache.mode=auto` goes by this (`mtl_dist.prefix_plan.READ_FAST`).
+ends when the device has the states. `cache.mode=auto` goes by this (`mtl_dist.activation_cache.policy.READ_FAST`).
 """
 
 import time
@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from benchmarks.runs import parser_of, spread
-from mtl_dist.frozen_linear import cast_frozen_once
-from mtl_dist.model import MultitaskTransformer, SentenceTransformer, encoder_inputs
-from mtl_dist.plan import GlobalBatch
-from mtl_dist.prefix_ledger import Ledger, TextIds
-from mtl_dist.prefix_plan import Provision, Span
-from mtl_dist.prefix_shelf import Shelf
-from mtl_dist.processes import Processes
-from mtl_dist.transfer import sent
+from mtl_dist.activation_cache.groups import ComputeGroups, TextIds
+from mtl_dist.activation_cache.policy import CacheAllocation, Span
+from mtl_dist.activation_cache.store import ActivationStore
+from mtl_dist.device import sent
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.models.frozen_linear import cache_frozen_casts
+from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, encoder_inputs
+from mtl_dist.schedule.sampler import GlobalBatch
 
 ENCODERS = {"MiniLM": (6, 384), "BERT-base": (12, 768), "BERT-large": (24, 1024)}
 """Blocks and hidden size."""
@@ -42,21 +42,23 @@ def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransfo
     )
     sentences = SentenceTransformer(BertModel(config, add_pooling_layer=False))
     model = MultitaskTransformer(sentences, {"task": ("a", "b")}).to(device).eval().requires_grad_(False)
-    cast_frozen_once(model)
+    cache_frozen_casts(model)
     ones = torch.ones(1, 2, dtype=torch.int64, device=device)
     model.stages.learn(encoder_inputs(ones, ones))
     return model
 
 
-def shelf_of(texts: int, tokens: int, hidden: int) -> Shelf:
+def shelf_of(texts: int, tokens: int, hidden: int) -> ActivationStore:
     """Room for the states of one batch, whose texts have places."""
     lengths = np.full(texts, tokens)
     hashes = np.stack([np.arange(texts, dtype=np.uint64)] * 2, axis=1)
-    ledger = Ledger(TextIds({"task": hashes}, {"task": lengths}), range(1), 0)
+    ledger = ComputeGroups(TextIds({"task": hashes}, {"task": lengths}), range(1), 0)
     batch = GlobalBatch(0, np.zeros(texts, dtype=np.int64), np.arange(texts), lengths, np.array([texts]))
     ledger.enter(batch, [[np.arange(texts)]])
     bytes_of = 2 * texts * tokens * hidden
-    shelf = Shelf(Provision(Span(1, 0, 0, (0,)), bytes_of), ledger, lengths * hidden, torch.bfloat16, Processes(), None)
+    shelf = ActivationStore(
+        CacheAllocation(Span(1, 0, 0, (0,)), bytes_of), ledger, lengths * hidden, torch.bfloat16, ProcessGroup(), None
+    )
     shelf.next_step()
     return shelf
 
@@ -78,13 +80,13 @@ def ratios(
 ) -> list[list[float]]:
     """Keeping and reading over computing, by round."""
     ids = torch.randint(1, 1000, (texts, tokens), device=device)
-    level = model.anatomy.num_blocks - 2
+    level = model.layout.num_blocks - 2
     hidden = model.sentence_transformer.encoder.config.hidden_size
     shelf, numbers = shelf_of(texts, tokens, hidden), np.random.default_rng(0).permutation(texts)
 
     def compute() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            return model.run_below([level], ids, torch.ones_like(ids))[level].to(torch.bfloat16)
+            return model.run_prefix([level], ids, torch.ones_like(ids))[level].to(torch.bfloat16)
 
     states = compute()
     ways = (compute, lambda: shelf.put(numbers, states), lambda: sent(shelf.take(numbers, (tokens, hidden)), device))

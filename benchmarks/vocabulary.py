@@ -14,13 +14,13 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from benchmarks.runs import overrides_of, parser_of, recipe, spread
-from mtl_dist import run
-from mtl_dist.cli import parse
-from mtl_dist.encoder import load_encoder
-from mtl_dist.progression import Progression
-from mtl_dist.recipe import ModelConfig, Recipe
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, TrainingSetup
-from tests.in_process import setup_here
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import ModelConfig, Recipe
+from mtl_dist.models.encoder import load_encoder
+from mtl_dist.train_state import TrainState
+from mtl_dist.training import run
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, TrainingSetup
+from tests.utils.in_process import setup_here
 
 MULTILINGUAL = 250_002
 """Rows of XLM-R's table (Conneau et al. 2020)."""
@@ -40,7 +40,7 @@ def made(asked: Recipe, rows: int | None, whole: bool) -> TrainingSetup:
 
     with patch.object(run, "load_encoder", load):
         if whole:
-            with patch.object(run, "keep_rows_in_use", lambda *_: None):
+            with patch.object(run, "trim_vocabulary", lambda *_: None):
                 setup = setup_here(asked, precision="bf16")
         else:
             setup = setup_here(asked, precision="bf16")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     asked = parse(recipe((1,), *overrides_of(options), first=2)).recipe
     for rows in (None, MULTILINGUAL):
-        trainers = [LayerwiseLearningRateTrainer(made(asked, rows, whole), Progression()) for whole in (True, False)]
+        trainers = [LayerwiseLearningRateTrainer(made(asked, rows, whole), TrainState()) for whole in (True, False)]
         ratios = []
         for number in range(options.rounds + 1):
             first = WARM_UP + STEPS * (number - 1) if number else 0

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from mtl_dist.cluster.job import SAVE_SECONDS, engine_file_for
+from mtl_dist.cluster.node_agent import Launch, Requests, run_part
 from mtl_dist.errors import UserError
-from mtl_dist.job import SAVE_SECONDS, engine_file_for
-from mtl_dist.node import Launch, Requests, run_part
 
 RECIPE = "recipes/quickstart.yaml"
 """What is trained where the arguments name no recipe."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_dist.node import Launch, Requests, finished, run_part
+from mtl_dist.cluster.node_agent import Launch, Requests, finished, run_part
 
 
 def main(arguments: Sequence[str]) -> int:

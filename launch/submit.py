@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from mtl_dist import job as jobs
-from mtl_dist import kubernetes, local, skypilot, slurm
-from mtl_dist.cli import parse, resolved_yaml
-from mtl_dist.disk import write_whole
+from mtl_dist.cluster import job as jobs
+from mtl_dist.cluster import kubernetes, local, skypilot, slurm
+from mtl_dist.cluster.job import Job
+from mtl_dist.cluster.node_agent import finished
+from mtl_dist.config.load import parse, resolved_yaml
 from mtl_dist.errors import TrainingError, UserError, did_you_mean
-from mtl_dist.job import Job
-from mtl_dist.node import finished
+from mtl_dist.io import write_whole
 
 
 class _Files(NamedTuple):

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from mtl_dist.cli import parse
+from mtl_dist.config.load import parse
+from mtl_dist.distributed.exit_codes import LOST, record
+from mtl_dist.distributed.preemption import StopRequest
 from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
-from mtl_dist.exit_record import LOST, record
-from mtl_dist.imports import importing
-from mtl_dist.interruption import StopRequest
+from mtl_dist.startup import importing
 
 SECONDS_FOR_RANK_0 = 20.0
 """How long other ranks that stop with an error leave the word to rank 0."""
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         command = parse(arguments)
         # Imported here because --help and mistakes in the recipe should not wait for torch.
         with importing():
-            from mtl_dist.run import run
+            from mtl_dist.training.run import run
 
         run(command, stop_request)
     except Interrupted as interrupted:  # on every rank, with the same words

@@ -1,4 +1,4 @@
-"""Trains one shared encoder for several tasks, thawed in phases: the same run on any number of processes.
+"""Trains one shared encoder for several tasks, unfrozen in phases: the same run on any number of processes.
 
 The names below are loaded when they are first used, so that importing a module of the package does not import torch.
 """
@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl_dist.model import MultitaskTransformer, SentenceTransformer
-    from mtl_dist.recipe import Recipe
+    from mtl_dist.config.recipe import Recipe
+    from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 
 __version__ = "0.1.0"
 __all__ = ["MultitaskTransformer", "Recipe", "SentenceTransformer", "__version__"]
 
 _HOME = {
-    "MultitaskTransformer": "mtl_dist.model",
-    "Recipe": "mtl_dist.recipe",
-    "SentenceTransformer": "mtl_dist.model",
+    "MultitaskTransformer": "mtl_dist.models.multitask",
+    "Recipe": "mtl_dist.config.recipe",
+    "SentenceTransformer": "mtl_dist.models.multitask",
 }
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mtl_dist.errors import TrainingError, UserError, did_you_mean
-from mtl_dist.imports import importing
+from mtl_dist.startup import importing
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "report": ("report.command", "one HTML page on a run, or on several compared"),
-    "predict": ("predict", "labels and scores of one task for texts in a file"),
-    "evaluate": ("measure", "figures on the test split or on other labelled data"),
-    "export": ("export", "a folder for transformers.pipeline or sentence-transformers"),
-    "push": ("push", "uploads the model, or an exported folder, to the Hugging Face hub"),
+    "report": ("cli.report", "one HTML page on a run, or on several compared"),
+    "predict": ("inference.predict", "labels and scores of one task for texts in a file"),
+    "evaluate": ("inference.evaluate", "figures on the test split or on other labelled data"),
+    "export": ("inference.export", "a folder for transformers.pipeline or sentence-transformers"),
+    "push": ("inference.push_to_hub", "uploads the model, or an exported folder, to the Hugging Face hub"),
 }
 """Of each command, the module whose `main(arguments)` carries it out, and what it does."""
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from mtl_dist.disk import write_whole
-from mtl_dist.folder_names import REPORT
+from mtl_dist.io import write_whole
 from mtl_dist.report import sections, sections_end
 from mtl_dist.report.compare import compared
 from mtl_dist.report.markup import DASH, Html, duration, joined, tag
 from mtl_dist.report.records import RunRecord, read_run
 from mtl_dist.report.sections import Section
+from mtl_dist.run_layout import REPORT
 
 
 def page_of_run(run: RunRecord) -> str:

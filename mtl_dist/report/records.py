@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from mtl_dist.errors import UserError
-from mtl_dist.folder_names import METRICS, RECIPE, SETUP, SUMMARY
 from mtl_dist.report.series import Series
+from mtl_dist.run_layout import METRICS, RECIPE, SETUP, SUMMARY
 
 FIGURES = ("accuracy", "macro_f1", "loss")
 RATES = "optim/lr/"

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mtl_dist.phases import short_names
 from mtl_dist.report.charts import COLOURS, Axis, Band, Line, Mark, Steps, around, chart, from_zero
 from mtl_dist.report.confusion import confusion_matrix
 from mtl_dist.report.markup import DASH, Html, duration, joined, number, table, tag
 from mtl_dist.report.records import FIGURES, RATES, RunRecord
 from mtl_dist.report.series import Series, smoothed, window_for
 from mtl_dist.report.unit_map import rows_of, shades_key, unit_map
+from mtl_dist.schedule.phases import short_names
 
 NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "loss"}
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.slurm import NODES, Job, Slurm, cluster, until, why_not
 from tests.distributed.launching import ROOT, launched
-from tests.tiny import tiny_recipe_file
+from tests.utils.tiny import tiny_recipe_file
 
 pytestmark = [
     pytest.mark.cluster,

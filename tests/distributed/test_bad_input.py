@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from mtl_dist.config.selectors import GRAMMAR
 from mtl_dist.errors import Interrupted
-from mtl_dist.selectors import GRAMMAR
 from tests.distributed.launching import ROOT, TIMEOUT, forked, launch
-from tests.hostile import with_code, with_pickled_weights
-from tests.tiny import tiny_recipe_file
+from tests.utils.hostile import with_code, with_pickled_weights
+from tests.utils.tiny import tiny_recipe_file
 
 Row = dict[str, Any]
 EARLIER = {"recipe.yaml": "an earlier run's\n", "summary.json": "{}\n"}

@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.launching import launched
 from tests.distributed.worker import ENGINES
-from tests.tiny import tiny_recipe_file
+from tests.utils.tiny import tiny_recipe_file
 
 LONGER = [f"phases.{index}.steps=20" for index in range(3)]
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.distributed.launching import ROOT, TIMEOUT
 from tests.distributed.pages import DONE, read_page, script_of
-from tests.tiny import tiny_encoder
+from tests.utils.tiny import tiny_encoder
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 COPIED = ("launch", "mtl_dist", "recipes", "accelerate_configs")

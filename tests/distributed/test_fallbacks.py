@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.distributed.launching import ROOT, TIMEOUT
-from tests.tiny import tiny_recipe_file
+from tests.utils.tiny import tiny_recipe_file
 
 MACHINES = ("--num_machines", "2", "--machine_rank", "0", "--main_process_ip", "127.0.0.1", "--main_process_port", "1")
 TWO = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2}

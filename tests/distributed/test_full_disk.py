@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mtl_dist.cli import parse, resolved_yaml
-from tests.disks import small_disk, why_not
+from mtl_dist.config.load import parse, resolved_yaml
 from tests.distributed.launching import forked, launch
-from tests.tiny import tiny_recipe_file
+from tests.utils.disks import small_disk, why_not
+from tests.utils.tiny import tiny_recipe_file
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

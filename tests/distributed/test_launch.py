@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from mtl_dist.cli import parse
+from mtl_dist.config.load import parse
 from tests.distributed.launching import ROOT, launch, launched, launched_on_nodes
-from tests.in_process import run_here
-from tests.tiny import tiny_recipe_file
+from tests.utils.in_process import run_here
+from tests.utils.tiny import tiny_recipe_file
 
 FILES = sorted(path.name for path in (ROOT / "accelerate_configs").iterdir() if path.name != "cpu.yaml")
 REPEATS = {

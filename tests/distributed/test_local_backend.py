@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.distributed.launching import ROOT, TIMEOUT, forked
-from tests.tiny import tiny_recipe_file
+from tests.utils.tiny import tiny_recipe_file
 
 LONG_STEPS = ROOT / "tests" / "cluster" / "long_steps"
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from tests.distributed.variants import Variant, run_variants
 
 # A batch that neither processes nor micro-steps divide evenly, and a weight that a wrong mean would show.
 COMMON = (
-    *("model.dtype=float64", "batch_size=26", "tasks.mood.weight=2", "optimizer.thaw_warmup_steps=2"),
+    *("model.dtype=float64", "batch_size=26", "tasks.mood.weight=2", "optimizer.unfreeze_warmup_steps=2"),
     "checkpoint.every_steps=4",
 )
 ONE_TASK = ("sampling.batches=one_task",)
@@ -217,12 +217,12 @@ def test_without_the_rewrap_the_ranks_stop_at_the_next_boundary(runs: Runs) -> N
 
 
 def test_without_rewrap_and_check_the_losses_differ(runs: Runs) -> None:
-    """The negative control: what the comparison above would see if thawed blocks trained unsynchronised."""
+    """The negative control: what the comparison above would see if unfrozen blocks trained unsynchronised."""
     broken, reference = runs(2, "no rewrap, no check").steps(), runs(1, "accumulation 1").steps()
     differences = [
         abs(step["train/loss"] / other["train/loss"] - 1) for step, other in zip(broken, reference, strict=True)
     ]
-    assert max(differences[:5]) <= 1e-9  # up to the first step with thawed blocks, whose loss came before the damage
+    assert max(differences[:5]) <= 1e-9  # up to the first step with unfrozen blocks, whose loss came before the damage
     assert max(differences[5:]) > 1e-5
 
 
@@ -234,7 +234,7 @@ def test_fsdp2_without_settling_is_stopped(runs: Runs) -> None:
 
 
 def test_fsdp2_without_settling_and_checks_the_losses_differ(runs: Runs) -> None:
-    """The negative control of FSDP2: what is thawed in the wrong place stays frozen."""
+    """The negative control of FSDP2: what is unfrozen in the wrong place stays frozen."""
     broken, reference = runs(2, "fsdp2, no settling, no check").steps(), runs(1, "accumulation 1").steps()
     losses = zip(broken, reference, strict=True)
     assert max(abs(step["train/loss"] / other["train/loss"] - 1) for step, other in losses) > 1e-5

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import launched
-from tests.tiny import tiny_recipe_file
+from tests.utils.tiny import tiny_recipe_file
 
 REBUILT_BUCKETS = "gloo:broadcast"
 """Once a phase, in its first step, DDP's ranks agree on the order of gradients: a few integers."""

@@ -11,7 +11,7 @@ from math import prod
 
 from torch.profiler import ProfilerActivity, profile
 
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
 from tests.distributed.watched import run_watched
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.distributed.launching import forked
-from tests.tiny import tiny_recipe_file
+from tests.utils.tiny import tiny_recipe_file
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_dist.cli import parse
-from mtl_dist.engine import DataParallel
-from mtl_dist.launch_guard import start_accelerator
-from mtl_dist.run import run_on
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.config.load import parse
+from mtl_dist.distributed.launch_check import start_accelerator
+from mtl_dist.engines.ddp import DataParallel
+from mtl_dist.training.run import run_on
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
 
 Watch = Callable[[LayerwiseLearningRateTrainer, Callable[[], StepResult]], StepResult]
 """Called in place of a step, with the trainer and the step itself; returns what that does."""

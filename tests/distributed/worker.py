@@ -16,18 +16,20 @@ import torch
 from accelerate.utils import DistributedType
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl_dist import engine_zero, run
-from mtl_dist.cli import parse
-from mtl_dist.engine import DataParallel, Engine
-from mtl_dist.engine_fsdp2 import FullySharded
-from mtl_dist.engine_zero import ZeroRedundancy
-from mtl_dist.engines import engine_class_of
+from mtl_dist.config.load import parse
+from mtl_dist.distributed.launch_check import LaunchRequest, start_accelerator
+from mtl_dist.engines import zero as engine_zero
+from mtl_dist.engines.base import Engine
+from mtl_dist.engines.ddp import DataParallel
+from mtl_dist.engines.factory import engine_class_of
+from mtl_dist.engines.fsdp2 import FullySharded
+from mtl_dist.engines.zero import ZeroRedundancy
 from mtl_dist.errors import UserError
-from mtl_dist.evaluation import TaskMetrics
-from mtl_dist.execution import Execution
-from mtl_dist.launch_guard import Asked, start_accelerator
-from mtl_dist.phases import Phase
-from mtl_dist.run import run_on
+from mtl_dist.schedule.phases import Phase
+from mtl_dist.training import run
+from mtl_dist.training.evaluation import TaskMetrics
+from mtl_dist.training.execution import Execution
+from mtl_dist.training.run import run_on
 
 
 def without_rewrap() -> None:
@@ -38,7 +40,7 @@ def without_rewrap() -> None:
 
 def without_setting_aside() -> None:
     """The table of tokens trains with every row, as in plain torch."""
-    run.keep_rows_in_use = lambda encoder, vocabulary: None
+    run.trim_vocabulary = lambda encoder, vocabulary: None
 
 
 def without_check() -> None:
@@ -104,23 +106,23 @@ def with_a_stray_measurement() -> None:
 
 def with_a_stray_memory() -> None:
     """The last rank remembers measurements that were never made, and would end each phase at once."""
-    has_enough = Execution.has_enough
+    should_stop = Execution.should_stop
 
     def stray(self: Execution, phase: Phase) -> bool:
         if self.processes.rank == self.processes.world_size - 1:
-            self.progression.measured[phase.name] = [0.0] * 9
-        return has_enough(self, phase)
+            self.train_state.measured[phase.name] = [0.0] * 9
+        return should_stop(self, phase)
 
-    Execution.has_enough = stray
+    Execution.should_stop = stray
 
 
 engine_zero.PERSISTENCE_THRESHOLD = 0  # else tiny parameters would all stay whole
 
 ENGINES = {
-    "data parallel": Asked("a job"),
-    "fsdp2": Asked("a job", engine=DistributedType.FSDP),
+    "data parallel": LaunchRequest("a job"),
+    "fsdp2": LaunchRequest("a job", engine=DistributedType.FSDP),
     **{
-        f"zero{stage}": Asked("a job", engine=DistributedType.DEEPSPEED, settings={"zero_stage": stage})
+        f"zero{stage}": LaunchRequest("a job", engine=DistributedType.DEEPSPEED, settings={"zero_stage": stage})
         for stage in (1, 2, 3)
     },
 }
@@ -149,7 +151,7 @@ def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
     parts = (Engine, DataParallel, FullySharded, ZeroRedundancy, Execution)
     intact: list[tuple[Any, str, Any]] = [(part, name, value) for part in parts for name, value in methods(part)]
-    intact.append((run, "keep_rows_in_use", run.keep_rows_in_use))
+    intact.append((run, "trim_vocabulary", run.trim_vocabulary))
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):
         accelerator.gradient_accumulation_steps = one["accumulation"]

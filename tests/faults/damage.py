@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtl_dist.checkpoint import Checkpoint, load, newest, save
+from mtl_dist.checkpoint.format import FILES, MANIFEST, folder_name, manifest_text
+from mtl_dist.checkpoint.storage import Checkpoint, load, newest, save
+from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import UserError
-from mtl_dist.recipe import CheckpointConfig
-from mtl_dist.seal import FILES, MANIFEST, folder_name, manifest_text
-from tests.checkpoints import bits, state_at
 from tests.faults.campaign import Campaign, Outcome
+from tests.utils.checkpoints import bits, state_at
 
 STEPS = (3, 5, 7)
 """Of three checkpoints. The second is damaged, with help of one of the others, and the first must be found then."""
@@ -26,7 +26,7 @@ Fault = Callable[[random.Random, Path, Path], str]
 def tensors(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Some pages of weights and moments, others at each step."""
     torch.manual_seed(step)
-    weights = {"thawed": torch.randn(64, 64), "frozen": torch.randn(32, 32)}
+    weights = {"unfrozen": torch.randn(64, 64), "frozen": torch.randn(32, 32)}
     moments = {f"{key}/thawed": torch.randn(64, 64) for key in ("exp_avg", "exp_avg_sq")}
     return weights, moments | {"step/thawed": torch.tensor(float(step))}
 

@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 import pytest
 
-from mtl_dist import checkpoint, execution
-from mtl_dist.checkpoint import newest
+from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.checkpoint.storage import newest
+from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import TrainingError
-from mtl_dist.model import MultitaskTransformer
-from mtl_dist.recipe import Recipe
-from mtl_dist.run_folder import CHECKPOINTS
-from mtl_dist.tracking import Tracker
-from tests.disks import disk_for_quotas, nearly_full, quota, read_only, small_disk, why_no_quota, why_not
+from mtl_dist.models.multitask import MultitaskTransformer
+from mtl_dist.tracking.tracker import Tracker
+from mtl_dist.training import execution
+from mtl_dist.training.run_folder import CHECKPOINTS
 from tests.faults.campaign import Campaign, Outcome
-from tests.in_process import metrics_of, run_here, summary_of
-from tests.tiny import tiny_recipe
+from tests.utils.disks import disk_for_quotas, nearly_full, quota, read_only, small_disk, why_no_quota, why_not
+from tests.utils.in_process import metrics_of, run_here, summary_of
+from tests.utils.tiny import tiny_recipe
 
 SIZE = 8 << 20
 SAVES = 6

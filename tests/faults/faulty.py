@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.runs import Runs, Way
 from tests.faults.zygote import Hook, Zygote
-from tests.in_process import metrics_of
-from tests.spoiling import spoil, spoil_gradient, spoil_loss
+from tests.utils.in_process import metrics_of
+from tests.utils.spoiling import spoil, spoil_gradient, spoil_loss
 
 PHASE_STEPS, EVERY = 8, 2
 SAVE_EVERY = 3

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl_dist.data import DataBundle
-from mtl_dist.trainer import LayerwiseLearningRateTrainer
+from mtl_dist.data.dataset import DataBundle
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import finished, outcome_of
 from tests.faults.runs import Runs, Way

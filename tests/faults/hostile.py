@@ -8,17 +8,17 @@ from pathlib import Path
 
 from transformers import AutoModel
 
-from mtl_dist.checkpoint import newest
-from mtl_dist.cli import parse
-from mtl_dist.encoder import load_encoder, load_encoder_config
+from mtl_dist.checkpoint.format import FILES, MANIFEST, manifest_text
+from mtl_dist.checkpoint.storage import newest
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import ModelConfig
 from mtl_dist.errors import UserError
-from mtl_dist.model import MultitaskTransformer, SentenceTransformer
-from mtl_dist.recipe import ModelConfig
-from mtl_dist.seal import FILES, MANIFEST, manifest_text
-from tests.checkpoints import saved, seal_again
+from mtl_dist.models.encoder import load_encoder, load_encoder_config
+from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from tests.faults.campaign import Campaign, Outcome
-from tests.hostile import change_config, pickled, with_code, with_pickled_weights
-from tests.tiny import tiny_encoder
+from tests.utils.checkpoints import saved, seal_again
+from tests.utils.hostile import change_config, pickled, with_code, with_pickled_weights
+from tests.utils.tiny import tiny_encoder
 
 STEP = 5
 Fault = Callable[[random.Random, Path, Path], tuple[str, str | None]]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_dist.cli import parse
-from mtl_dist.data import prepare
-from mtl_dist.plan import Plan
-from mtl_dist.processes import Processes
-from mtl_dist.run import build_plan
+from mtl_dist.config.load import parse
+from mtl_dist.data.dataset import prepare
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.schedule.sampler import TaskBalancedSampler
+from mtl_dist.training.run import build_plan
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.points import kill_at
 from tests.faults.runs import DONE, WAYS, Reference, Runs, Way, digest_of, steps_of
@@ -111,7 +111,7 @@ def draw_early_kill(draw: random.Random) -> Kill:
 def samples_wrong(runs: Runs, way: Way, name: str) -> str:
     """Whether each step had the plan's samples, and each pass over a task each of its rows once; "" if so."""
     recipe = parse(runs.arguments(way, name)).recipe
-    data = prepare(recipe, Processes(), lambda line: None)
+    data = prepare(recipe, ProcessGroup(), lambda line: None)
     plan = build_plan(recipe, data)
     steps = steps_of(runs.folder / name)
     if [line["plan/digest"] for line in steps] != [plan.batch(step).digest for step in range(len(steps))]:
@@ -122,7 +122,7 @@ def samples_wrong(runs: Runs, way: Way, name: str) -> str:
     return ""
 
 
-def passes_are_whole(plan: Plan, steps: int, task: int, rows: int) -> bool:
+def passes_are_whole(plan: TaskBalancedSampler, steps: int, task: int, rows: int) -> bool:
     """Whether every row of a task was drawn as often as every other, or once less."""
     batches = [plan.batch(step) for step in range(steps)]
     drawn = np.concatenate([batch.rows[batch.task_ids == task] for batch in batches])

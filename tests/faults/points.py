@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mtl_dist import checkpoint, execution, run
-from mtl_dist.engine import Engine
-from mtl_dist.execution import Execution
-from mtl_dist.tracking import Tracker
-from mtl_dist.trainer import LayerwiseLearningRateTrainer
+from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.engines.base import Engine
+from mtl_dist.tracking.tracker import Tracker
+from mtl_dist.training import execution, run
+from mtl_dist.training.execution import Execution
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
 POINTS: dict[str, tuple[Any, str]] = {
     "encoder": (run, "check_encoder"),

@@ -7,7 +7,7 @@ import datasets.packaged_modules.json.json
 import transformers.models.bert.modeling_bert
 import transformers.models.bert.tokenization_bert
 
-import mtl_dist.run
+import mtl_dist.training.run
 import tests.distributed.worker
 import tests.faults.points
 

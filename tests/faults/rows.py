@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.runs import Runs, Way
 from tests.faults.zygote import Hook, Zygote
-from tests.tiny import MOODS, TOPICS
+from tests.utils.tiny import MOODS, TOPICS
 
 Row = dict[str, Any]
 Spoilt = Row | bytes

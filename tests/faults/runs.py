@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.faults.points import count_calls
 from tests.faults.zygote import Hook, Job, Zygote
-from tests.in_process import metrics_of
-from tests.tiny import tiny_recipe_file
+from tests.utils.in_process import metrics_of
+from tests.utils.tiny import tiny_recipe_file
 
 WITHOUT_DROPOUT = ("model.dropout=0", "model.encoder_dropout=0")
 DONE = "summary.json"

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mtl_dist import checkpoint
+from mtl_dist.checkpoint import storage as checkpoint
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import finished, outcome_of
 from tests.faults.points import kill_job

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mtl_dist.distributed.preemption import SIGNALS
 from mtl_dist.errors import Interrupted
-from mtl_dist.interruption import SIGNALS
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import finished, outcome_of
 from tests.faults.points import watch

@@ -12,12 +12,15 @@ import pytest
 import yaml
 from omegaconf import basecontainer
 
-from mtl_dist import checkpoint, encoder, model, seal
-from tests.disks import why_not
+from mtl_dist.checkpoint import format as seal
+from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.models import encoder
+from mtl_dist.models import multitask as model
 from tests.faults import damage, disk, hostile, killing, ranks, rows, saving, tracking, without, worlds
 from tests.faults.campaign import Outcome
 from tests.faults.runs import Way
 from tests.faults.zygote import TRAIN, Hook
+from tests.utils.disks import why_not
 
 Draw = random.Random
 

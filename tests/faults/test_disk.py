@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.disks import why_no_quota, why_not
 from tests.faults.disk import DISK, QUOTA
+from tests.utils.disks import why_no_quota, why_not
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

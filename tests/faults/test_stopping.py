@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtl_dist.engine import Engine
-from mtl_dist.interruption import StopRequest
+from mtl_dist.distributed.preemption import StopRequest
+from mtl_dist.engines.base import Engine
 from tests.faults import faulty, hanging, stopping
 from tests.faults.__main__ import CAMPAIGNS
 from tests.faults.campaign import Outcome

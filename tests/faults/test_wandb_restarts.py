@@ -11,8 +11,8 @@ from tests.faults.points import kill_job
 from tests.faults.runs import CUT, Runs, Way, steps_of
 from tests.faults.tracking import at_line, kill_service
 from tests.faults.zygote import Hook, Zygote
-from tests.in_process import metrics_of
-from tests.wandb_files import files_in, of_kind, records_of, rows_of, summary_of_wandb, without_lists
+from tests.utils.in_process import metrics_of
+from tests.utils.wandb_files import files_in, of_kind, records_of, rows_of, summary_of_wandb, without_lists
 
 
 def ask_to_stop() -> None:

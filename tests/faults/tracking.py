@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from mtl_dist import tracking, wandb_run
-from mtl_dist.final_tables import FinalTables
+from mtl_dist.tracking import tracker as tracking
+from mtl_dist.tracking import wandb_backend as wandb_run
+from mtl_dist.tracking.tables import FinalTables
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import outcome_of
 from tests.faults.runs import Runs, Way

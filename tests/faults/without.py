@@ -9,12 +9,15 @@ from typing import Any
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from mtl_dist import checkpoint, run_folder, seal, sources, trainer
-from mtl_dist.disk import writing
-from mtl_dist.recipe import CheckpointConfig
-from mtl_dist.seal import sha256_of
-from mtl_dist.tracking import Tracker
-from tests.checkpoints import seal_again
+from mtl_dist.checkpoint import format as seal
+from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.checkpoint.format import sha256_of
+from mtl_dist.config.recipe import CheckpointConfig
+from mtl_dist.data import sources
+from mtl_dist.io import writing
+from mtl_dist.tracking.tracker import Tracker
+from mtl_dist.training import run_folder, trainer
+from tests.utils.checkpoints import seal_again
 
 Tensors = Mapping[str, Tensor]
 

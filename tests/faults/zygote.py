@@ -273,7 +273,7 @@ def _be_rank(order: Order, rank: int) -> int:
 
 def _ask_for(engine: str) -> None:
     """As if by the file of accelerate_configs that `accelerate launch` was given."""
-    from mtl_dist import run
+    from mtl_dist.training import run
     from tests.distributed.worker import ENGINES
 
     start = run.start_accelerator

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mtl_dist.cli import parse
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import Interrupted, TrainingError, UserError
-from mtl_dist.model import SentenceTransformer
-from mtl_dist.progression import Progression
-from mtl_dist.recipe import Recipe
-from mtl_dist.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup
+from mtl_dist.models.multitask import SentenceTransformer
+from mtl_dist.train_state import TrainState
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup
 from tests.distributed.launching import ROOT, How, launched
-from tests.in_process import metrics_of, run_here, setup_here, summary_of
-from tests.stopping import stop_in_round
-from tests.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
+from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
+from tests.utils.stopping import stop_in_round
+from tests.utils.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
@@ -56,12 +56,12 @@ def enter(setup: TrainingSetup, index: int) -> None:
     phase = setup.rates.schedule.phases[index]
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()
-    setup.cache.enter_phase(phase, Progression(step=phase.start))
+    setup.cache.enter_phase(phase, TrainState(step=phase.start))
 
 
 def trained(setup: TrainingSetup, kind: type[LayerwiseLearningRateTrainer]) -> Iterator[StepResult]:
     """Runs all phases, a step at a time."""
-    trainer = kind(setup, Progression())
+    trainer = kind(setup, TrainState())
     for index, phase in enumerate(setup.rates.schedule.phases):
         enter(setup, index)
         for step in range(phase.start, phase.stop):
@@ -132,14 +132,14 @@ def test_the_host_goes_one_step_ahead_and_no_more(build: Build) -> None:
     """A norm is looked at when the next step is on its way, and counts for its own step."""
     setup = build("optimizer.max_nonfinite_steps=4", "batch_size=12")
     enter(setup, 0)
-    trainer = LayerwiseLearningRateTrainer(setup, Progression())
+    trainer = LayerwiseLearningRateTrainer(setup, TrainState())
     with torch.no_grad():
         setup.engine.raw.get_submodule("heads.mood.0").get_parameter("weight")[0, 0] = torch.inf
     before = setup.engine.parameter_digests()
     counted = []
     for step in range(3):
         trainer.training_step(step)
-        counted.append(trainer.progression.nonfinite_in_row)
+        counted.append(trainer.train_state.nonfinite_in_row)
     assert counted == [0, 1, 2]
     with pytest.raises(TrainingError, match="4 steps in a row"):  # in the step itself
         trainer.training_step(3)
@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, po
     states = []
     for on_cpu in (False, True):
         setup = build("model.dtype=float64", "optimizer.warmup_steps=0", "cache.mode=never", on_cpu=on_cpu)
-        trainer = LayerwiseLearningRateTrainer(setup, Progression())
+        trainer = LayerwiseLearningRateTrainer(setup, TrainState())
         for index, phase in enumerate(setup.rates.schedule.phases):
             enter(setup, index)
             for step in range(phase.start, phase.stop):
@@ -167,7 +167,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, po
                     if step == poisoned:
                         weight.copy_(kept)
         trainer.look_at_unread()
-        assert trainer.progression.nonfinite_total == 1
+        assert trainer.train_state.nonfinite_total == 1
         counted = ("step/", "decay/")
         steps = {name: float(value) for name, value in setup.engine.moments().items() if name.startswith(counted)}
         states.append((of_weights(setup), steps))

@@ -10,9 +10,9 @@ from benchmarks.flops import work_of
 from benchmarks.hf_trainer import ratios
 from benchmarks.rival_model import SharedEncoder
 from benchmarks.runs import Run, recipe
-from mtl_dist.cli import parse
-from tests.in_process import setup_here
-from tests.tiny import tiny_recipe
+from mtl_dist.config.load import parse
+from tests.utils.in_process import setup_here
+from tests.utils.tiny import tiny_recipe
 
 
 @pytest.mark.parametrize(("phase", "unit"), [("heads", "heads.mood"), ("all", "blocks.0")])

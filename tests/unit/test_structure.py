@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import mtl_dist
-from mtl_dist.model import MultitaskTransformer
-from mtl_dist.recipe import Recipe
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.models.multitask import MultitaskTransformer
 
 ROOT = Path(__file__).parents[2]
 MODULES = {
@@ -18,6 +18,11 @@ MODULES = {
     for path in sorted(ROOT.glob("mtl_dist/**/*.py"))
 }
 SOURCES = [path for folder in ("mtl_dist", "launch", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")]
+PACKAGES = (
+    *("", "config", "distributed", "data", "tasks", "schedule", "models", "engines", "activation_cache", "checkpoint"),
+    *("tracking", "report", "training", "inference", "quickstart", "cluster", "cli"),
+)
+"""In the order in which they build on each other; the first is what lies beside the packages."""
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 90
 FOREIGN = re.compile(
     r"(?<![\w.])/(root|work|opt|home/\w+|Users/\w+)/"  # folders of one machine
@@ -39,8 +44,31 @@ def imports(path: Path) -> Iterator[str]:
 
 def test_modules_import_each_other_in_no_circle() -> None:
     graph = {module: set(imports(path)) for module, path in MODULES.items()}
-    assert {"mtl_dist.checkpoint", "mtl_dist.engine"} <= graph["mtl_dist.run"]
+    assert {"mtl_dist.checkpoint.storage", "mtl_dist.engines.ddp"} <= graph["mtl_dist.training.run"]
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def package_of(module: str) -> str:
+    name = [*module.split("."), ""][1]
+    return name if (ROOT / "mtl_dist" / name).is_dir() else ""
+
+
+def test_packages_import_only_those_before_them() -> None:
+    upward = [
+        f"{module} imports {other}"
+        for module, path in MODULES.items()
+        if module not in ("mtl_dist", "mtl_dist.__main__")
+        for other in imports(path)
+        if PACKAGES.index(package_of(other)) > PACKAGES.index(package_of(module))
+    ]
+    assert not upward
+
+
+def test_each_package_says_what_it_does_and_does_nothing_more_when_imported() -> None:
+    for package in PACKAGES[1:]:
+        tree = ast.parse((ROOT / "mtl_dist" / package / "__init__.py").read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), package
+        assert len(tree.body) == 1, package
 
 
 def test_files_and_functions_are_short() -> None:
@@ -61,10 +89,10 @@ def test_files_and_functions_are_short() -> None:
     "module",
     [
         "mtl_dist",
-        "mtl_dist.recipe",
-        "mtl_dist.cli",
-        "mtl_dist.quickstart",
-        "mtl_dist.report.command",
+        "mtl_dist.config.recipe",
+        "mtl_dist.config.load",
+        "mtl_dist.quickstart.assets",
+        "mtl_dist.cli.report",
         "launch.on_node",
         "launch.submit",
     ],

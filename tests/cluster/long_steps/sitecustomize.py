@@ -22,7 +22,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds the trainer as everyone does, and changes it once it is loaded."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "mtl_dist.trainer":
+        if name != "mtl_dist.training.trainer":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -1,0 +1,218 @@
+"""What a checkpoint's folder holds, sealed by a manifest, and the check that it still is what was written.
+
+Nothing in it can run code: two safetensors files and JSON. The check trusts neither names nor sizes nor the manifest
+itself, and looks at everything before a caller gets any of it.
+"""
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from safetensors import SafetensorError, safe_open
+
+from mtl_dist.engines.base import ADAMW_STATE
+from mtl_dist.errors import reason
+from mtl_dist.io import flush
+from mtl_dist.models.vocab_trimming import DECAY
+from mtl_dist.train_state import TrainState
+
+FORMAT = 3
+WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+FILES = (WEIGHTS, OPTIMIZER, STATE)
+"""What the manifest lists."""
+MAX_MANIFEST_BYTES = 1 << 16
+MAX_HEADER_BYTES = 1 << 24
+"""Of a safetensors file: room for some 100,000 tensors."""
+
+Tensors = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and safetensors' name of the type, by name."""
+TYPES = ("F32", "F64")
+STEP_OF_ADAMW: tuple[tuple[int, ...], str] = ((), "F32")
+LEFT_OF_DECAY: tuple[tuple[int, ...], str] = ((), "F64")
+
+
+class CorruptCheckpoint(Exception):
+    """Why a checkpoint cannot be used, in one line."""
+
+
+def folder_name(step: int) -> str:
+    """The name of the checkpoint of `step`."""
+    return f"step-{step:010d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name. Raises CorruptCheckpoint where it has none."""
+    digits = re.fullmatch(r"step-([0-9]{10,18})", folder.name)
+    if digits is None or folder.name != folder_name(int(digits[1])):
+        raise CorruptCheckpoint("its name is not that of a checkpoint")
+    return int(digits[1])
+
+
+def seal(folder: Path, step: int, digests: Mapping[str, str]) -> None:
+    """Writes the manifest of FILES in `folder`, which are on the disk; then it is, too.
+
+    `digests` has the SHA-256 of what each was to be.
+    """
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digests[name]} for name in FILES}
+    (folder / MANIFEST).write_text(manifest_text(step, files), encoding="utf-8")
+    flush(folder / MANIFEST)
+    flush(folder)
+
+
+def read_state(folder: Path, step: int) -> dict[str, Any]:
+    """The state of the checkpoint of `step`, with manifest and state verified. Raises CorruptCheckpoint."""
+    return _state(folder, step, _manifest(folder, step))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
+    """As `read_state`, with every file verified by the digest that `sha256` reads from it. Raises CorruptCheckpoint."""
+    files = _manifest(folder, step)
+    state = _state(folder, step, files)
+    for name in (WEIGHTS, OPTIMIZER):
+        _check_content(folder, name, files[name], sha256)
+    weights, moments = (_tensors(folder, name) for name in (WEIGHTS, OPTIMIZER))
+    _check_optimizer_state(weights, moments)
+    return state
+
+
+def manifest_text(step: int, files: Mapping[str, Any]) -> str:
+    """The one text that a manifest may have, with a SHA-256 of what it says at its end."""
+    said = {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}
+    return json.dumps({**said, "sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest()}, indent=1) + "\n"
+
+
+def _manifest(folder: Path, step: int) -> dict[str, Any]:
+    """What the manifest says of each file, after all that can be told without reading those."""
+    try:
+        _check_names(folder)
+        if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
+            raise CorruptCheckpoint(f"{MANIFEST} is too long to be one")
+        content = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise CorruptCheckpoint(f"unreadable: {error.strerror}") from error
+    said = _json(MANIFEST, content)
+    form, files = said.get("format"), said.get("files")
+    if form != FORMAT:
+        raise CorruptCheckpoint(f"format {form if type(form) is int else 'unknown'}, this version reads {FORMAT}")
+    if not isinstance(files, dict) or files.keys() != set(FILES):
+        raise CorruptCheckpoint(f"{MANIFEST} lists other files than a checkpoint has")
+    if not all(isinstance(of, dict) and _fits_fields(of, {"bytes": int, "sha256": str}) for of in files.values()):
+        raise CorruptCheckpoint(f"{MANIFEST} does not say size and SHA-256 of each file")
+    if said.get("step") != step:
+        raise CorruptCheckpoint(f"{MANIFEST} is of another step")
+    # Written anew rather than compared key by key, so that no byte of it can be another one.
+    if content != manifest_text(step, files).encode():
+        raise CorruptCheckpoint(f"{MANIFEST} does not match its own SHA-256")
+    return files
+
+
+def _check_names(folder: Path) -> None:
+    """Refuses links and whatever else is no plain file: reading them could lead elsewhere, or never end."""
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise CorruptCheckpoint("it is a link or no folder")
+    modes = {path.name: path.lstat().st_mode for path in folder.iterdir()}
+    for name in (*FILES, MANIFEST):
+        if name not in modes:
+            raise CorruptCheckpoint(f"{name} is missing")
+    for name, mode in sorted(modes.items()):
+        if name not in (*FILES, MANIFEST):
+            raise CorruptCheckpoint(f"{name[:80]!r} does not belong to a checkpoint")
+        if not stat.S_ISREG(mode):
+            raise CorruptCheckpoint(f"{name} is a link or no plain file")
+
+
+def _check_content(folder: Path, name: str, expected: Mapping[str, Any], sha256: Callable[[Path], str]) -> None:
+    try:
+        size = (folder / name).stat().st_size
+        if size != expected["bytes"]:
+            raise CorruptCheckpoint(f"{name} has {size} bytes instead of {expected['bytes']}")
+        if sha256(folder / name) != expected["sha256"]:
+            raise CorruptCheckpoint(f"{name} does not match its SHA-256")
+    except OSError as error:
+        raise CorruptCheckpoint(f"{name}: unreadable: {error.strerror}") from error
+
+
+def _state(folder: Path, step: int, files: Mapping[str, Any]) -> dict[str, Any]:
+    _check_content(folder, STATE, files[STATE], sha256_of)
+    state = _json(STATE, (folder / STATE).read_bytes())
+    hints = {"identity": dict[str, Any], "train_state": dict[str, Any], "figures": dict[str, dict[str, float]]}
+    if not _fits_fields(state, hints) or not _fits_fields(state["train_state"], get_type_hints(TrainState)):
+        raise CorruptCheckpoint(f"{STATE} is no state of a run")
+    if state["train_state"]["step"] != step:
+        raise CorruptCheckpoint(f"{STATE} is of another step")
+    return state
+
+
+def _fits_fields(value: Mapping[str, Any], hints: Mapping[str, Any]) -> bool:
+    return value.keys() == hints.keys() and all(_fits(value[name], hint) for name, hint in hints.items())
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether what JSON gave is of the type `hint`, of those that a TrainState has."""
+    if hint is Any:
+        return True
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(item, get_args(hint)[1]) for item in value.values())
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    # Exactly, because True is an int; numbers of type float may have been written as whole ones.
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+def _json(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{name} is no JSON") from error
+    if not isinstance(value, dict):
+        raise CorruptCheckpoint(f"{name} is no JSON object")
+    return value
+
+
+def _tensors(folder: Path, name: str) -> Tensors:
+    """What a safetensors file says that it holds; the library checks sizes and places against the file."""
+    path = folder / name
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise CorruptCheckpoint(f"{name}: its header claims {length} bytes")
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}  # noqa: SIM118 - no mapping
+            held = {tensor: (tuple(part.get_shape()), part.get_dtype()) for tensor, part in slices.items()}
+    except SafetensorError as error:
+        raise CorruptCheckpoint(f"{name}: {reason(error)}") from error
+    for tensor, (_, dtype) in held.items():
+        if dtype not in TYPES:
+            raise CorruptCheckpoint(f"{name}: {tensor[:80]!r} is of type {dtype}, not one of {', '.join(TYPES)}")
+    return held
+
+
+def _check_optimizer_state(weights: Tensors, moments: Tensors) -> None:
+    """A parameter has all moments or none, of its own shape and type but for the count of steps.
+
+    With them a table of tokens may have how far its rows without a gradient have decayed.
+    """
+    trained = {name.partition("/")[2] for name in moments}
+    if unknown := sorted(trained - weights.keys()):
+        raise CorruptCheckpoint(f"{OPTIMIZER}: there is no parameter {unknown[0][:80]!r}")
+    expected = {
+        f"{key}/{name}": STEP_OF_ADAMW if key == ADAMW_STATE[0] else weights[name]
+        for name in trained
+        for key in ADAMW_STATE
+    }
+    decays = {f"{DECAY}/{name}" for name in trained} & moments.keys()
+    expected |= dict.fromkeys(decays, LEFT_OF_DECAY)
+    different = sorted(name for name in expected | moments if expected.get(name) != moments.get(name))
+    if different:
+        raise CorruptCheckpoint(f"{OPTIMIZER}: {different[0][:80]!r} is not what a moment of its parameter is")

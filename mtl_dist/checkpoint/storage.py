@@ -1,0 +1,194 @@
+"""Checkpoints: weights, moments and counters; written whole or not at all, verified before use, free of pickle.
+
+A checkpoint is written to a temporary folder, flushed, sealed by a manifest (see `seal`), read again from the disk,
+verified, and renamed; older ones go only after that. Everything random is a function of (seed, step), so there is no
+generator or loader state to keep.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mtl_dist.checkpoint.direct_io import read_hashed, write_hashed
+from mtl_dist.checkpoint.format import (
+    OPTIMIZER,
+    STATE,
+    WEIGHTS,
+    CorruptCheckpoint,
+    folder_name,
+    read_state,
+    seal,
+    step_of,
+    verify,
+)
+from mtl_dist.checkpoint.tensor_io import write_tensors
+from mtl_dist.config.metric_names import SIGNS
+from mtl_dist.config.recipe import CheckpointConfig
+from mtl_dist.errors import TrainingError, UserError
+from mtl_dist.io import flush, remove, writing
+
+PARTIAL = ".partial-"
+# Keys that may change between stop and resume, because they cannot change the run's samples or weights.
+FREE_KEYS = (
+    "output_dir",
+    "micro_batch_size",
+    "data.cache_dir",
+    "cache.",
+    "evaluation.",
+    "checkpoint.",
+    "safety.",
+    "tracking.",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    folder: Path
+    state: dict[str, Any]
+    """What was given to `save`: identity, train_state, figures."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state["train_state"]["step"]
+
+
+def save(
+    root: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    config: CheckpointConfig,
+) -> Path:
+    """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank.
+
+    `weights` and `moments` are as `Engine.weights` and `Engine.moments` give them. `state` has the run's `identity`,
+    its `train_state`, and by task the `figures` of an evaluation at this step, if there was one. Raises TrainingError
+    where it cannot be written or cannot be read again; older checkpoints are as before then.
+    """
+    final, partial = root / folder_name(step), root / f"{PARTIAL}{step:010d}"
+    with writing(final):
+        root.mkdir(parents=True, exist_ok=True)
+        # A run folder has one writer, and it has not begun yet: these are what killed ones have left.
+        for leftover in root.glob(f"{PARTIAL}*"):
+            remove(leftover)
+        partial.mkdir()
+        try:
+            digests = {
+                WEIGHTS: write_tensors(partial / WEIGHTS, weights),
+                OPTIMIZER: write_tensors(partial / OPTIMIZER, moments),
+                STATE: write_hashed(partial / STATE, [memoryview(json.dumps(state).encode())]),
+            }
+            seal(partial, step, digests)
+            verify(partial, step, read_hashed)
+        except Exception as error:
+            remove(partial)
+            if isinstance(error, CorruptCheckpoint):
+                raise TrainingError(f"cannot write {final}: read again, it is not what was written: {error}") from error
+            raise
+        _publish(partial, final)
+        _prune(root, step, config)
+    return final
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    skipped = []
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            return Checkpoint(folder, verify(folder, step_of(folder))), skipped
+        except CorruptCheckpoint as damage:
+            skipped.append(f"checkpoint {folder.name} skipped: {damage}")
+    return None, skipped
+
+
+def load(checkpoint: Checkpoint, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and moments of a checkpoint, as `save` got them; `like` has a tensor like each of the model's parameters.
+
+    Verifies it anew: what reads here may be another rank than the one that chose it. Raises UserError where that fails
+    and where names, shapes or types differ.
+    """
+    folder = checkpoint.folder
+    try:
+        verify(folder, checkpoint.step)
+    except CorruptCheckpoint as damage:
+        raise UserError(f"{folder}: {damage}; all ranks must see the same output_dir") from damage
+    weights = load_file(folder / WEIGHTS)
+    held, wanted = ({name: (value.shape, value.dtype) for name, value in of.items()} for of in (weights, like))
+    different = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
+    if different:
+        raise UserError(
+            f"{folder}: holds other parameters than this model, first {different[0]!r};"
+            " give back the encoder and data of its run, or start anew with checkpoint.resume=never"
+        )
+    return weights, load_file(folder / OPTIMIZER)
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted keys that differ between two runs' recipes, or other identities, and could change the run."""
+    old, new = _flat(before), _flat(now)
+    return sorted(key for key in old | new if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS))
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Gives a verified checkpoint its name.
+
+    Where another one has it, the run has gone on from an older one since, which is still there.
+    """
+    if final.is_symlink() or final.exists():
+        remove(final)
+    partial.rename(final)
+    flush(final.parent)
+
+
+def _prune(root: Path, step: int, config: CheckpointConfig) -> None:
+    """Removes all but the newest and, where asked for, the best of each task; `step` is that of the newest.
+
+    Those of later steps go too. They are damaged, or the run has turned back behind them.
+    """
+    folders = {}
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            folders[folder] = step_of(folder)
+        except CorruptCheckpoint:
+            continue  # something else of that name, which is not ours to remove
+    past = {folder: its_step for folder, its_step in folders.items() if its_step <= step}
+    best = _best(past, config.keep_best) if config.keep_best else []
+    kept = {*list(past)[: config.keep], *best}
+    for folder in folders.keys() - kept:
+        remove(folder)
+
+
+def _best(folders: Mapping[Path, int], figure: str) -> list[Path]:
+    """Of checkpoints with their steps, newest first, the one with the best `figure` for each task."""
+    best: dict[str, tuple[float, Path]] = {}
+    for folder, step in folders.items():
+        try:
+            figures = read_state(folder, step)["figures"]
+        except CorruptCheckpoint:
+            continue  # it could not be used, so it is not kept for being the best
+        for task, of_task in figures.items():
+            value = SIGNS[figure] * of_task.get(figure, math.nan)
+            # The first of equals is the newer.
+            if math.isfinite(value) and (task not in best or value > best[task][0]):
+                best[task] = value, folder
+    return [folder for _, folder in best.values()]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

@@ -1,0 +1,1 @@
+"""The commands of the `mtl-dist` program, one file per command."""

@@ -1,0 +1,61 @@
+"""SkyPilot: a task for `sky jobs launch`, which starts it again where its machines go or it ends with 75."""
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mtl_dist.cluster.job import ROOT, WORKDIR_OF_IMAGE, Job, as_yaml, container_run, require_in_repository
+from mtl_dist.errors import Interrupted, UserError
+
+JOB_FILE = "job.sky.yaml"
+RECIPE_PATH = "/tmp/mtl_dist-recipe.yaml"
+PORT = 29500
+
+
+def job_file(job: Job) -> str:
+    """The task's text. Raises UserError."""
+    require_in_repository(job, "skypilot")
+    run = container_run(job, "skypilot", WORKDIR_OF_IMAGE if job.image else PurePosixPath("~"))
+    source, _, path = (job.volume or "").rpartition(":")
+    resources: dict[str, Any] = {
+        "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [Interrupted.exit_code]}
+    }
+    if job.gpus is None:
+        resources["cpus"] = f"{job.processes * job.cpus}+"
+    elif job.gpu_type is None:
+        raise UserError(f"--gpus-per-node: {job.gpus}: skypilot wants TYPE:COUNT, e.g. A100:{job.gpus}")
+    else:
+        resources["accelerators"] = job.gpus
+    task: dict[str, Any] = {"name": job.name, "num_nodes": job.nodes, "resources": resources}
+    extras = " deepspeed" if "zero" in Path(job.engine_file).name else ""
+    if job.image is None:
+        task |= {"workdir": str(ROOT), "setup": f"launch/install.sh{extras}\n"}
+        enter, part = "", job.part(".venv/bin/python", PurePosixPath(), run)
+    else:
+        resources["image_id"] = f"docker:{job.image}"
+        enter, part = f"cd {WORKDIR_OF_IMAGE}\n", job.part("python", WORKDIR_OF_IMAGE, run)
+    task |= {
+        "envs": job.environment_with_threads(),
+        "file_mounts": {
+            path: {"source" if "://" in source else "name": source, "mode": "MOUNT_CACHED"},
+            RECIPE_PATH: str(job.recipe_path),
+        },
+        "run": (
+            f'{enter}{shlex.join(part)} --alone --node "$SKYPILOT_NODE_RANK" \\\n'
+            f'  --host "$(head -n 1 <<<"$SKYPILOT_NODE_IPS")" --port {PORT} -- --config {RECIPE_PATH}\n'
+        ),
+    }
+    return as_yaml(task)
+
+
+def submit(job: Job, path: Path) -> str:
+    """Hands the file to sky as a managed job. Raises UserError."""
+    command = ["sky", "jobs", "launch", "--yes", "--detach-run", str(path)]
+    if shutil.which("sky") is None:
+        raise UserError(f"sky: not found; where it is: {shlex.join(command)}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"sky: {((done.stderr + done.stdout).strip().splitlines() or ['failed'])[-1]}")
+    return done.stdout.strip()

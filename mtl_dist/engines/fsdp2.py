@@ -1,0 +1,83 @@
+"""FSDP2: each rank holds a part of every parameter, gradient and moment (Zhao et al. 2023, arXiv:2304.11277).
+
+torch's own `fully_shard`, on every device: Accelerate does not set it up on CPUs.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mtl_dist.config.recipe import OptimizerConfig
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.engines.base import Engine
+from mtl_dist.models.multitask import MultitaskTransformer
+
+
+class FullySharded(Engine):
+    """Shards by block; embeddings and heads together are one more group, gathered for the whole forward.
+
+    Parameters thaw in place. Weights stay in their own type, as on the other engines: bf16 is autocast's.
+    """
+
+    name = "fsdp2"
+    lockstep = True
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        processes: ProcessGroup,
+        model: MultitaskTransformer,
+        config: OptimizerConfig,
+        reshard_after_forward: bool = True,
+    ) -> None:
+        """`reshard_after_forward`: free a block's gathered parameters between forward and backward."""
+        self._reshard_after_forward = reshard_after_forward
+        super().__init__(accelerator, processes, model, config)
+
+    def _placed(self, model: MultitaskTransformer) -> MultitaskTransformer:
+        mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
+        modules = model.unit_modules()
+        for unit in modules:
+            if unit.startswith("blocks."):
+                fully_shard(modules[unit][0], mesh=mesh, reshard_after_forward=self._reshard_after_forward)
+        fully_shard(model, mesh=mesh)  # in place
+        register_fsdp_forward_method(model, "run_prefix")
+        return model
+
+    def _settle(self) -> None:
+        # What a forward gathered stays gathered until its backward. Until then `named_parameters` are not those that
+        # the optimizer knows, and what is made trainable would silently be frozen again.
+        for module in self.raw.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def _rewrap(self) -> None:
+        """Nothing to do: each backward looks at what requires a gradient then."""
+
+    def check_replicas(self, when: str) -> None:
+        """Nothing to compare: no rank holds what another one has."""
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        assert isinstance(self.raw, FSDPModule)
+        self.raw.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def _over_parts(self, sums: Tensor) -> Tensor:
+        return self.summed(sums)
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def _local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        assert isinstance(parameter, DTensor)
+        # Every rank has the whole tensor and keeps its part; nothing is sent.
+        return distribute_tensor(
+            tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )

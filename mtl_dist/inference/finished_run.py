@@ -1,0 +1,104 @@
+"""A finished run as it lies on disk, for the commands that use what it has learnt."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import ModelConfig, Recipe
+from mtl_dist.data.tokenization import load_tokenizer
+from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.models.multitask import MultitaskTransformer
+from mtl_dist.progress import LOG_LINE_SECONDS
+from mtl_dist.training.run_folder import MODEL, RECIPE, SUMMARY
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Options of one command; a mistake in them is a UserError."""
+
+    def __init__(self, command: str, does: str) -> None:
+        super().__init__(prog=f"python -m mtl_dist {command}", description=does, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The folder of a run, and what it says about itself."""
+
+    folder: Path
+    recipe: Recipe
+    summary: dict[str, Any]
+    """Empty where the folder has none."""
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / MODEL
+
+    def load_model(self) -> MultitaskTransformer:
+        """The trained model in eval mode on the CPU. Raises UserError where it cannot be read."""
+        return MultitaskTransformer.from_pretrained(
+            self.model_folder, trust_remote_code=self.recipe.model.trust_remote_code
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises UserError where it cannot be used."""
+        return load_tokenizer(
+            ModelConfig(str(self.model_folder), trust_remote_code=self.recipe.model.trust_remote_code)
+        )
+
+    def check_task(self, task: str) -> None:
+        """Raises UserError for a task that the run has not."""
+        if task not in self.recipe.tasks:
+            raise UserError(f"--task: {self.folder} has no task {task!r}{did_you_mean(task, self.recipe.tasks)}")
+
+
+def open_run(folder: str | Path) -> FinishedRun:
+    """The finished run in `folder`. Raises UserError where there is none."""
+    folder = Path(folder)
+    if not (folder / RECIPE).is_file():
+        what = f"has no {RECIPE}, so it is no run folder" if folder.is_dir() else "is no folder"
+        raise UserError(f"{folder} {what}; name the output_dir of a run")
+    if not (folder / MODEL).is_dir():
+        raise UserError(f"{folder} has no {MODEL}/: the run is not finished; the command that started it goes on")
+    recipe = parse(["--config", str(folder / RECIPE)]).recipe
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        summary = {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / SUMMARY} cannot be read: {error}") from error
+    return FinishedRun(folder, recipe, summary)
+
+
+def device_here() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def progress(what: str, unit: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows on standard error how much is done: a bar on a terminal, else a line now and then and at the end."""
+    done, last, bar = 0, time.monotonic(), sys.stderr.isatty()
+    with tqdm(total=total, desc=what, unit=unit.removesuffix("s"), disable=not bar) as shown:
+
+        def advance(more: int) -> None:
+            nonlocal done, last
+            done += more
+            shown.update(more)
+            if not bar and (time.monotonic() - last >= LOG_LINE_SECONDS or done == total):
+                last = time.monotonic()
+                print(f"{what} {done}{'' if total is None else f'/{total}'} {unit}", file=sys.stderr, flush=True)
+
+        yield advance

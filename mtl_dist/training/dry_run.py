@@ -1,0 +1,60 @@
+"""Kernels whose sums have one order. On GPUs torch's fastest ones add in the order in which threads finish.
+
+Without, a run that goes on from a checkpoint ends in other bits than one that was never stopped.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mtl_dist.errors import UserError, reason
+from mtl_dist.models.multitask import MultitaskTransformer
+from mtl_dist.models.vocab_trimming import PLACEHOLDER
+
+_REFUSAL = "does not have a deterministic implementation"
+"""Of torch's error, after the name of the operation."""
+
+
+def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
+    """Computes two short texts once, and where kernels are to be deterministic a gradient of everything.
+
+    Moves `model` to the device. Raises UserError where the encoder cannot compute in the precision that was asked for,
+    or has an operation without a deterministic kernel.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    model.to(accelerator.device)
+    tokens = torch.full((2, 8), PLACEHOLDER, device=accelerator.device)
+    mask = torch.ones_like(tokens)
+    mask[1, 6:] = 0
+    rows = dict.fromkeys(model.heads, torch.arange(2, device=accelerator.device))
+    training = model.training
+    # No device holds all of a gradient, of which an engine may give it a part.
+    drops = [one.register_post_accumulate_grad_hook(_drop) for one in model.parameters() if one.requires_grad]
+    try:
+        with accelerator.autocast(), torch.set_grad_enabled(deterministic):
+            logits = model.train(deterministic)(tokens, mask, rows)
+        if deterministic:
+            torch.stack([one.float().sum() for one in logits.values()]).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        operation, _, _ = str(error).partition(_REFUSAL)
+        if operation != str(error):
+            raise UserError(
+                f"safety.deterministic: this encoder needs {operation.split()[-1]}, which has no deterministic kernel"
+                " on this device; set false, and a run that goes on from a checkpoint can differ in the last bits from"
+                " one that was never stopped"
+            ) from error
+        if accelerator.mixed_precision == "no":
+            raise
+        raise UserError(
+            f"model.encoder: cannot compute in mixed_precision {accelerator.mixed_precision}: {reason(error)}; use 'no'"
+        ) from error
+    finally:
+        model.train(training)
+        for drop in drops:
+            drop.remove()
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,37 @@
+"""From a measurement to the tables that a run shows of it, with the texts that were misclassified."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+
+from mtl_dist.data.dataset import DataBundle
+from mtl_dist.tracking.tables import FinalTables, MisclassifiedText
+from mtl_dist.training.evaluation import TaskMetrics, flat_confusions
+
+
+def final_tables(metrics: Mapping[str, TaskMetrics], data: DataBundle, split: str) -> FinalTables:
+    """The tables of a measurement of `split`; made by one rank."""
+    labels = {task: source.labels for task, source in data.tasks.items()}
+    confusions = {key.split("/")[1]: cells for key, cells in flat_confusions(metrics, split).items()}
+    texts = {task: _texts(one, data, split, task) for task, one in metrics.items()}
+    return FinalTables(labels, confusions, texts)
+
+
+def _texts(metrics: TaskMetrics, data: DataBundle, split: str, task: str) -> list[MisclassifiedText]:
+    """Read from the tokens: the files of the texts may be far away, or gone since they were read."""
+    if not metrics.mistakes:
+        return []
+    names = data.tasks[task].labels
+    at = np.array([mistake.index for mistake in metrics.mistakes])
+    batch = data.batch(split, np.full(len(at), list(data.tasks).index(task)), at)
+    columns = cast(pa.Table, data.tasks[task].splits[split].rows[at])
+    texts = [
+        str(data.tokenizer.decode(tokens[attended.bool()].tolist(), skip_special_tokens=True))
+        for tokens, attended in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
+    return [
+        MisclassifiedText(row, text, names[mistake.label], names[mistake.predicted], mistake.score)
+        for row, text, mistake in zip(columns["row"].to_pylist(), texts, metrics.mistakes, strict=True)
+    ]

@@ -1,0 +1,90 @@
+"""The run folder: what an earlier run left there, and the files that this one writes beside its metrics."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_dist.checkpoint.storage import Checkpoint, changed_keys, newest
+from mtl_dist.errors import UserError
+from mtl_dist.io import write_whole, writing
+from mtl_dist.run_layout import CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT, SETUP, STACKS, SUMMARY, TENSORBOARD
+from mtl_dist.tracking.console import Console
+
+OURS = (RECIPE, SETUP, METRICS, SUMMARY, REPORT, MODEL, CHECKPOINTS, STACKS, "wandb", TENSORBOARD)
+PREVIOUS = "previous"
+"""Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
+
+
+def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console: Console) -> Checkpoint | None:
+    """Makes `folder` ready and returns the checkpoint to go on from, or None to start anew. Called by one rank.
+
+    An unfinished run with a checkpoint is continued if `resume` is "auto"; any other earlier run is moved aside.
+    Raises UserError where `identity` differs from the checkpoint's in a key that could change the run, and where the
+    folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = [name for name in OURS if (folder / name).exists()]
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from error
+    if not entries:
+        return None
+    if resume == "auto" and SUMMARY not in entries:
+        checkpoint, skipped = newest(folder / CHECKPOINTS)
+        for line in skipped:
+            console.say(line)
+        if checkpoint is not None:
+            changed = changed_keys(checkpoint.state["identity"], identity)
+            if changed:
+                raise UserError(
+                    f"{folder}: its checkpoint belongs to a run that differs in {', '.join(changed)};"
+                    " change back, or start anew with checkpoint.resume=never"
+                )
+            trim_metrics(folder / METRICS, checkpoint.step)
+            return checkpoint
+    with writing(folder / PREVIOUS):
+        target = move_aside(folder, entries)
+    console.say(f"an earlier run's files moved to {target}")
+    return None
+
+
+def move_aside(folder: Path, entries: Sequence[str]) -> Path:
+    """Moves `entries` of `folder` into its next numbered subfolder of `previous`."""
+    root = folder / PREVIOUS
+    root.mkdir(exist_ok=True)
+    number = 1 + max((int(path.name) for path in root.iterdir() if path.name.isdigit()), default=0)
+    target = root / str(number)
+    target.mkdir()
+    for name in entries:
+        (folder / name).rename(target / name)
+    return target
+
+
+def trim_metrics(path: Path, step: int) -> None:
+    """Drops what the continued run will write again: lines after `step`, the end's, and one that was cut short."""
+    if not path.exists():
+        return
+    length = 0
+    with writing(path):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or _comes_again(line, step):
+                break
+            length += len(line)
+        os.truncate(path, length)  # in place: the disk may be full
+
+
+def _comes_again(line: bytes, step: int) -> bool:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return True  # zeros where the machine lost its power
+    return values["step"] > step or any(key.startswith("test/") for key in values)
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Writes summary.json, whose presence says that the run is finished."""
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,89 @@
+"""setup.json: what a run is made of, written before its first step, for whoever reads the folder later.
+
+A run that goes on writes it again with one more start: what it was started on may have changed in between.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtl_dist.engines.base import Engine
+from mtl_dist.io import write_whole
+from mtl_dist.run_layout import SETUP
+from mtl_dist.schedule.early_stopping import condition
+from mtl_dist.schedule.phases import Phase
+from mtl_dist.schedule.plan_table import highest_and_last
+from mtl_dist.training.trainer import TrainingSetup
+
+LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what a run does."""
+    return {library: version(library) for library in LIBRARIES}
+
+
+def describe(setup: TrainingSetup, unit_sizes: Mapping[str, int], digests: Mapping[str, str]) -> dict[str, Any]:
+    """The tasks, the units with their parameters, and the phases as planned; the same on every rank.
+
+    `unit_sizes` are parameters by unit, `digests` of what the run is made from.
+    """
+    tasks = {
+        name: {
+            "labels": list(source.labels),
+            "rows": {split: len(rows.lengths) for split, rows in source.splits.items()},
+        }
+        for name, source in setup.data.tasks.items()
+    }
+    return {
+        "model_type": setup.engine.raw.sentence_transformer.encoder.config.model_type,
+        "tasks": tasks,
+        "units": dict(unit_sizes),
+        "phases": [_phase(setup, phase, unit_sizes) for phase in setup.rates.schedule.phases],
+        "digests": dict(digests),
+    }
+
+
+def start_of(engine: Engine, step: int, micro_steps: int) -> dict[str, Any]:
+    """What the run is started on this time, after `step` steps."""
+    device = engine.device
+    return {
+        "step": step,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "engine": engine.name,
+        "world_size": engine.processes.world_size,
+        "micro_steps": micro_steps,
+        "mixed_precision": engine.accelerator.mixed_precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def write_setup(folder: Path, description: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """Writes setup.json with this start after the earlier ones. Called by one rank; raises TrainingError."""
+    path = folder / SETUP
+    # A run that starts anew finds none: the one before has been moved aside.
+    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    write_whole(path, json.dumps({**description, "starts": [*earlier, start]}) + "\n")
+
+
+def _phase(setup: TrainingSetup, phase: Phase, unit_sizes: Mapping[str, int]) -> dict[str, Any]:
+    rates = highest_and_last(setup.rates, phase)
+    return {
+        "name": phase.name,
+        "start": phase.start,
+        "stop": phase.stop,
+        "units": list(phase.units),
+        "parameters": sum(unit_sizes[unit] for unit in phase.units),
+        "until": None if phase.until is None else {**asdict(phase.until), "condition": condition(phase.until)},
+        "rates": {unit: list(of_unit) for unit, of_unit in rates.items()},
+        "draws": setup.plan.draws(phase.start, phase.stop),
+    }

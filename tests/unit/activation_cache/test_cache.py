@@ -1,0 +1,122 @@
+"""Runs that keep what the frozen lower part gives, against the same runs that compute it each time; in one process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.checkpoint.storage import Checkpoint
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.errors import Interrupted
+from mtl_dist.models.multitask import MultitaskTransformer
+from tests.unit.training.test_stopped_runs import stop_in_round
+from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
+from tests.utils.spoiling import spoil
+from tests.utils.tiny import tiny_recipe
+
+PHASES = {
+    "unfrozen": "[{name: heads, train: [heads], steps: 12}, {name: upper, train: [heads, 'blocks[2:]'], steps: 12},"
+    " {name: all, train: [all], steps: 2}]",
+    "block by block": "[{name: a, train: [heads], steps: 6}, {name: b, train: ['blocks[3:]'], steps: 8}, {name: c,"
+    " train: [heads, 'blocks[1:]'], steps: 8}]",
+    "up again": "[{name: a, train: ['blocks[1:]'], steps: 6}, {name: b, train: [heads], steps: 9}, {name: c, train:"
+    " ['blocks[3:]'], steps: 6}, {name: d, train: ['blocks[1:]'], steps: 5}]",
+}
+ALL, FEW, NONE = 1.0, 4e-5, 1e-9
+"""Budgets in GiB: for all texts, for some of them, for none."""
+
+
+def recipe_of(folder: Path, run: str, phases: str, *overrides: str) -> Recipe:
+    common = (f"output_dir={folder / run}", f"phases={PHASES[phases]}", "model.dropout=0.1", "cache.mode=always")
+    return tiny_recipe(folder, *common, *overrides)
+
+
+def losses_of(folder: Path) -> list[float]:
+    """All losses, of steps and evaluations."""
+    return [value for line in metrics_of(folder) for key, value in line.items() if "loss" in key.split("/")]
+
+
+@pytest.mark.parametrize("phases", PHASES)
+def test_keeping_changes_no_loss(tmp_path: Path, phases: str) -> None:
+    """Also of evaluations; whatever the budget, and through thaws and refreezes."""
+    in_float64 = "model.dtype=float64"
+    run_here(recipe_of(tmp_path, "computed", phases, in_float64, "cache.mode=never"))
+    computed = losses_of(tmp_path / "computed")
+    assert len(computed) > 40
+    for budget in (ALL, FEW, NONE):
+        run_here(recipe_of(tmp_path, f"kept {budget}", phases, in_float64, f"cache.budget_gb={budget}"))
+        assert losses_of(tmp_path / f"kept {budget}") == pytest.approx(computed, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("phases", "budget", "round_"),
+    [
+        ("unfrozen", ALL, 7),
+        ("unfrozen", ALL, 19),
+        ("unfrozen", FEW, 21),
+        ("block by block", ALL, 11),
+        ("block by block", FEW, 20),
+        ("up again", ALL, 12),
+        ("up again", FEW, 27),
+    ],
+)
+def test_a_run_that_starts_again_with_nothing_kept_has_the_same_bits(
+    tmp_path: Path, phases: str, budget: float, round_: int
+) -> None:
+    """Its texts are computed in the groups that they would have been in."""
+    settings = (f"cache.budget_gb={budget}", f"cache.folder={tmp_path}")
+    run_here(recipe_of(tmp_path, "whole", phases, *settings))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_round(patch, round_)
+        with pytest.raises(Interrupted):
+            run_here(recipe_of(tmp_path, "stopped", phases, *settings))
+    run_here(recipe_of(tmp_path, "stopped", phases, *settings))
+    whole, stopped = (summary_of(tmp_path / run)["state_sha256"] for run in ("whole", "stopped"))
+    assert stopped == whole
+
+
+def test_each_text_is_computed_once_for_two_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase `upper` reads what `heads` has come by."""
+    setup = setup_here(recipe_of(tmp_path, "run", "unfrozen"))
+    drawn: list[set[tuple[int, int]]] = []
+    for phase in setup.rates.schedule.phases[:2]:
+        batches = [setup.plan.batch(step) for step in range(phase.start, phase.stop)]
+        drawn.append({pair for batch in batches for pair in zip(batch.task_ids, batch.rows, strict=True)})
+    computed: list[tuple[tuple[int, ...], int]] = []
+    run_prefix = MultitaskTransformer.run_prefix
+
+    def noted(self: MultitaskTransformer, levels: Sequence[int], ids: Tensor, *rest: Tensor) -> dict[int, Tensor]:
+        computed.append((tuple(sorted(levels)), len(ids)))
+        return run_prefix(self, levels, ids, *rest)
+
+    monkeypatch.setattr(MultitaskTransformer, "run_prefix", noted)
+    monkeypatch.setattr("mtl_dist.training.execution.evaluate", lambda *_: {})
+    run_here(recipe_of(tmp_path, "run", "unfrozen"))
+    assert computed.pop(0) == ((2, 4), 1)  # to learn of what type the states are
+    assert sum(texts for levels, texts in computed if levels == (2, 4)) == len(drawn[0])
+    assert sum(texts for levels, texts in computed if levels == (2,)) == len(drawn[1] - drawn[0])
+
+
+def test_after_going_back_nothing_of_the_lost_weights_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentence vectors in phase b are those of the blocks that phase a has trained; from b, the run goes back into a.
+
+    Every checkpoint that is newer than step 4 is hidden from it.
+    """
+    newest = checkpoint.newest
+
+    def of_step_4(root: Path) -> tuple[Checkpoint | None, list[str]]:
+        for folder in root.glob("step-*"):
+            if folder.name > "step-0000000004":
+                folder.rename(folder.with_name(f"hidden-{folder.name}"))
+        return newest(root)
+
+    monkeypatch.setattr(checkpoint, "newest", of_step_4)
+    spoil(range(8, 10), put=monkeypatch.setattr)
+    common = ("model.dtype=float64", "checkpoint.every_steps=4", "checkpoint.keep=9", "optimizer.max_nonfinite_steps=2")
+    for mode in ("always", "never"):
+        run_here(recipe_of(tmp_path, mode, "up again", *common, f"cache.mode={mode}"))
+    assert any("safety/rolled_back_to" in line for line in metrics_of(tmp_path / "always"))
+    kept, computed = ([loss for loss in losses_of(tmp_path / mode) if loss is not None] for mode in ("always", "never"))
+    assert kept == pytest.approx(computed, rel=1e-9)

@@ -1,0 +1,111 @@
+"""Rows are checked piece by piece, and nobody can tell: every outcome is that of one piece that has them all."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtl_dist.data import chunked as pieces
+from mtl_dist.data.chunked import mapped
+from mtl_dist.errors import UserError
+from tests.unit.data.test_sources import a_task, checked, contents, row
+
+CLASSES = ["b", "a", "c"]
+ROWS = [row("" if number % 4 == 3 else f"text {number}", CLASSES[number % 3]) for number in range(20)]
+NUMBERED = [row(of["text"], CLASSES.index(of["label"])) for of in ROWS]
+
+
+def with_row(number: int, text: Any, label: Any, rows: list[dict[str, Any]] = ROWS) -> list[dict[str, Any]]:
+    return [*rows[:number], row(text, label), *rows[number + 1 :]]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "strings": {"train": ROWS},
+    "integers": {"train": NUMBERED},
+    "some rows": {"train": ROWS, "max_rows": 7},
+    "recipe's classes": {"train": ROWS, "labels": ["c", "b", "a", "d"]},
+    "floats, where one is missing": {
+        "train": pa.table({"text": ["a", "b", "c", "d", "e", ""], "label": [0.0, 1.0, 0.0, 1.0, 1.0, None]}),
+        "kind": "parquet",
+    },
+    "floats, and a piece without text": {
+        "train": pa.table({"text": ["a", "", "", "", "b", ""], "label": [0.0, None, 1.0, 1.0, 1.0, None]}),
+        "kind": "parquet",
+    },
+    "no missing floats": {"train": pa.table({"text": list("abcdef"), "label": [0.0, 1.0] * 3}), "kind": "parquet"},
+    "a null late": {"train": with_row(17, "x", None)},
+    "an empty label twice": {"train": with_row(5, "x", "", with_row(17, "x", ""))},
+    "an id": {"train": with_row(17, "x", 20, with_row(9, "x", -1, NUMBERED))},
+    "unknown to the recipe": {"train": with_row(17, "x", "e"), "labels": CLASSES},
+    "two types in two pieces": {"train": [row(f"t{n}", n if n < 6 else str(n)) for n in range(12)]},
+    "no text at all": {"train": [row(" ", 0)] * 9},
+    "one class": {"train": [row("a", "x")] * 9},
+    "bytes": {"train": pa.table({"text": [b"a"] * 9, "label": [0, 1, 2] * 3}), "kind": "parquet"},
+}
+
+
+def outcome(folder: Path, case: dict[str, Any]) -> Any:
+    folder.mkdir()
+    test = [row("a", "b"), row("b", "a")] if case["train"] is ROWS else case["train"]
+    try:
+        examples = checked(a_task(folder, test=test, **case), "skip")
+    except UserError as error:
+        return str(error)
+    used = {split: (of.rows.tolist(), of.labels.tolist()) for split, of in examples.splits.items()}
+    return used, examples.labels, examples.warnings, contents(examples)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_pieces_come_to_the_same_as_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, size: int
+) -> None:
+    whole = outcome(tmp_path / "whole", CASES[case])
+    monkeypatch.setattr(pieces, "PIECE", size)
+    assert outcome(tmp_path / "pieces", CASES[case]) == whole
+
+
+def test_the_cases_are_refused_or_not_as_they_should_be(tmp_path: Path) -> None:
+    refused = {case for case in CASES if isinstance(outcome(tmp_path / case, CASES[case]), str)}
+    assert refused == {
+        *("no missing floats", "a null late", "an empty label twice", "an id", "unknown to the recipe"),
+        *("two types in two pieces", "no text at all", "one class", "bytes"),
+    }
+
+
+def test_types_that_differ_from_piece_to_piece_are_seen_without_a_look_at_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = a_task(tmp_path, [row(f"t{number}", number if number < 6 else f"x{number}") for number in range(12)])
+    task.data_files["train"] = f"file://{task.data_files['train']}"
+    for size in (100, 3):
+        monkeypatch.setattr(pieces, "PIECE", size)
+        with pytest.raises(UserError, match=r"row 6 \(from 0\): label 'x6': use integers only, or strings only"):
+            checked(task)
+
+
+def test_many_rows_are_mapped_files_of_the_same_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = checked(a_task(tmp_path, ROWS, ROWS), "skip").splits["train"]
+    assert not isinstance(few.rows, np.memmap)
+    monkeypatch.setattr(pieces, "PIECE", 6)
+    many = checked(a_task(tmp_path, ROWS, ROWS), "skip").splits["train"]
+    assert isinstance(many.rows, np.memmap)
+    assert isinstance(many.labels, np.memmap)
+    assert many.rows.dtype == many.labels.dtype == np.int64
+
+
+def test_pieces_of_which_nothing_is_left() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    assert mapped([nothing, nothing]).tolist() == []
+    assert mapped([nothing, np.array([3, 4])]).tolist() == [3, 4]
+
+
+def test_folder_for_temporary_files_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 6)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UserError) as error:
+        checked(a_task(tmp_path, ROWS), "skip")
+    assert str(error.value) == f"TMPDIR: cannot write {tmp_path / 'gone'} (No such file or directory)"

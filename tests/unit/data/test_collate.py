@@ -1,0 +1,136 @@
+import warnings
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from mtl_dist.data.collate import Lists, Split, collate
+from mtl_dist.data.tokenization import ColumnTokenizer
+from tests.utils.tiny import WORDS, tiny_tokenizer
+
+ROWS = 12
+
+
+def texts(seed: int) -> list[str]:
+    source = np.random.default_rng(seed)
+    return [" ".join(source.choice(WORDS, source.integers(1, 12))) for _ in range(ROWS)]
+
+
+def split_of(tokenizer: PreTrainedTokenizerFast, columns: list[list[str]]) -> Split:
+    names = [str(index) for index in range(len(columns))]
+    tokens, _ = ColumnTokenizer(tokenizer, names, 20)(pa.table(columns, names))
+    labels = np.arange(ROWS) % 3
+    table = pa.table(tokens | {"label": labels, "row": np.arange(ROWS)})
+    lengths = tokens["input_ids"].value_lengths().to_numpy()
+    no_hashes = np.zeros((ROWS, 2), dtype=np.uint64)  # nothing here asks for them
+    vocabulary = np.unique(tokens["input_ids"].values.to_numpy())
+    return Split(datasets.Dataset(table).with_format("arrow"), lengths, labels, no_hashes, vocabulary)
+
+
+TOKENIZER = tiny_tokenizer()
+SINGLE, PAIRS, OTHER = [texts(0)], [texts(1), texts(2)], [texts(3)]
+SPLITS = {
+    "single": split_of(TOKENIZER, SINGLE),
+    "pairs": split_of(TOKENIZER, PAIRS),
+    "other": split_of(TOKENIZER, OTHER),
+}
+TEXTS = dict(zip(SPLITS, (SINGLE, PAIRS, OTHER), strict=True))
+PAD = int(TOKENIZER.pad_token_id)
+
+drawn = st.lists(st.tuples(st.integers(0, 2), st.integers(0, ROWS - 1)), min_size=1, max_size=20)
+
+
+def as_arrays(examples: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = np.array(examples, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@settings(deadline=None, derandomize=True)
+@given(drawn)
+def test_batch_is_what_the_tokenizer_pads(examples: list[tuple[int, int]]) -> None:
+    batch = collate(SPLITS, *as_arrays(examples), PAD)
+    encoded = [
+        TOKENIZER(*(column[row] for column in list(TEXTS.values())[task]), truncation=True, max_length=20)
+        for task, row in examples
+    ]
+    reference = TOKENIZER.pad(encoded, return_tensors="pt")
+    assert torch.equal(batch.input_ids, reference["input_ids"])
+    assert torch.equal(batch.attention_mask, reference["attention_mask"])
+    assert batch.token_type_ids is not None
+    assert torch.equal(batch.token_type_ids, reference["token_type_ids"])
+
+
+@settings(deadline=None, derandomize=True)
+@given(drawn)
+def test_every_task_finds_its_rows_and_labels(examples: list[tuple[int, int]]) -> None:
+    batch = collate(SPLITS, *as_arrays(examples), PAD)
+    for index, task in enumerate(SPLITS):
+        at = [position for position, (of, _) in enumerate(examples) if of == index]
+        assert torch.equal(batch.rows[task], torch.tensor(at, dtype=torch.int64))
+        labels = torch.tensor([examples[position][1] % 3 for position in at], dtype=torch.int64)
+        assert torch.equal(batch.labels[task], labels)
+        assert batch.labels[task].dtype == torch.int64
+    assert list(batch.rows) == list(batch.labels) == list(SPLITS)
+
+
+def test_no_token_types_where_no_task_has_them() -> None:
+    splits = {"single": SPLITS["single"], "other": SPLITS["other"]}
+    assert collate(splits, *as_arrays([(0, 1), (1, 2)]), PAD).token_type_ids is None
+
+
+def test_token_types_are_there_in_batches_without_pairs_too() -> None:
+    batch = collate(SPLITS, *as_arrays([(0, 1), (2, 2)]), PAD)
+    assert batch.token_type_ids is not None
+    assert torch.equal(batch.token_type_ids, torch.zeros_like(batch.input_ids))
+
+
+def test_empty_batch_has_one_column_and_no_rows() -> None:
+    batch = collate(SPLITS, *as_arrays([]), PAD)
+    assert batch.input_ids.shape == batch.attention_mask.shape == (0, 1)
+    assert all(len(batch.rows[task]) == len(batch.labels[task]) == 0 for task in SPLITS)
+
+
+@pytest.mark.parametrize("examples", [[(0, 3)], [(0, 3), (0, 4)]])
+def test_tensors_own_their_memory(examples: list[tuple[int, int]]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns where the memory is a read-only file
+        batch = collate(SPLITS, *as_arrays(examples), PAD)
+    batch.labels["single"].add_(1)
+    batch.input_ids.add_(1)
+    fresh = collate(SPLITS, *as_arrays(examples), PAD)
+    assert torch.equal(batch.labels["single"], fresh.labels["single"] + 1)
+    assert torch.equal(batch.input_ids, fresh.input_ids + 1)
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_moving_a_batch_moves_every_tensor(typed: bool) -> None:
+    splits = SPLITS if typed else {"single": SPLITS["single"]}
+    batch = collate(splits, *as_arrays([(0, 1), (0, 2)]), PAD)
+    moved = batch.to("meta")
+    tensors = [moved.input_ids, moved.attention_mask, *moved.rows.values(), *moved.labels.values()]
+    assert (moved.token_type_ids is not None) == typed
+    if moved.token_type_ids is not None:
+        tensors.append(moved.token_type_ids)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert {task: labels.shape for task, labels in moved.labels.items()} == {
+        task: labels.shape for task, labels in batch.labels.items()
+    }
+
+
+def test_lists_are_read_from_every_piece_of_a_column() -> None:
+    """Pieces that are empty, that begin within their numbers, and that hold empty lists."""
+    lists = [list(range(first, first + first % 4)) for first in range(12)]
+    whole = pa.array(lists, type=pa.list_(pa.int32()))
+    column = pa.chunked_array([whole[:0], whole[:5], whole[5:6], whole[6:6], whole[6:]])
+    read = Lists(column)
+    assert [read[row].tolist() for row in range(len(lists))] == lists
+
+
+def test_lists_are_views_of_the_column() -> None:
+    column = pa.chunked_array([pa.array([[1, 2], [3]], type=pa.list_(pa.int32()))])
+    assert np.shares_memory(Lists(column)[1], column.chunk(0).values.to_numpy())

@@ -1,0 +1,280 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.data import fingerprint as source_files
+from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.errors import UserError
+from tests.utils.tiny import MOODS, TOPICS, tiny_recipe, tiny_tokenizer
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with two tasks' files; tests that change files copy what they need."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def recipe(folder: Path, tmp_path: Path) -> Recipe:
+    return tiny_recipe(folder, f"data.cache_dir={tmp_path / 'cache'}")
+
+
+def prepared(recipe: Recipe) -> tuple[DataBundle, list[str]]:
+    """The data, and what was said meanwhile."""
+    lines: list[str] = []
+    return prepare(recipe, ProcessGroup(), lines.append), lines
+
+
+def refusal(recipe: Recipe) -> str:
+    with pytest.raises(UserError) as error:
+        prepared(recipe)
+    return str(error.value)
+
+
+def source(recipe: Recipe, task: str, split: str) -> list[dict[str, Any]]:
+    lines = Path(recipe.tasks[task].data_files[split]).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def put(recipe: Recipe, task: str, split: str, rows: list[dict[str, Any]], path: Path) -> None:
+    """Makes `path` the file of one split."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe.tasks[task].data_files[split] = str(path)
+
+
+def entries(tmp_path: Path) -> dict[str, int]:
+    """Every file of the cache with the time of its last change."""
+    return {str(file): file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")}
+
+
+def test_tasks_and_splits_are_those_of_the_recipe(recipe: Recipe) -> None:
+    data, _ = prepared(recipe)
+    assert list(data.tasks) == ["topic", "mood"]
+    assert data.tasks["topic"].labels == tuple(sorted(TOPICS))
+    assert data.tasks["mood"].labels == ("0", "1", "2")
+    assert len(MOODS) == 3
+    for name, task in data.tasks.items():
+        assert task.name == name
+        sizes = {split: len(of.lengths) for split, of in task.splits.items()}
+        assert sizes == {"train": 48, "test": 12}
+    assert data.warnings == ()
+
+
+def test_validation_is_read_where_the_recipe_asks_for_it(recipe: Recipe) -> None:
+    recipe.evaluation.split = "validation"
+    data, _ = prepared(recipe)
+    assert list(data.tasks["mood"].splits) == ["train", "validation", "test"]
+    assert data.tasks["mood"].splits["validation"].rows[:]["row"].to_pylist() == list(range(12))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_batch_is_what_the_tokenizer_makes_of_the_files(recipe: Recipe, split: str) -> None:
+    data, _ = prepared(recipe)
+    task_ids, rows = np.array([1, 0, 0, 1, 1]), np.array([7, 11, 0, 7, 2])
+    batch = data.batch(split, task_ids, rows)
+    names = list(recipe.tasks)
+    examples = [source(recipe, names[task], split)[row] for task, row in zip(task_ids, rows, strict=True)]
+    reference = tiny_tokenizer()([example["text"] for example in examples], padding=True, return_tensors="pt")
+    assert torch.equal(batch.input_ids, reference["input_ids"])
+    assert torch.equal(batch.attention_mask, reference["attention_mask"])
+    assert batch.rows["topic"].tolist() == [1, 2]
+    assert batch.labels["topic"].tolist() == [sorted(TOPICS).index(examples[at]["label"]) for at in (1, 2)]
+    assert batch.labels["mood"].tolist() == [examples[at]["label"] for at in (0, 3, 4)]
+
+
+def test_the_vocabulary_is_that_of_all_that_is_read(recipe: Recipe, tmp_path: Path) -> None:
+    """Of every task and split, and what batches are padded with."""
+    put(recipe, "topic", "train", [{"text": "cat1 cat2", "label": topic} for topic in TOPICS], tmp_path / "topic.json")
+    put(recipe, "mood", "train", [{"text": "good1", "label": mood} for mood in range(3)], tmp_path / "mood.json")
+    put(recipe, "topic", "test", [{"text": "sea3", "label": "sea"}], tmp_path / "topic.test.json")
+    put(recipe, "mood", "test", [{"text": "bad4 cat1", "label": 0}], tmp_path / "mood.test.json")
+    data, _ = prepared(recipe)
+    tokenizer = tiny_tokenizer()
+    words: Any = tokenizer.convert_tokens_to_ids(["cat1", "cat2", "good1", "sea3", "bad4", "[CLS]", "[SEP]", "[PAD]"])
+    assert data.vocabulary.tolist() == sorted(words)
+    assert data.vocabulary.dtype == np.int32
+
+
+def test_max_length_cuts_the_tokens(recipe: Recipe) -> None:
+    recipe.data.max_length = 5
+    data, _ = prepared(recipe)
+    assert max(int(task.splits["train"].lengths.max()) for task in data.tasks.values()) == 5
+
+
+def test_second_time_nothing_is_tokenised_or_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_files, "SETTLED", 0)
+    first, lines = prepared(recipe)
+    assert lines == [
+        f"tasks.{task}: {split}: tokenising {rows} rows"
+        for task in ("topic", "mood")
+        for split, rows in (("train", 48), ("test", 12))
+    ]
+    before = entries(tmp_path)
+    second, lines = prepared(recipe)
+    assert lines == []
+    assert entries(tmp_path) == before
+    assert second.digest == first.digest
+    for name, task in first.tasks.items():
+        assert second.tasks[name].labels == task.labels
+        assert second.tasks[name].splits["train"].rows.to_dict() == task.splits["train"].rows.to_dict()
+
+
+def test_only_the_task_that_changed_is_tokenised_again(recipe: Recipe) -> None:
+    prepared(recipe)
+    recipe.tasks["mood"].max_rows = 20
+    data, lines = prepared(recipe)
+    assert lines == ["tasks.mood: train: tokenising 20 rows", "tasks.mood: test: tokenising 12 rows"]
+    assert len(data.tasks["mood"].splits["train"].lengths) == 20
+
+
+def test_file_written_over_is_tokenised_again(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "mood.json"
+    rows = source(recipe, "mood", "train")
+    put(recipe, "mood", "train", rows, path)
+    first, _ = prepared(recipe)
+    # The same size, at once after.
+    put(recipe, "mood", "train", [*rows[1:], rows[0]], path)
+    second, lines = prepared(recipe)
+    assert lines[0] == "tasks.mood: train: tokenising 48 rows"
+    assert second.digest != first.digest
+    labels = second.tasks["mood"].splits["train"].rows[:]["label"].to_pylist()
+    assert labels == [row["label"] for row in [*rows[1:], rows[0]]]
+
+
+def test_damaged_entry_is_named_and_rebuilt(recipe: Recipe, tmp_path: Path) -> None:
+    first, _ = prepared(recipe)
+    (meta,) = [file for file in (tmp_path / "cache").rglob("meta.json") if '"art"' in file.read_text(encoding="utf-8")]
+    (meta.parent / "train.arrow").unlink()
+    second, lines = prepared(recipe)
+    assert lines == [
+        f"tasks.topic: {meta.parent} is damaged; tokenising again",
+        "tasks.topic: train: tokenising 48 rows",
+        "tasks.topic: test: tokenising 12 rows",
+    ]
+    assert second.digest == first.digest
+    assert prepared(recipe)[1] == []
+
+
+def test_digest_follows_the_data_and_not_the_place(recipe: Recipe, tmp_path: Path) -> None:
+    digest = prepared(recipe)[0].digest
+    recipe.data.cache_dir = str(tmp_path / "other")
+    moved = source(recipe, "topic", "train")
+    put(recipe, "topic", "train", moved, tmp_path / "moved.json")
+    assert prepared(recipe)[0].digest == digest
+    put(recipe, "topic", "train", [*moved[:-1], moved[-1] | {"label": "cat"}], tmp_path / "changed.json")
+    assert prepared(recipe)[0].digest != digest
+
+
+def test_digest_follows_the_names_of_classes(recipe: Recipe) -> None:
+    digest = prepared(recipe)[0].digest
+    recipe.tasks["mood"].labels = list(MOODS)
+    assert prepared(recipe)[0].digest != digest
+
+
+def test_warnings_name_their_task(recipe: Recipe, tmp_path: Path) -> None:
+    train = source(recipe, "mood", "train")
+    put(recipe, "mood", "test", [train[0], *source(recipe, "mood", "test")], tmp_path / "leaky.json")
+    recipe.tasks["topic"].labels = [*TOPICS, "war"]
+    expected = (
+        "tasks.topic: no training row has the label war",
+        "tasks.mood: 1 of 13 test rows have a text that is also in train",
+    )
+    assert prepared(recipe)[0].warnings == expected
+    # From the cache too.
+    assert prepared(recipe)[0].warnings == expected
+
+
+def test_every_task_is_checked_before_the_first_is_tokenised(recipe: Recipe, tmp_path: Path) -> None:
+    rows = source(recipe, "mood", "test")
+    rows[5]["label"] = None
+    put(recipe, "mood", "test", rows, tmp_path / "bad.json")
+    assert refusal(recipe) == "tasks.mood: test row 5 (from 0): label is null; leave out rows that have none"
+    assert entries(tmp_path) == {}
+
+
+def test_empty_text_follows_the_recipe(recipe: Recipe, tmp_path: Path) -> None:
+    rows = source(recipe, "mood", "train")
+    rows[3]["text"] = " "
+    put(recipe, "mood", "train", rows, tmp_path / "gap.json")
+    message = "tasks.mood: train row 3 (from 0): text is empty; data.empty_text=skip leaves such rows out"
+    assert refusal(recipe) == message
+    recipe.data.empty_text = "skip"
+    data, _ = prepared(recipe)
+    assert data.warnings == ("tasks.mood: 1 of 48 train rows have no text and are left out",)
+    assert 3 not in data.tasks["mood"].splits["train"].rows[:]["row"].to_pylist()
+
+
+def test_encoder_without_tokenizer_is_refused_before_data_is_read(recipe: Recipe, tmp_path: Path) -> None:
+    recipe.model.encoder = str(tmp_path / "absent")
+    recipe.tasks["mood"].data_files["train"] = str(tmp_path / "absent.json")
+    assert refusal(recipe).startswith("model.encoder: cannot load the tokenizer of ")
+
+
+def test_cache_folder_that_cannot_be_made(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    assert refusal(recipe) == f"data.cache_dir: cannot write {tmp_path}/cache (File exists)"
+
+
+class ThreadProcesses(ProcessGroup):
+    """Ranks that are threads of this process, two a machine."""
+
+    def __init__(self, rank: int, barrier: Barrier, values: list[Any]) -> None:
+        super().__init__()
+        self.rank, self.world_size, self.local_rank = rank, len(values), rank % 2
+        self._barrier = barrier
+        self._values = values
+
+    def all_gather(self, value: T) -> list[T]:
+        self._values[self.rank] = value
+        self._barrier.wait(timeout=60)
+        values = list(self._values)
+        self._barrier.wait(timeout=60)
+        return values
+
+
+def on_two_machines(recipe: Recipe, tmp_path: Path) -> list[tuple[DataBundle | UserError, list[str]]]:
+    """What each of four ranks gets and says; each machine has a cache of its own."""
+    barrier, values = Barrier(4), [None] * 4
+
+    def rank_main(rank: int) -> tuple[DataBundle | UserError, list[str]]:
+        own = replace(recipe, data=replace(recipe.data, cache_dir=str(tmp_path / f"machine{rank // 2}")))
+        lines: list[str] = []
+        try:
+            return prepare(own, ThreadProcesses(rank, barrier, values), lines.append), lines
+        except UserError as error:
+            return error, lines
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(rank_main, range(4)))
+
+
+def test_one_process_of_each_machine_tokenises_and_the_others_read_it(recipe: Recipe, tmp_path: Path) -> None:
+    results = on_two_machines(recipe, tmp_path)
+    assert [len(lines) for _, lines in results] == [4, 0, 4, 0]
+    bundles = [data for data, _ in results if isinstance(data, DataBundle)]
+    assert len({data.digest for data in bundles}) == 1
+    for rank, data in enumerate(bundles):
+        for task in data.tasks.values():
+            (file,) = task.splits["train"].rows.cache_files
+            assert Path(file["filename"]).is_relative_to(tmp_path / f"machine{rank // 2}")
+    assert len(bundles) == 4
+
+
+def test_bad_data_is_the_same_error_on_every_rank(recipe: Recipe, tmp_path: Path) -> None:
+    put(recipe, "mood", "test", [{"text": "", "label": 0}], tmp_path / "bad.json")
+    errors = [str(error) for error, _ in on_two_machines(recipe, tmp_path)]
+    message = "tasks.mood: test row 0 (from 0): text is empty; data.empty_text=skip leaves such rows out"
+    assert errors == [message] * 4

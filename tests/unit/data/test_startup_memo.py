@@ -1,0 +1,215 @@
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from mtl_dist.config.recipe import DataConfig, Recipe, TaskConfig
+from mtl_dist.data import fingerprint as source_files
+from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.data.fingerprint import files_state, have_settled, rows_state
+from mtl_dist.data.sources import load_rows
+from mtl_dist.data.startup_memo import StartMemo
+from mtl_dist.distributed.process_group import ProcessGroup
+from tests.utils.tiny import tiny_recipe, tiny_tokenizer
+
+TEXTS = ["cat1 cat2", "bad1", "good1 good2", "sea3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def recipe(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """One task with files of its own, which count as settled at once, and a copy of `datasets` of its own."""
+    monkeypatch.setattr(source_files, "SETTLED", 0)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    recipe = tiny_recipe(folder, f"data.cache_dir={tmp_path / 'cache'}")
+    task = recipe.tasks["mood"]
+    recipe.tasks = {"mood": task}
+    task.data_files = {split: str(tmp_path / f"{split}*.json") for split in ("train", "test")}
+    put(tmp_path / "train.json", TEXTS)
+    put(tmp_path / "test.json", ["law1", "law2"])
+    return recipe
+
+
+def put(path: Path, texts: list[str]) -> None:
+    lines = [json.dumps({"text": text, "label": row % 2}) + "\n" for row, text in enumerate(texts)]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def prepared(recipe: Recipe) -> tuple[DataBundle, list[str]]:
+    lines: list[str] = []
+    return prepare(recipe, ProcessGroup(), lines.append), lines
+
+
+def texts_of(data: DataBundle) -> list[str]:
+    tokens = data.tasks["mood"].splits["train"].rows[:]["input_ids"].to_pylist()
+    return [str(tiny_tokenizer().decode(ids, skip_special_tokens=True)) for ids in tokens]
+
+
+def memos(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "starts").glob("*"))
+
+
+def test_files_that_have_not_changed_are_not_read_again(recipe: Recipe, tmp_path: Path) -> None:
+    first, _ = prepared(recipe)
+    shutil.rmtree(tmp_path / "datasets")
+    second, lines = prepared(recipe)
+    assert lines == []
+    assert not (tmp_path / "datasets").exists()
+    assert second.digest == first.digest
+    assert texts_of(second) == TEXTS
+
+
+def written_in_place(path: Path) -> None:
+    before = path.stat()
+    put(path, [TEXTS[2], *TEXTS[1:2], TEXTS[0], TEXTS[3]])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def replaced(path: Path) -> None:
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    written_in_place(other)
+    other.replace(path)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "written in place": (written_in_place, ["good1 good2", "bad1", "cat1 cat2", "sea3"]),
+    "replaced": (replaced, ["good1 good2", "bad1", "cat1 cat2", "sea3"]),
+    "longer": (lambda path: put(path, [*TEXTS, "art1"]), [*TEXTS, "art1"]),
+    "joined by another": (lambda path: put(path.with_name("train2.json"), ["art1"]), [*TEXTS, "art1"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_files_that_have_changed_are_read_again_though_size_and_date_are_the_same(
+    recipe: Recipe, tmp_path: Path, change: str
+) -> None:
+    prepared(recipe)
+    make, expected = CHANGES[change]
+    make(tmp_path / "train.json")
+    data, lines = prepared(recipe)
+    assert lines[0] == f"tasks.mood: train: tokenising {len(expected)} rows"
+    assert texts_of(data) == expected
+
+
+def test_a_file_that_had_just_been_written_is_read_again(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_files, "SETTLED", 10**18)
+    prepared(recipe)
+    assert memos(tmp_path) == []
+    monkeypatch.setattr(source_files, "SETTLED", 0)
+    prepared(recipe)
+    assert len(memos(tmp_path)) == 1
+
+
+def test_a_file_has_settled_two_seconds_after_its_last_date() -> None:
+    second = 10**9
+    assert have_settled([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second)
+    assert not have_settled([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second - 1)
+    assert not have_settled([f"train 9 {4 * second} {5 * second} 77 a b"], 7 * second - 1)
+    assert not have_settled(["train 9 0 0 77 a", f"test 9 {5 * second} 0 78 b"], 6 * second)
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_no_memo(recipe: Recipe, tmp_path: Path) -> None:
+    task = recipe.tasks["mood"]
+    state = files_state(task, ["train", "test"])
+    assert state is not None
+    memo = StartMemo(tmp_path, task, recipe.data, tiny_tokenizer(), state)
+    put(tmp_path / "train.json", ["art1"])
+    said: list[str] = []
+    memo.keep("entry", files_state(task, ["train", "test"]), said.append)
+    assert memo.recall(said.append) is None
+    memo.keep("entry", state, said.append)
+    assert memo.recall(said.append) == "entry"
+    assert said == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"entry": 5}', '{"entry": null}'])
+def test_a_damaged_memo_is_said_and_made_anew(recipe: Recipe, tmp_path: Path, content: str) -> None:
+    first, _ = prepared(recipe)
+    (memo,) = memos(tmp_path)
+    memo.write_text(content, encoding="utf-8")
+    second, lines = prepared(recipe)
+    (line,) = lines
+    assert line.startswith(f"{memo} cannot be used (")
+    assert line.endswith("); reading the data again")
+    assert second.digest == first.digest
+    assert prepared(recipe)[1] == []
+
+
+def test_a_cache_that_takes_no_memo_is_said_and_ends_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "starts").touch()
+    _, lines = prepared(recipe)
+    assert "cannot be used (" in lines[0]
+    assert lines[-1].startswith(f"cannot write {tmp_path / 'cache' / 'starts'}")
+    assert lines[-1].endswith(": the next start reads all data again")
+
+
+def test_an_entry_that_is_gone_is_made_anew_whatever_its_memo_says(recipe: Recipe, tmp_path: Path) -> None:
+    first, _ = prepared(recipe)
+    (meta,) = (tmp_path / "cache").glob("*/meta.json")
+    shutil.rmtree(meta.parent)
+    second, lines = prepared(recipe)
+    assert lines[0] == "tasks.mood: train: tokenising 4 rows"
+    assert second.digest == first.digest
+
+
+def test_each_setting_has_a_memo_of_its_own() -> None:
+    task, data, state = TaskConfig(path="json"), DataConfig(), ["train 1 2 3 4 a"]
+    changed = [
+        (TaskConfig(path="csv"), data, state),
+        (TaskConfig(path="json", name="x"), data, state),
+        (TaskConfig(path="json", text=["a"]), data, state),
+        (TaskConfig(path="json", label="a"), data, state),
+        (TaskConfig(path="json", labels=["a", "b"]), data, state),
+        (TaskConfig(path="json", max_rows=5), data, state),
+        (task, DataConfig(max_length=5), state),
+        (task, DataConfig(empty_text="skip"), state),
+        (task, data, ["train 1 2 3 5 a"]),
+    ]
+    paths = {StartMemo(Path(), *of[:2], tiny_tokenizer(), of[2]).path for of in [(task, data, state), *changed]}
+    assert len(paths) == 1 + len(changed)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["new"])
+    assert StartMemo(Path(), task, data, tokenizer, state).path not in paths
+
+
+def test_rows_that_are_no_local_files_have_a_memo_by_the_copy_that_datasets_has(recipe: Recipe, tmp_path: Path) -> None:
+    other = recipe.tasks["mood"]
+    recipe.tasks["mood"] = TaskConfig(path=str(tmp_path / "hub"))
+    (tmp_path / "hub").mkdir()
+    for split in ("train", "test"):
+        shutil.copy(tmp_path / f"{split}.json", tmp_path / "hub")
+    assert texts_of(prepared(recipe)[0]) == TEXTS
+    (memo,) = memos(tmp_path)
+    # What a memo names is opened without a look at the rows.
+    put(tmp_path / "train.json", ["art1", "art2"])
+    recipe.tasks["mood"], folder = other, recipe.tasks["mood"]
+    assert texts_of(prepared(recipe)[0]) == ["art1", "art2"]
+    (theirs,) = set(memos(tmp_path)) - {memo}
+    memo.write_bytes(theirs.read_bytes())
+    recipe.tasks["mood"] = folder
+    assert texts_of(prepared(recipe)[0]) == ["art1", "art2"]
+    put(tmp_path / "hub" / "train.json", ["sea1", "sea2", "sea3"])
+    assert texts_of(prepared(recipe)[0]) == ["sea1", "sea2", "sea3"]
+
+
+def test_rows_whose_copy_was_made_anew_are_in_another_state(recipe: Recipe) -> None:
+    rows = load_rows("tasks.mood", recipe.tasks["mood"], "train")
+    before = rows_state({"train": rows})
+    copy = Path(rows.cache_files[0]["filename"])
+    shutil.copy2(copy, copy.with_name("new"))
+    copy.with_name("new").replace(copy)
+    assert rows_state({"train": rows}) != before

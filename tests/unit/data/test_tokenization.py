@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+from transformers import BertConfig, ByT5Tokenizer
+
+from mtl_dist.config.recipe import ModelConfig
+from mtl_dist.data import tokenization as tokenizing
+from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer, starts_shown
+from mtl_dist.errors import UserError
+from tests.utils.tiny import tiny_tokenizer
+
+FIRST = ["cat1 sea2", "law3", "cat1 cat2 cat3 cat4 cat5 cat6", "unheard-of words"]
+SECOND = ["good1", "bad1 bad2 bad3 bad4 bad5 bad6", "so1 so2 so3", "?"]
+COLUMNS = pa.table({"a": FIRST, "b": SECOND})
+
+
+@pytest.mark.parametrize("max_length", [4, 7, 128])
+def test_single_texts_are_tokenised_as_the_tokenizer_does_one_by_one(max_length: int) -> None:
+    tokens, _ = ColumnTokenizer(tiny_tokenizer(), ["a"], max_length)(COLUMNS)
+    reference = [tiny_tokenizer()(text, truncation=True, max_length=max_length)["input_ids"] for text in FIRST]
+    assert {name: lists.to_pylist() for name, lists in tokens.items()} == {"input_ids": reference}
+    assert tokens["input_ids"].type == pa.list_(pa.int32())
+
+
+@pytest.mark.parametrize("max_length", [4, 7, 128])
+def test_pairs_are_tokenised_with_token_types(max_length: int) -> None:
+    tokens, _ = ColumnTokenizer(tiny_tokenizer(), ["b", "a"], max_length)(COLUMNS)
+    reference = [
+        tiny_tokenizer()(*pair, truncation=True, max_length=max_length) for pair in zip(SECOND, FIRST, strict=True)
+    ]
+    assert {name: lists.to_pylist() for name, lists in tokens.items()} == {
+        name: [row[name] for row in reference] for name in ("input_ids", "token_type_ids")
+    }
+    assert tokens["token_type_ids"].type == pa.list_(pa.int32())
+
+
+def test_pairs_have_no_token_types_where_the_encoder_takes_none() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokens, _ = ColumnTokenizer(tokenizer, ["a", "b"], 128)(COLUMNS)
+    assert list(tokens) == ["input_ids"]
+
+
+def test_hashes_are_equal_where_all_texts_are() -> None:
+    columns = pa.table({"a": ["x y", "x", "x y", "x y"], "b": ["z", "y z", "z", ""]})
+    _, single = ColumnTokenizer(tiny_tokenizer(), ["a"], 128)(columns)
+    assert single.tolist() == [single[0], single[1], single[0], single[0]]
+    assert single[0] != single[1]
+    _, pairs = ColumnTokenizer(tiny_tokenizer(), ["a", "b"], 128)(columns)
+    assert pairs[2] == pairs[0]
+    assert len(set(pairs.tolist())) == 3
+
+
+def test_the_tokenizer_that_is_saved_keeps_its_settings() -> None:
+    tokenizer = tiny_tokenizer()
+    before = tokenizer.backend_tokenizer.to_str()
+    ColumnTokenizer(tokenizer, ["a"], 4)(COLUMNS)
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize(("text", "special"), [(["a"], 2), (["a", "b"], 3)])
+def test_max_length_without_room_for_text(text: list[str], special: int) -> None:
+    with pytest.raises(UserError) as error:
+        ColumnTokenizer(tiny_tokenizer(), text, special)
+    message = f"data.max_length: {special} leaves no room for text; {special} tokens are special ones"
+    assert str(error.value) == message
+    tokens, _ = ColumnTokenizer(tiny_tokenizer(), text, special + 1)(COLUMNS)
+    assert tokens["input_ids"].value_lengths().to_pylist() == [special + 1] * len(FIRST)
+
+
+def test_loads_the_tokenizer_of_the_encoder(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(ModelConfig(encoder=str(tmp_path)))
+    assert tokenizer("cat1 sea2")["input_ids"] == tiny_tokenizer()("cat1 sea2")["input_ids"]
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        load_tokenizer(ModelConfig(encoder=str(folder)))
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_encoder_that_is_not_there(tmp_path: Path) -> None:
+    folder = tmp_path / "absent"
+    assert refusal(folder).startswith(f"model.encoder: cannot load the tokenizer of {folder}: ")
+
+
+def test_encoder_without_tokenizer_files(tmp_path: Path) -> None:
+    BertConfig().save_pretrained(tmp_path)
+    complaint = "has no vocabulary; its files are missing, e.g. tokenizer.json"
+    assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"
+
+
+def test_tokenizer_without_pad_token(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del settings["pad_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    complaint = "has no pad token; set pad_token in its tokenizer_config.json"
+    assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"
+
+
+def test_tokenizer_without_fast_version(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    complaint = "is not a fast one; add its tokenizer.json"
+    assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"
+
+
+def test_without_a_terminal_one_line_says_what_begins() -> None:
+    lines: list[str] = []
+    assert list(starts_shown(range(0, 25, 10), "t: train", bar=False, say=lines.append)) == [0, 10, 20]
+    assert lines == ["t: train 25 rows"]
+
+
+def test_without_a_terminal_a_line_every_ten_seconds_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(tokenizing, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    lines: list[str] = []
+    for _ in starts_shown(range(0, 65, 10), "t: train", bar=False, say=lines.append):
+        clock.now += 4.0
+    assert lines == ["t: train 65 rows", "t: train 30/65 rows", "t: train 60/65 rows"]
+
+
+def test_on_a_terminal_a_bar_ends_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "LOG_LINE_SECONDS", 0.0)
+    lines: list[str] = []
+    assert list(starts_shown(range(0, 25, 10), "t: train", bar=True, say=lines.append)) == [0, 10, 20]
+    assert lines == []
+    assert "25/25" in capsys.readouterr().err

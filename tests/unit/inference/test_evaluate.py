@@ -1,0 +1,102 @@
+"""`evaluate`: the figures of a run's summary again, and those on other data against counts of one's own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtl_dist.__main__ import main
+from mtl_dist.errors import UserError
+from mtl_dist.inference.finished_run import open_run
+from mtl_dist.inference.predict import Predictor
+from tests.utils.in_process import run_here, summary_of
+from tests.utils.tiny import tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("measure")
+    recipe = tiny_recipe(folder, "model.pooling=mean", "optimizer.lr=1e-2", "evaluation.batch_size=5", rows=96)
+    run_here(recipe)
+    return Path(recipe.output_dir)
+
+
+def evaluated(to: Path, *arguments: str | Path) -> dict[str, Any]:
+    assert main(["evaluate", *map(str, arguments), "--to", str(to)]) == 0
+    return json.loads(to.read_text())
+
+
+def test_without_data_the_figures_are_those_of_the_summary(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(tmp_path / "out.json", run)
+    out = capsys.readouterr().out
+    summary = summary_of(run)
+    for task, labels in (("topic", ["art", "cat", "law", "sea"]), ("mood", ["0", "1", "2"])):
+        for name in ("loss", "accuracy", "macro_f1"):
+            assert found[task][name] == summary[f"test/{task}/{name}"]
+        assert found[task]["labels"] == labels
+        assert found[task]["rows"] == 24
+        assert f"{task}: 24 rows, accuracy {found[task]['accuracy']:.4f}, macro-F1" in out
+    assert out.splitlines()[-1] == "the same figures as in summary.json, to the last bit"
+
+
+def test_other_figures_than_the_summarys_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "summary.json").read_text()
+    (run / "summary.json").write_text(json.dumps(summary_of(run) | {"test/mood/loss": 0.5}))
+    try:
+        assert main(["evaluate", str(run), "--task", "mood"]) == 0
+    finally:
+        (run / "summary.json").write_text(before)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("not as in summary.json: test/mood/loss is ")
+    assert last.endswith(" here and 0.5 there")
+
+
+def test_a_file_of_ones_own_is_counted_right(run: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (run.parent / "data/topic.train.json").read_text().splitlines()]
+    lines = ["words,class", *(f"{row['text']},{row['label']}" for row in rows)]
+    (tmp_path / "own.csv").write_text("\n".join(lines) + "\n")
+    columns = ["--text", "words", "--label", "class"]
+    found = evaluated(tmp_path / "o.json", run, "--data", tmp_path / "own.csv", "--task", "topic", *columns)
+    labels = ["art", "cat", "law", "sea"]
+    (scores,) = Predictor(open_run(run), "topic", ["text"], 64).scores([(row["text"],) for row in rows])
+    confusion = np.zeros((4, 4), dtype=int)
+    for row, each in zip(rows, scores, strict=True):
+        assert each is not None
+        confusion[labels.index(row["label"]), int(each.argmax())] += 1
+    assert found["topic"]["confusion"] == confusion.tolist()
+    assert found.keys() == {"topic"}
+    assert (np.array(found["topic"]["confusion"]).sum(axis=0) > 0).sum() > 1  # one class for all would hide mistakes
+
+
+def test_a_recipe_says_where_rows_are_and_only_its_tasks_are_measured(run: Path, tmp_path: Path) -> None:
+    other = run.parent / "data/mood.train.json"
+    (tmp_path / "other.yaml").write_text(json.dumps({"tasks": {"mood": {"data_files": {"test": str(other)}}}}))
+    found = evaluated(tmp_path / "o.json", run, "--data", tmp_path / "other.yaml")
+    assert found == evaluated(tmp_path / "o.json", run, "--data", other, "--task", "mood")
+    assert (found.keys(), found["mood"]["rows"]) == ({"mood"}, 96)
+
+
+def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.jsonl").write_text('{"text": "good1", "label": 0}\n{"text": "bad1", "label": 7}\n')
+    (tmp_path / "own.yaml").write_text("tasks: {moot: {path: csv}}")
+    (tmp_path / "none.yaml").write_text("seed: 3")
+    own = tmp_path / "own.jsonl"
+    for arguments, words in (
+        (("--task", "moot"), "has no task 'moot'; did you mean mood?"),
+        (("--data", own), "--task: missing; "),
+        (("--data", own, "--task", "mood"), "tasks.mood: test row 1 (from 0): label 7 is out of range 0..2"),
+        (("--data", tmp_path / "own.yaml"), "own.yaml: tasks.moot: "),
+        (("--data", tmp_path / "none.yaml"), "none.yaml: names no tasks"),
+        (("--data", tmp_path / "no.csv", "--task", "mood"), "there is no file"),
+        (("--data", tmp_path / "no.yaml"), "no.yaml: No such file or directory"),
+        (("--data", tmp_path / "own.xls", "--task", "mood"), "its name ends in none of .json, "),
+        (("--label", "a"), "--label: goes with a file of rows under --data"),
+        (("--data", own, "--task", "mood", "--text", "a", "--text", "b"), "2 columns, and task mood has learnt from 1"),
+    ):
+        assert main(["evaluate", str(run), *map(str, arguments)]) == UserError.exit_code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line

@@ -1,0 +1,160 @@
+"""Layers that keep what autocast makes of their frozen weights, against layers that do not."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.engines.zero import ZeroRedundancy
+from mtl_dist.models import frozen_linear
+from mtl_dist.models.encoder import load_encoder_config
+from mtl_dist.models.frozen_linear import FrozenLinear, cache_frozen_casts
+from mtl_dist.training.run import build_model
+from tests.utils.in_process import accelerator_here, setup_here
+from tests.utils.tiny import tiny_recipe
+
+SHAPES = [
+    ((7, 24), 24, 40),
+    ((24,), 24, 40),
+    ((0, 24), 24, 40),
+    ((3, 5, 24), 24, 40),
+    ((1, 24), 24, 1),
+    ((32, 17, 384), 384, 1536),
+    ((9, 1536), 1536, 384),
+]
+
+
+def made(into: int, out: int, bias: bool = True) -> tuple[nn.Linear, FrozenLinear]:
+    """A frozen layer, and the same one that keeps its weight."""
+    torch.manual_seed(0)
+    plain = nn.Linear(into, out, bias=bias).requires_grad_(False)
+    keeping = copy.deepcopy(plain)
+    cache_frozen_casts(keeping)
+    assert isinstance(keeping, FrozenLinear)
+    return plain, keeping
+
+
+def under_autocast(layer: nn.Module, values: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(values)
+
+
+def same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs)
+
+
+def test_float64_stays_what_it_is() -> None:
+    """As under torch's own autocast."""
+    plain, keeping = (layer.double() for layer in made(24, 40))
+    values = torch.randn(3, 24, dtype=torch.float64)
+    assert under_autocast(keeping, values).dtype == torch.float64
+    assert same(under_autocast(keeping, values), under_autocast(plain, values))
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("shape", "into", "out"), SHAPES)
+def test_the_same_bits(
+    shape: tuple[int, ...], into: int, out: int, bias: bool, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where oneDNN keeps its own order and where it does not; with and without autocast."""
+    if not packs:
+        monkeypatch.setattr(frozen_linear, "_packs", lambda: False)
+    plain, keeping = made(into, out, bias)
+    for _ in range(2):
+        values = torch.randn(shape)
+        for given in (values, values.bfloat16()):
+            assert same(under_autocast(keeping, given), under_autocast(plain, given))
+        assert same(keeping(values), plain(values))
+
+
+def test_the_weight_is_cast_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, keeping = made(24, 40)
+    under_autocast(keeping, torch.randn(3, 24))
+    kept = keeping._kept.weight
+    assert kept is not None
+    under_autocast(keeping, torch.randn(5, 24))
+    assert keeping._kept.weight is kept
+
+
+def test_another_weight_is_seen() -> None:
+    """As a checkpoint's, which is copied into the parameter, and one that the parameter is pointed at."""
+    plain, keeping = made(24, 40)
+    values = torch.randn(3, 24)
+    for name in ("weight", "bias"):
+        before = under_autocast(keeping, values)
+        for layer in (plain, keeping):
+            with torch.no_grad():
+                layer.get_parameter(name).add_(1)
+        assert same(under_autocast(keeping, values), under_autocast(plain, values))
+        assert not torch.equal(under_autocast(keeping, values), before)
+    for layer in (plain, keeping):
+        layer.weight.data = torch.full_like(layer.weight, 0.5)
+    assert same(under_autocast(keeping, values), under_autocast(plain, values))
+
+
+def test_a_layer_that_trains_keeps_nothing_and_learns_as_before() -> None:
+    """Through a thaw and back."""
+    plain, keeping = made(24, 40)
+    values = torch.randn(6, 24)
+    under_autocast(keeping, values)
+    for trains in (True, False, True):
+        results = []
+        for layer in (plain, keeping):
+            layer.requires_grad_(trains)
+            out = under_autocast(layer, values)
+            if trains:
+                out.float().square().sum().backward()
+                assert layer.weight.grad is not None
+                with torch.no_grad():
+                    layer.weight.sub_(0.01 * layer.weight.grad)
+                layer.zero_grad()
+            results.append(out.detach())
+        assert same(*results)
+        assert (keeping._kept.weight is None) == trains
+
+
+def test_a_gradient_passes_a_frozen_layer() -> None:
+    """One that stands above what trains."""
+    plain, keeping = made(24, 40)
+    gradients = []
+    for layer in (plain, keeping):
+        values = torch.ones(4, 24, requires_grad=True)
+        under_autocast(layer, values).float().square().sum().backward()
+        assert values.grad is not None
+        gradients.append(values.grad)
+    assert same(*gradients)
+
+
+def test_a_copy_keeps_its_own() -> None:
+    plain, keeping = made(24, 40)
+    values = torch.randn(3, 24)
+    under_autocast(keeping, values)
+    copied = copy.deepcopy(keeping)
+    assert copied._kept is not keeping._kept
+    with torch.no_grad():
+        copied.weight.zero_()
+    assert same(under_autocast(keeping, values), under_autocast(plain, values))
+    assert torch.equal(under_autocast(copied, values), keeping.bias.bfloat16().expand(3, 40))
+    assert list(copied.state_dict()) == ["weight", "bias"]
+
+
+def test_only_plain_linear_layers_are_changed() -> None:
+    class Own(nn.Linear):
+        """A library's own."""
+
+    model = nn.ModuleDict({"own": Own(2, 2), "plain": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+    cache_frozen_casts(model)
+    assert [type(module) for module in model.values()] == [Own, FrozenLinear, nn.LayerNorm]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_weights_that_are_shared_out_are_not_kept_whole(tmp_path: Path, stage: int) -> None:
+    """Or stage 3 would save nothing."""
+    setup = setup_here(tiny_recipe(tmp_path))
+    model = build_model(setup.recipe, load_encoder_config(setup.recipe.model), setup.data)
+    engine = ZeroRedundancy(accelerator_here(), ProcessGroup(), model, setup.recipe.optimizer, stage)
+    assert any(isinstance(module, FrozenLinear) for module in engine.raw.modules()) == (stage < 3)

@@ -1,0 +1,55 @@
+"""Model cards: valid for the hub, and silent about the machine that they were made on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from mtl_dist.config.load import parse
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.models.model_card import run_card
+from tests.utils.tiny import tiny_recipe
+
+LABELS = {"topic": ("art", "a|b"), "mood": ("0", "1")}
+SUMMARY = {f"test/{task}/{name}": value for task in LABELS for name, value in (("accuracy", 0.75), ("macro_f1", 1 / 3))}
+
+
+def test_the_metadata_are_what_the_hub_reads(tmp_path: Path) -> None:
+    card: Any = ModelCard(run_card(tiny_recipe(tmp_path), LABELS, SUMMARY))
+    assert card.data.pipeline_tag == "text-classification"
+    assert card.data.base_model is None
+    assert card.data.get("datasets") is None
+    assert [(one.task_name, one.metric_name, one.metric_type, one.metric_value) for one in card.data.eval_results] == [
+        ("topic", "topic/accuracy", "accuracy", 0.75),
+        ("topic", "topic/macro_f1", "f1", 1 / 3),
+        ("mood", "mood/accuracy", "accuracy", 0.75),
+        ("mood", "mood/macro_f1", "f1", 1 / 3),
+    ]
+
+
+def test_tasks_labels_figures_and_how_to_load_are_in_the_text(tmp_path: Path) -> None:
+    text = run_card(tiny_recipe(tmp_path), LABELS, SUMMARY)
+    assert "| topic | `art`, `a\\|b` | 0.7500 | 0.3333 |" in text
+    assert "MultitaskTransformer.from_pretrained(FOLDER)" in text
+
+
+def test_the_recipe_in_it_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path}/cache", "seed=77")
+    text = run_card(recipe, LABELS, {})
+    assert str(tmp_path.parent) not in text
+    written = text.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "again.yaml").write_text(written)
+    again = parse(["--config", str(tmp_path / "again.yaml")]).recipe
+    assert (again.seed, again.phases, again.optimizer) == (77, recipe.phases, recipe.optimizer)
+    assert again.tasks["mood"].data_files["test"] == "mood.test.json"
+
+
+def test_what_came_from_the_hub_is_named(tmp_path: Path) -> None:
+    recipe: Recipe = tiny_recipe(tmp_path)
+    model = replace(recipe.model, encoder="roberta-base")
+    tasks = {"mood": replace(recipe.tasks["mood"], path="owner/moods", name="big", data_files={})}
+    card: Any = ModelCard(run_card(replace(recipe, model=model, tasks=tasks), {"mood": ("0", "1")}, SUMMARY))
+    assert card.data.base_model == "roberta-base"
+    assert card.data.get("datasets") == ["owner/moods"]
+    assert {(one.dataset_name, one.dataset_config) for one in card.data.eval_results} == {("owner/moods", "big")}

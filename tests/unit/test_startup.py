@@ -1,0 +1,24 @@
+"""The collector spares what is imported, and nothing that is made later."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BEGIN = "import gc\nfrom mtl_dist.startup import importing\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "with importing():\n assert not gc.isenabled()\n import colorsys\nassert gc.get_freeze_count() > 1000",
+        "try:\n with importing():\n  import is_not_there\nexcept ImportError:\n pass",
+        "import torch\nwith importing():\n assert gc.isenabled()\nassert gc.get_freeze_count() == 0",
+    ],
+    ids=["imported", "not found", "imported before"],
+)
+def test_the_collector_looks_through_what_is_made_later(code: str) -> None:
+    later = "\nassert gc.isenabled()\ncircle = []\ncircle.append(circle)\ndel circle\nassert gc.collect() > 0"
+    subprocess.run([sys.executable, "-c", BEGIN + code + later], cwd=ROOT, check=True)

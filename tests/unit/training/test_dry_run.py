@@ -1,0 +1,90 @@
+"""What is refused before training because the device or the precision cannot do it; kernels of GPUs: tests/gpu."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl_dist.errors import UserError
+from mtl_dist.training.dry_run import try_out
+from tests.utils.in_process import accelerator_here, run_here, setup_here
+from tests.utils.tiny import tiny_encoder, tiny_recipe
+
+
+def test_an_encoder_that_cannot_compute_in_bf16_is_refused(tmp_path: Path) -> None:
+    """transformers' first DeBERTa masks with a number that bf16 does not have."""
+    encoder = tiny_encoder(tmp_path / "deberta", "deberta")
+    recipe = tiny_recipe(tmp_path, f"model.encoder={encoder}")
+    with pytest.raises(UserError) as error:
+        run_here(recipe, precision="bf16")
+    assert str(error.value) == (
+        "model.encoder: cannot compute in mixed_precision bf16: value cannot be converted to type c10::BFloat16 without"
+        " overflow; use 'no'"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_to_try_a_model_out_leaves_no_trace(tmp_path: Path, training: bool) -> None:
+    model = setup_here(tiny_recipe(tmp_path)).engine.raw.train(training)
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try_out(accelerator_here(precision="bf16"), model)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_another_error_of_a_forward_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = setup_here(tiny_recipe(tmp_path)).engine.raw
+    monkeypatch.setattr(type(model.sentence_transformer), "pooled", lambda *_: torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        try_out(accelerator_here(), model)
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own words; that GPUs raise them is seen in tests/gpu."""
+
+    def refused(*_: object) -> None:
+        raise RuntimeError(
+            "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set"
+            " 'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation"
+        )
+
+    model = setup_here(tiny_recipe(tmp_path)).engine.raw
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "backward", refused)
+    with pytest.raises(UserError) as error:
+        try_out(accelerator_here(), model)
+    assert str(error.value) == (
+        "safety.deterministic: this encoder needs grid_sampler_2d_backward_cuda, which has no deterministic kernel on"
+        " this device; set false, and a run that goes on from a checkpoint can differ in the last bits from one that"
+        " was never stopped"
+    )
+
+
+def test_no_gradient_is_held_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may share gradients out because no device has room for all."""
+    model = setup_here(tiny_recipe(tmp_path)).engine.raw.requires_grad_(True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    most = 0
+
+    def count(_: torch.Tensor) -> None:
+        nonlocal most
+        most = max(most, sum(parameter.grad is not None for parameter in model.parameters()))
+
+    for parameter in model.parameters():
+        parameter.register_hook(count)
+    try_out(accelerator_here(), model)
+    assert most <= 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_lack_of_memory_is_no_lack_of_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = setup_here(tiny_recipe(tmp_path)).engine.raw
+    monkeypatch.setattr(type(model.sentence_transformer), "pooled", refused)
+    with pytest.raises(torch.OutOfMemoryError):
+        try_out(accelerator_here(precision="bf16"), model)

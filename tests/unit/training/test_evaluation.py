@@ -1,0 +1,120 @@
+"""Figures of an evaluation against scikit-learn and against a plain loop over rows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
+
+from mtl_dist.training.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
+from mtl_dist.training.trainer import TrainingSetup
+from tests.utils.in_process import setup_here
+from tests.utils.tiny import MOODS, TOPICS, tiny_recipe
+
+
+def confusion_of(pairs: list[tuple[int, int]], num_labels: int) -> np.ndarray:
+    confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
+    for label, prediction in pairs:
+        confusion[label, prediction] += 1
+    return confusion
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), st.data())
+def test_figures_are_scikit_learns(num_labels: int, data: st.DataObject) -> None:
+    """Also where classes occur neither as label nor as prediction, or as one of them only."""
+    classes = st.sampled_from(data.draw(st.lists(st.integers(0, num_labels - 1), min_size=1)))
+    pairs = data.draw(st.lists(st.tuples(classes, classes), min_size=1, max_size=30))
+    labels, predictions = zip(*pairs, strict=True)
+    metrics = TaskMetrics(confusion_of(pairs, num_labels), 0.5)
+    assert metrics.as_dict() == {
+        "loss": 0.5,
+        "accuracy": pytest.approx(accuracy_score(labels, predictions), rel=1e-12),
+        "macro_f1": pytest.approx(f1_score(labels, predictions, average="macro"), rel=1e-12),
+    }
+
+
+def test_macro_f1_leaves_out_classes_that_do_not_occur() -> None:
+    # Class 0 by hand: 2 hits, 1 false alarm, 0 misses. Class 1: 1 hit, 1 miss. Classes 2 and 3: nothing.
+    metrics = TaskMetrics(confusion_of([(0, 0), (0, 0), (1, 0), (1, 1)], 4), 0.0)
+    assert metrics.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
+    # A class that is predicted but never right counts with 0.
+    metrics = TaskMetrics(confusion_of([(0, 0), (0, 3)], 4), 0.0)
+    assert metrics.macro_f1 == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_names_of_figures() -> None:
+    metrics = {"topic": TaskMetrics(np.eye(2, dtype=np.int64), 0.25), "mood": TaskMetrics(np.ones((2, 2)), 1.0)}
+    assert flat_metrics(metrics, "test") == {
+        "test/topic/loss": 0.25,
+        "test/topic/accuracy": 1.0,
+        "test/topic/macro_f1": 1.0,
+        "test/mood/loss": 1.0,
+        "test/mood/accuracy": 0.5,
+        "test/mood/macro_f1": 0.5,
+    }
+
+
+def test_confusions_have_what_is_not_0() -> None:
+    metrics = {"topic": TaskMetrics(confusion_of([(0, 2), (0, 2), (2, 1), (1, 1)], 3), 0.25)}
+    assert flat_confusions(metrics, "eval") == {"eval/topic/confusion": [[0, 2, 2], [1, 1, 1], [2, 1, 1]]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def setup(folder: Path) -> Iterator[TrainingSetup]:
+    setup = setup_here(tiny_recipe(folder, "model.dtype=float64"))
+    model = setup.engine.raw.eval()
+    with torch.no_grad():
+        # New heads give all texts the same answer: take off what their logits have in common.
+        for index, (task, head) in enumerate(model.heads.items()):
+            batch = setup.data.batch("train", np.full(48, index), np.arange(48))
+            logits = model(batch.input_ids, batch.attention_mask, task)
+            head.get_parameter("3.bias").sub_(logits.mean(dim=0))
+        yield setup
+
+
+def by_rows(folder: Path, setup: TrainingSetup, split: str, task: str) -> tuple[np.ndarray, float]:
+    """Confusion and mean loss of a task, one text of its file at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
+    assert tokenizer is not None
+    labels = setup.data.tasks[task].labels
+    pairs, losses = [], []
+    for line in (folder / "data" / f"{task}.{split}.json").read_text().splitlines():
+        row = json.loads(line)
+        tokens = tokenizer(row["text"], return_tensors="pt")
+        logits = setup.engine.raw(tokens["input_ids"], tokens["attention_mask"], task)[0]
+        label = labels.index(str(row["label"]))
+        losses.append(cross_entropy(logits, torch.tensor(label)).item())
+        pairs.append((label, int(logits.argmax())))
+    return confusion_of(pairs, len(labels)), sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: TrainingSetup, batch_size: int) -> None:
+    for split in ("train", "test"):
+        metrics = evaluate(setup.engine, setup.data, split, batch_size, setup.cache)
+        assert list(metrics) == ["topic", "mood"]
+        for task, one in metrics.items():
+            confusion, loss = by_rows(folder, setup, split, task)
+            assert one.confusion.tolist() == confusion.tolist()
+            assert one.loss == pytest.approx(loss, rel=1e-9)
+
+
+def test_the_model_of_these_tests_gives_every_answer(setup: TrainingSetup) -> None:
+    """Else the test above would not see labels and predictions exchanged, or rows in another order."""
+    metrics = evaluate(setup.engine, setup.data, "train", 64, setup.cache)
+    for one, classes in zip(metrics.values(), (TOPICS, MOODS), strict=True):
+        assert np.count_nonzero(one.confusion.sum(axis=0)) == len(classes)
+        assert not np.array_equal(one.confusion, one.confusion.T)

@@ -1,0 +1,165 @@
+"""Gradients that are logged, against plain autograd; taking them leaves the run as it is, to the bit."""
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.engines.ddp import DataParallel
+from mtl_dist.train_state import TrainState
+from mtl_dist.training.gradient_cosine import uppermost_unit
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup
+from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
+from tests.utils.tiny import tiny_recipe
+
+TASKS = ("topic", "mood")
+PHASES = {0: None, 1: "blocks.3", 2: "blocks.3"}
+"""The uppermost unit of the encoder that trains."""
+
+
+class Logging(LayerwiseLearningRateTrainer):
+    """Looks at every step closely."""
+
+    def is_logged(self, done: int) -> bool:
+        return True
+
+
+def recipe_of(folder: Path, *overrides: str) -> Recipe:
+    return tiny_recipe(
+        folder, "model.dtype=float64", "batch_size=13", "tracking.gradient_cosine_every_steps=1", *overrides
+    )
+
+
+def stepped(setup: TrainingSetup, phase: int) -> StepResult:
+    """The first step of a phase."""
+    one = setup.rates.schedule.phases[phase]
+    setup.engine.enter_phase(one.name, one.units)
+    setup.engine.train_mode()
+    return Logging(setup, TrainState()).training_step(one.start)
+
+
+def plain_gradients(setup: TrainingSetup, step: int) -> list[dict[str, Tensor]]:
+    """The gradient of each task's mean loss in a global batch, by parameter, on a copy of the model."""
+    model, batch = copy.deepcopy(setup.engine.raw), setup.plan.batch(step)
+    inputs = setup.data.batch("train", batch.task_ids, batch.rows)
+    found = []
+    for task in TASKS:
+        model.requires_grad_(True).zero_grad()
+        logits = model(inputs.input_ids, inputs.attention_mask, inputs.rows, inputs.token_type_ids)
+        cross_entropy(logits[task], inputs.labels[task]).backward()
+        found.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    return found
+
+
+def flat(gradients: dict[str, Tensor], names: Sequence[str]) -> Tensor:
+    return torch.cat([gradients[name].flatten() for name in names if name in gradients])
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("phase", PHASES)
+def test_cosine_and_norms_are_those_of_plain_autograd(tmp_path: Path, phase: int, accumulation: int) -> None:
+    setup = setup_here(recipe_of(tmp_path, "tasks.mood.weight=2", "optimizer.max_grad_norm=0.01"), accumulation)
+    step = setup.rates.schedule.phases[phase].start
+    topic, mood = plain_gradients(setup, step)
+    result = stepped(setup, phase)
+    names = setup.engine.raw.unit_parameters()
+    if (unit := PHASES[phase]) is None:
+        assert result.cosines == {}
+    else:
+        one, other = flat(topic, names[unit]), flat(mood, names[unit])
+        expected = float(one @ other / (one.norm() * other.norm()))
+        assert result.cosines == {"topic/mood": pytest.approx(expected, rel=1e-9)}
+        assert abs(expected) < 0.99
+    units = setup.rates.schedule.phases[phase].units
+    zero = torch.zeros(())
+    sums = {name: topic.get(name, zero) + 2 * mood.get(name, zero) for of_unit in names.values() for name in of_unit}
+    assert result.unit_norms == {unit: pytest.approx(float(flat(sums, names[unit]).norm()), rel=1e-9) for unit in units}
+    assert math.hypot(*result.unit_norms.values()) == pytest.approx(result.gradient_norm, rel=1e-12)
+    assert result.gradient_norm > 0.1  # before clipping
+
+
+def test_a_task_that_does_not_pull_has_no_cosine(tmp_path: Path) -> None:
+    setup = setup_here(recipe_of(tmp_path))
+    with torch.no_grad():
+        dict(setup.engine.raw.named_parameters())["heads.mood.3.weight"].zero_()
+    assert stepped(setup, 1).cosines == {"topic/mood": pytest.approx(math.nan, nan_ok=True)}
+
+
+def test_what_is_absent_from_a_batch_has_no_norm(tmp_path: Path) -> None:
+    overrides = ("sampling.batches=one_task", "tracking.gradient_cosine_every_steps=null")
+    result = stepped(setup_here(recipe_of(tmp_path, *overrides)), 1)
+    heads = {unit for unit in result.unit_norms if unit.startswith("heads.")}
+    assert heads == {f"heads.{TASKS[int(result.batch.task_ids[0])]}"}
+
+
+def test_a_step_that_is_not_logged_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    norms = DataParallel._norms_by_unit
+
+    def noted(self: DataParallel, absent: Sequence[str]) -> dict[str, float]:
+        looked.append(True)
+        return norms(self, absent)
+
+    monkeypatch.setattr(DataParallel, "_norms_by_unit", noted)
+    run_here(tiny_recipe(tmp_path, "tracking.log_every_steps=3"))
+    logged = [line["step"] for line in metrics_of(tmp_path / "run") if "train/loss" in line]
+    assert logged == [3, 4, 6, 8, 9, 12]
+    assert len(looked) == len(logged)
+
+
+def test_sampling_changes_no_bit_of_the_run(tmp_path: Path) -> None:
+    """With dropout and accumulation; steps that are sampled are logged."""
+    common = ("model.dropout=0.1", "model.encoder_dropout=0.1", "tracking.log_every_steps=4")
+    run_here(tiny_recipe(tmp_path, *common), accumulation=2)
+    sampled = ("tracking.gradient_cosine_every_steps=3", f"output_dir={tmp_path / 'sampled'}")
+    run_here(tiny_recipe(tmp_path, *common, *sampled), accumulation=2)
+    one, other = summary_of(tmp_path / "run"), summary_of(tmp_path / "sampled")
+    assert one["state_sha256"] == other["state_sha256"]
+    key = "optim/gradient_cosine/topic/mood"
+    found = [line for line in metrics_of(tmp_path / "sampled") if key in line]
+    assert [line["step"] for line in found] == [6, 9, 12]  # in step 3 only heads train
+    assert all(-1 <= line[key] <= 1 for line in found)
+
+
+def test_figures_of_a_line_are_those_of_plan_and_phase(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    run_here(recipe)
+    setup = setup_here(recipe)
+    lines: list[dict[str, Any]] = [line for line in metrics_of(tmp_path / "run") if "train/loss" in line]
+    drawn = dict.fromkeys(TASKS, 0)
+    parameters = [phase["trainable_parameters"] for phase in summary_of(tmp_path / "run")["phases"]]
+    for line in lines:
+        counts = setup.plan.batch(line["step"] - 1).counts
+        for task, count in zip(TASKS, counts.tolist(), strict=True):
+            drawn[task] += count
+            assert line[f"train/{task}/draws"] == drawn[task]
+            assert line[f"train/{task}/passes"] == drawn[task] / 48
+        assert line["phase"] == ("heads", "upper", "all")[line["phase/index"]]
+        assert line["phase/trainable_parameters"] == parameters[line["phase/index"]]
+    assert [line["phase/index"] for line in lines] == [0] * 4 + [1] * 4 + [2] * 4
+    text = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    memory = [line["perf/memory_gb"] for line in map(json.loads, text.splitlines()) if "train/loss" in line]
+    now = psutil.Process().memory_info().rss / 2**30
+    assert memory == sorted(memory)
+    assert 0.5 * now < memory[-1] < 100 * now
+
+
+@pytest.mark.parametrize(
+    ("units", "uppermost"),
+    [
+        (("heads.a", "heads.b"), None),
+        (("embeddings", "heads.a"), "embeddings"),
+        (("blocks.9", "blocks.10", "heads.a"), "blocks.10"),
+    ],
+)
+def test_the_uppermost_unit_is_the_encoders(units: tuple[str, ...], uppermost: str | None) -> None:
+    assert uppermost_unit(units) == uppermost

@@ -1,0 +1,222 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.checkpoint.storage import Checkpoint
+from mtl_dist.config.recipe import CheckpointConfig
+from mtl_dist.errors import TrainingError, UserError
+from mtl_dist.io import write_whole
+from mtl_dist.tracking.console import Console
+from mtl_dist.tracking.tracker import METRICS
+from mtl_dist.training.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
+from tests.utils.checkpoints import flip_a_bit, state_at
+from tests.utils.disks import nearly_full, read_only, small_disk, why_not
+
+RECIPE_OF_RUN: dict[str, Any] = {
+    "output_dir": "runs/a",
+    "seed": 1,
+    "optimizer": {"lr": 1e-4, "eps": 1e-8},
+    "tracking": {"wandb": False},
+}
+
+
+def opened(folder: Path, recipe: dict[str, Any] = RECIPE_OF_RUN, resume: str = "auto") -> Checkpoint | None:
+    return open_run_folder(folder, recipe, resume, Console(True))
+
+
+def metrics_lines(*steps: int) -> str:
+    return "".join(json.dumps({"step": step, "phase": "heads", "train/loss": 1 / step}) + "\n" for step in steps)
+
+
+def left_by_a_run(folder: Path, *checkpoints: int, finished: bool = False) -> dict[str, str]:
+    """Makes the files of a run that came to step 6; returns the texts by name, with a file that is not ours."""
+    folder.mkdir(exist_ok=True)
+    texts = {RECIPE: "seed: 1\n", METRICS: metrics_lines(1, 2, 3, 4, 5, 6), "notes.txt": "mine\n"}
+    if finished:
+        texts[SUMMARY] = "{}\n"
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    for step in checkpoints:
+        state = state_at(step, identity=RECIPE_OF_RUN)
+        checkpoint.save(folder / CHECKPOINTS, step, {"weight": torch.ones(1)}, {}, state, CheckpointConfig())
+    return texts
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert opened(tmp_path / "deep" / "run") is None
+    assert (tmp_path / "deep" / "run").is_dir()
+    assert capsys.readouterr().out == ""
+
+
+def test_files_that_are_not_of_a_run_stay(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert opened(tmp_path) is None
+    assert files_in(tmp_path) == {"notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "finished", "resume"),
+    [((), True, "auto"), ((6,), True, "auto"), ((), False, "auto"), ((4,), False, "never")],
+    ids=["finished", "finished with checkpoints", "without a checkpoint", "resume is never"],
+)
+def test_an_earlier_run_moves_aside_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoints: tuple[int, ...], finished: bool, resume: str
+) -> None:
+    texts = left_by_a_run(tmp_path, *checkpoints, finished=finished)
+    assert opened(tmp_path, resume=resume) is None
+    assert files_in(tmp_path) == {"notes.txt", "previous"}
+    moved = tmp_path / "previous" / "1"
+    assert {name: (moved / name).read_text() for name in texts if name != "notes.txt"} == {
+        name: text for name, text in texts.items() if name != "notes.txt"
+    }
+    assert (moved / CHECKPOINTS).exists() == bool(checkpoints)
+    assert capsys.readouterr().out == f"an earlier run's files moved to {moved}\n"
+
+
+def test_earlier_runs_are_numbered(tmp_path: Path) -> None:
+    (tmp_path / "previous" / "9").mkdir(parents=True)
+    (tmp_path / "previous" / "old").mkdir()
+    for number in (10, 11):
+        (tmp_path / RECIPE).write_text(f"run {number}")
+        opened(tmp_path)
+    assert files_in(tmp_path / "previous") == {"9", "10", "11", "old"}
+    assert (tmp_path / "previous" / "11" / RECIPE).read_text() == "run 11"
+
+
+def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left_by_a_run(tmp_path, 2, 4)
+    found = opened(tmp_path)
+    assert found is not None
+    assert found.state == state_at(4, identity=RECIPE_OF_RUN)
+    assert (tmp_path / METRICS).read_text() == metrics_lines(1, 2, 3, 4)
+    assert files_in(tmp_path) == {RECIPE, METRICS, CHECKPOINTS, "notes.txt"}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_checkpoint_is_said_and_the_older_one_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_by_a_run(tmp_path, 2, 4)
+    flip_a_bit(tmp_path / CHECKPOINTS / "step-0000000004" / "state.json")
+    found = opened(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    assert (tmp_path / METRICS).read_text() == metrics_lines(1, 2)
+    assert capsys.readouterr().out == "checkpoint step-0000000004 skipped: state.json does not match its SHA-256\n"
+
+
+def test_with_damaged_checkpoints_only_the_run_moves_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left_by_a_run(tmp_path, 4)
+    (tmp_path / CHECKPOINTS / "step-0000000004" / "manifest.json").unlink()
+    assert opened(tmp_path) is None
+    skipped, moved = capsys.readouterr().out.splitlines()
+    assert skipped.startswith("checkpoint step-0000000004 skipped: ")
+    assert moved == f"an earlier run's files moved to {tmp_path / 'previous' / '1'}"
+    assert (tmp_path / "previous" / "1" / CHECKPOINTS / "step-0000000004").is_dir()
+
+
+def test_a_changed_recipe_is_refused_by_its_keys_and_nothing_is_touched(tmp_path: Path) -> None:
+    texts = left_by_a_run(tmp_path, 4)
+    with pytest.raises(UserError) as error:
+        opened(tmp_path, RECIPE_OF_RUN | {"seed": 2, "optimizer": {"lr": 2e-4, "eps": 1e-8}})
+    assert str(error.value) == (
+        f"{tmp_path}: its checkpoint belongs to a run that differs in optimizer.lr, seed;"
+        " change back, or start anew with checkpoint.resume=never"
+    )
+    assert {name: (tmp_path / name).read_text() for name in texts} == texts
+
+
+def test_keys_that_cannot_change_the_run_are_free(tmp_path: Path) -> None:
+    left_by_a_run(tmp_path, 4)
+    changes = {"output_dir": "runs/b", "tracking": {"wandb": True}, "checkpoint": {"every_steps": 7}}
+    assert opened(tmp_path, RECIPE_OF_RUN | changes) is not None
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / below
+    with pytest.raises(UserError) as error:
+        opened(folder)
+    reason = "Not a directory" if below else "File exists"
+    assert str(error.value) == f"output_dir: cannot write to {folder}: {reason}"
+
+
+def trimmed(folder: Path, text: str, step: int) -> str:
+    path = folder / METRICS
+    path.write_text(text)
+    trim_metrics(path, step)
+    return path.read_text()
+
+
+def test_metrics_end_with_the_lines_of_the_checkpoints_step(tmp_path: Path) -> None:
+    boundary = '{"step": 4, "phase": "heads", "eval/topic/loss": 1.0}\n'
+    text = metrics_lines(2, 4) + boundary + metrics_lines(6)
+    assert trimmed(tmp_path, text, 4) == metrics_lines(2, 4) + boundary
+    assert trimmed(tmp_path, text, 3) == metrics_lines(2)
+    assert trimmed(tmp_path, text, 6) == text
+    assert trimmed(tmp_path, text, 1) == ""
+
+
+def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
+    assert trimmed(tmp_path, metrics_lines(1, 2)[:-1], 4) == metrics_lines(1)
+    assert trimmed(tmp_path, metrics_lines(1) + '{"step": 2, "pha', 4) == metrics_lines(1)
+    assert trimmed(tmp_path, metrics_lines(1) + "\0" * 9 + "\n" + metrics_lines(2), 4) == metrics_lines(1)
+
+
+def test_the_line_of_the_end_is_dropped_because_it_comes_again(tmp_path: Path) -> None:
+    """A run may be killed after it was written and before the summary."""
+    end = '{"step": 4, "phase": "end", "eval/topic/loss": 1.0, "test/topic/loss": 1.0}\n'
+    assert trimmed(tmp_path, metrics_lines(3, 4) + end, 4) == metrics_lines(3, 4)
+
+
+def test_a_run_killed_before_its_first_line_has_no_metrics_to_trim(tmp_path: Path) -> None:
+    trim_metrics(tmp_path / METRICS, 4)
+    assert files_in(tmp_path) == set()
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / SUMMARY
+    write_whole(path, "the first\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "cut off in the middle \ud800")
+    assert path.read_text() == "the first\n"
+    write_whole(path, "the second\n")
+    assert path.read_text() == "the second\n"
+    assert files_in(tmp_path) == {SUMMARY}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        path = disk / SUMMARY
+        write_whole(path, "the first\n")
+        with nearly_full(disk, 4096), pytest.raises(TrainingError) as error:
+            write_whole(path, "x" * 9000)
+        assert str(error.value) == f"cannot write {path}: No space left on device"
+        assert path.read_text() == "the first\n"
+        assert files_in(disk) == {SUMMARY}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_metrics_are_trimmed_where_the_disk_has_no_room_for_a_copy(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16) as disk:
+        (disk / METRICS).write_text(metrics_lines(*range(1, 200)))
+        with nearly_full(disk, 0):
+            trim_metrics(disk / METRICS, 150)
+        assert (disk / METRICS).read_text() == metrics_lines(*range(1, 151))
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_read_only_folder_is_the_users_mistake(tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(UserError) as error:
+        opened(tmp_path)
+    assert str(error.value) == f"output_dir: cannot write to {tmp_path}: Read-only file system"

@@ -1,0 +1,50 @@
+"""Numbers that go wrong in some steps of a run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl_dist.data.collate import Batch
+from mtl_dist.engines.base import Engine
+from mtl_dist.models.multitask import PrefixState
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
+
+NAN = float("nan")
+
+
+def spoil_loss(logits: Tensor, value: float = NAN) -> Tensor:
+    """The loss becomes `value`."""
+    return logits * value
+
+
+def spoil_gradient(logits: Tensor, value: float) -> Tensor:
+    """A gradient becomes `value` on its way back; the loss is right."""
+    logits.register_hook(lambda gradient: gradient + value)
+    return logits
+
+
+def spoil(
+    steps: range, how: Callable[[Tensor], Tensor] = spoil_loss, put: Callable[[Any, str, Any], None] = setattr
+) -> None:
+    """In these training steps, counted from 0, the logits of each task go through `how`.
+
+    `put` is what replaces a method: at first for good, with a MonkeyPatch's `setattr` for a test.
+    """
+    training_step, logits = LayerwiseLearningRateTrainer.training_step, Engine.logits
+    at = -1
+
+    def in_step(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
+        nonlocal at
+        at = step
+        return training_step(self, step)
+
+    def spoilt(self: Engine, batch: Batch, below: PrefixState | None = None) -> dict[str, Tensor]:
+        result = logits(self, batch, below)
+        if at not in steps or not torch.is_grad_enabled():
+            return result
+        return {task: how(one) for task, one in result.items()}
+
+    put(LayerwiseLearningRateTrainer, "training_step", in_step)
+    put(Engine, "logits", spoilt)
