@@ -26,7 +26,7 @@ from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.dataset import DataBundle, prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.schedule.phases import trainable_units
-from mtl_dist.training.run import build_model, check_encoder
+from mtl_dist.training.build import build_model, check_encoder
 
 TOKENS = (256, 512, 1024, 2048)
 """Rows of the matrices on which the rate is taken: a batch has some hundreds."""

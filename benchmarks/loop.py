@@ -34,7 +34,7 @@ from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.collate import Batch
 from mtl_dist.engines.optimizer import parameter_groups
 from mtl_dist.models.multitask import PrefixState
-from mtl_dist.training.trainer import TrainingSetup
+from mtl_dist.training.context import RunContext
 from tests.utils.in_process import run_here, setup_here, summary_of
 from tests.utils.tiny import tiny_recipe_file
 
@@ -59,9 +59,9 @@ def harness(recipe: Recipe) -> float:
 Inputs = tuple[Batch, PrefixState | None]
 
 
-def inputs_of(setup: TrainingSetup, step: int) -> Inputs:
+def inputs_of(setup: RunContext, step: int) -> Inputs:
     """The rows of a step, with what is kept of them."""
-    batch = setup.plan.batch(step)
+    batch = setup.sampler.batch(step)
     inputs = setup.data.batch("train", batch.task_ids, batch.rows)
     if setup.recipe.cache.mode == "never":
         return inputs, None
@@ -70,7 +70,7 @@ def inputs_of(setup: TrainingSetup, step: int) -> Inputs:
     return inputs, (level, model.run_prefix([level], inputs.input_ids, inputs.attention_mask)[level])
 
 
-def bare(setup: TrainingSetup, inputs: Iterable[Inputs]) -> float:
+def bare(setup: RunContext, inputs: Iterable[Inputs]) -> float:
     """Seconds a step of a plain loop over the last phase, whose batches are `inputs`; `setup` is fresh."""
     phase = setup.rates.schedule.phases[-1]
     setup.engine.enter_phase(phase.name, phase.units)
@@ -93,7 +93,7 @@ def bare(setup: TrainingSetup, inputs: Iterable[Inputs]) -> float:
     return (time.perf_counter() - began) / phase.steps
 
 
-def loaded(ready: Sequence[Inputs], setup: TrainingSetup) -> Iterator[Inputs]:
+def loaded(ready: Sequence[Inputs], setup: RunContext) -> Iterator[Inputs]:
     """The batches of `ready` put together anew from their rows."""
     examples: list[Example] = []
     for batch, below in ready:

@@ -23,7 +23,8 @@ def peak() -> int:
 
 def main(file: str, arguments: Sequence[str]) -> None:
     from mtl_dist.engines.ddp import DataParallel
-    from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
+    from mtl_dist.training.step_result import StepResult
+    from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
     from tests.distributed.watched import run_watched
 
     peaks: dict[str, int] = {}

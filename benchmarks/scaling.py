@@ -10,7 +10,7 @@ from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.dataset import prepare
 from mtl_dist.distributed.process_group import ProcessGroup
-from mtl_dist.training.run import build_plan
+from mtl_dist.training.build import build_sampler
 
 SHAPES = {"1 process x 2 threads": (1, 2), "2 processes x 1 thread": (2, 1)}
 LAST = 2
@@ -19,7 +19,7 @@ LAST = 2
 
 def tokens_of(recipe: Recipe, steps: int) -> int:
     """Of the samples of the first `steps` steps."""
-    plan = build_plan(recipe, prepare(recipe, ProcessGroup(), lambda line: None))
+    plan = build_sampler(recipe, prepare(recipe, ProcessGroup(), lambda line: None))
     return sum(int(plan.batch(step).lengths.sum()) for step in range(steps))
 
 

@@ -19,7 +19,8 @@ from mtl_dist.config.recipe import ModelConfig, Recipe
 from mtl_dist.models.encoder import load_encoder
 from mtl_dist.train_state import TrainState
 from mtl_dist.training import run
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, TrainingSetup
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.in_process import setup_here
 
 MULTILINGUAL = 250_002
@@ -29,7 +30,7 @@ STEPS = 20
 WARM_UP = 5
 
 
-def made(asked: Recipe, rows: int | None, whole: bool) -> TrainingSetup:
+def made(asked: Recipe, rows: int | None, whole: bool) -> RunContext:
     """A run that trains everything. `rows`: of the table, where not as it came."""
 
     def load(model: ModelConfig, config: PretrainedConfig) -> PreTrainedModel:

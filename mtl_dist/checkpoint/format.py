@@ -20,7 +20,9 @@ from mtl_dist.io import flush
 from mtl_dist.models.vocab_trimming import DECAY
 from mtl_dist.train_state import TrainState
 
-FORMAT = 3
+FORMAT = 4
+FORMATS_READ = (3, FORMAT)
+"""Format 3 calls the train state `progression` and has `optimizer.thaw_warmup_steps` in its identity."""
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, STATE)
 """What the manifest lists."""
@@ -85,9 +87,9 @@ def verify(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -
     return state
 
 
-def manifest_text(step: int, files: Mapping[str, Any]) -> str:
-    """The one text that a manifest may have, with a SHA-256 of what it says at its end."""
-    said = {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}
+def manifest_text(step: int, files: Mapping[str, Any], form: int = FORMAT) -> str:
+    """The only text that a manifest of these files may have; it ends with a SHA-256 of its own content."""
+    said = {"format": form, "step": step, "files": dict(sorted(files.items()))}
     return json.dumps({**said, "sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest()}, indent=1) + "\n"
 
 
@@ -102,8 +104,9 @@ def _manifest(folder: Path, step: int) -> dict[str, Any]:
         raise CorruptCheckpoint(f"unreadable: {error.strerror}") from error
     said = _json(MANIFEST, content)
     form, files = said.get("format"), said.get("files")
-    if form != FORMAT:
-        raise CorruptCheckpoint(f"format {form if type(form) is int else 'unknown'}, this version reads {FORMAT}")
+    if type(form) is not int or form not in FORMATS_READ:
+        known = " and ".join(map(str, FORMATS_READ))
+        raise CorruptCheckpoint(f"format {form if type(form) is int else 'unknown'}, this version reads {known}")
     if not isinstance(files, dict) or files.keys() != set(FILES):
         raise CorruptCheckpoint(f"{MANIFEST} lists other files than a checkpoint has")
     if not all(isinstance(of, dict) and _fits_fields(of, {"bytes": int, "sha256": str}) for of in files.values()):
@@ -111,7 +114,7 @@ def _manifest(folder: Path, step: int) -> dict[str, Any]:
     if said.get("step") != step:
         raise CorruptCheckpoint(f"{MANIFEST} is of another step")
     # Written anew rather than compared key by key, so that no byte of it can be another one.
-    if content != manifest_text(step, files).encode():
+    if content != manifest_text(step, files, form).encode():
         raise CorruptCheckpoint(f"{MANIFEST} does not match its own SHA-256")
     return files
 
@@ -144,12 +147,25 @@ def _check_content(folder: Path, name: str, expected: Mapping[str, Any], sha256:
 
 def _state(folder: Path, step: int, files: Mapping[str, Any]) -> dict[str, Any]:
     _check_content(folder, STATE, files[STATE], sha256_of)
-    state = _json(STATE, (folder / STATE).read_bytes())
+    state = upgraded(_json(STATE, (folder / STATE).read_bytes()))
     hints = {"identity": dict[str, Any], "train_state": dict[str, Any], "figures": dict[str, dict[str, float]]}
     if not _fits_fields(state, hints) or not _fits_fields(state["train_state"], get_type_hints(TrainState)):
         raise CorruptCheckpoint(f"{STATE} is no state of a run")
     if state["train_state"]["step"] != step:
         raise CorruptCheckpoint(f"{STATE} is of another step")
+    return state
+
+
+def upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint of format 3 as format 4 has it; that of format 4 unchanged."""
+    if "progression" not in state:
+        return state
+    state = {"train_state" if key == "progression" else key: value for key, value in state.items()}
+    identity = state.get("identity")
+    optimizer = identity.get("optimizer") if isinstance(identity, dict) else None
+    if isinstance(identity, dict) and isinstance(optimizer, dict):
+        renamed = {key.replace("thaw_warmup_steps", "unfreeze_warmup_steps"): value for key, value in optimizer.items()}
+        state["identity"] = {**identity, "optimizer": renamed}
     return state
 
 

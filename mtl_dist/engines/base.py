@@ -295,7 +295,7 @@ class Engine(ABC):
         """Every parameter by name, on the CPU of the first rank; empty on the others."""
         return self._gathered(self._whole_parameters())
 
-    def moments(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> dict[str, Tensor]:
         """Every moment as `<moment>/<parameter>`, on the CPU of the first rank; empty on the others.
 
         With them goes how far the token vectors that no text uses have decayed.

@@ -29,7 +29,8 @@ from mtl_dist.io import write_whole
 from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
-from mtl_dist.training.evaluation import TaskMetrics, evaluate, flat_metrics
+from mtl_dist.tasks.classification import ClassificationMetrics
+from mtl_dist.training.evaluation import evaluate, flat_metrics
 from mtl_dist.training.run_folder import RECIPE, SUMMARY
 
 SPLIT = "test"
@@ -60,7 +61,9 @@ def main(arguments: Sequence[str]) -> None:
         write_whole(options.to, json.dumps(_as_json(metrics, model.labels), indent=2) + "\n")
 
 
-def measure(run: FinishedRun, model: MultitaskTransformer, tasks: Mapping[str, TaskConfig]) -> dict[str, TaskMetrics]:
+def measure(
+    run: FinishedRun, model: MultitaskTransformer, tasks: Mapping[str, TaskConfig]
+) -> dict[str, ClassificationMetrics]:
     """Figures of `tasks`, in batches and precision as the run has measured them."""
     recipe = run.recipe
     # All tasks are checked before the first is tokenised.
@@ -158,7 +161,7 @@ def _tasks_in(file: str, run: FinishedRun) -> list[str]:
     return list(tasks)
 
 
-def _shown(task: str, labels: Sequence[str], metrics: TaskMetrics) -> str:
+def _shown(task: str, labels: Sequence[str], metrics: ClassificationMetrics) -> str:
     """Figures and confusion matrix for the screen."""
     head = (
         f"{task}: {int(metrics.confusion.sum())} rows, accuracy {metrics.accuracy:.4f},"
@@ -182,7 +185,7 @@ def _against_summary(figures: Mapping[str, float], summary: Mapping[str, Any]) -
     return f"the same figures as in {SUMMARY}, to the last bit"
 
 
-def _as_json(metrics: Mapping[str, TaskMetrics], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _as_json(metrics: Mapping[str, ClassificationMetrics], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {
         task: {
             "rows": int(one.confusion.sum()),

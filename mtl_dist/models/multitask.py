@@ -1,8 +1,6 @@
 """One shared encoder with a head for each task."""
 
 import copy
-import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast, overload
@@ -17,6 +15,7 @@ from transformers.utils import cached_file
 from mtl_dist.errors import UserError, reason
 from mtl_dist.models.encoder import comes_with_code, find_encoder_layout, new_encoder, without_pooler
 from mtl_dist.models.partial_forward import PartialForward
+from mtl_dist.tasks.classification import classification_head
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "mtl_dist"
@@ -74,13 +73,14 @@ class MultitaskTransformer(nn.Module):
         super().__init__()
         check_task_names(labels)
         encoder = sentence_transformer.encoder
+        size, dtype = encoder.config.hidden_size, encoder.dtype
         self.sentence_transformer = sentence_transformer
         self.labels = {task: tuple(names) for task, names in labels.items()}
         self.layout = find_encoder_layout(encoder)
         self.stages = PartialForward(encoder, self.layout)
         self.heads = nn.ModuleDict(
             {
-                task: _head(encoder.config.hidden_size, len(names), dropout, f"{seed}/{task}", encoder.dtype)
+                task: classification_head(size, len(names), dropout, f"{seed}/{task}", dtype)
                 for task, names in self.labels.items()
             }
         )
@@ -269,18 +269,3 @@ def _routes(tasks: Sequence[str], vectors: Tensor) -> dict[str, Tensor]:
         name: torch.tensor([row for row, task in enumerate(tasks) if task == name], device=vectors.device)
         for name in dict.fromkeys(tasks)
     }
-
-
-def _head(hidden_size: int, num_labels: int, dropout: float, key: str, dtype: torch.dtype) -> nn.Sequential:
-    """A head with torch's usual initialisation for Linear, drawn from a generator of its own."""
-    generator = torch.Generator().manual_seed(
-        int.from_bytes(hashlib.blake2b(f"head/{key}".encode(), digest_size=8).digest(), "little") >> 1
-    )
-    layers = [nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, num_labels)]
-    with torch.no_grad():
-        for layer in layers:
-            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
-            bound = 1 / math.sqrt(hidden_size)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    # In float32 first, so that runs in float64 start from the same values.
-    return nn.Sequential(layers[0], nn.ReLU(), nn.Dropout(dropout), layers[1]).to(dtype)

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from mtl_dist.data.dataset import DataBundle
+from mtl_dist.tasks.classification import ClassificationMetrics
 from mtl_dist.tracking.tables import FinalTables, MisclassifiedText
-from mtl_dist.training.evaluation import TaskMetrics, flat_confusions
+from mtl_dist.training.evaluation import flat_confusions
 
 
-def final_tables(metrics: Mapping[str, TaskMetrics], data: DataBundle, split: str) -> FinalTables:
+def final_tables(metrics: Mapping[str, ClassificationMetrics], data: DataBundle, split: str) -> FinalTables:
     """The tables of a measurement of `split`; made by one rank."""
     labels = {task: source.labels for task, source in data.tasks.items()}
     confusions = {key.split("/")[1]: cells for key, cells in flat_confusions(metrics, split).items()}
@@ -19,7 +20,7 @@ def final_tables(metrics: Mapping[str, TaskMetrics], data: DataBundle, split: st
     return FinalTables(labels, confusions, texts)
 
 
-def _texts(metrics: TaskMetrics, data: DataBundle, split: str, task: str) -> list[MisclassifiedText]:
+def _texts(metrics: ClassificationMetrics, data: DataBundle, split: str, task: str) -> list[MisclassifiedText]:
     """Read from the tokens: the files of the texts may be far away, or gone since they were read."""
     if not metrics.mistakes:
         return []

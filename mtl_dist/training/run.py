@@ -1,18 +1,14 @@
-"""From a recipe to a finished run: check, prepare, train, evaluate, save. Every rank goes through all of it."""
+"""A training run from its command line to its summary: plan, build, resume, fit, finish. Every rank does all of it."""
 
-import hashlib
+import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from transformers import PretrainedConfig, PreTrainedModel
 
-from mtl_dist.activation_cache.cache import ActivationCache
-from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.checkpoint import storage
 from mtl_dist.config.load import Command, resolved_yaml
-from mtl_dist.config.recipe import Recipe
-from mtl_dist.data.dataset import DataBundle, prepare
 from mtl_dist.device import choose_kernels
 from mtl_dist.distributed.consistency import require_equal
 from mtl_dist.distributed.launch_check import bf16_hint, start_accelerator
@@ -21,192 +17,161 @@ from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.distributed.watchdog import Watchdog
 from mtl_dist.engines.ddp import DataParallel
 from mtl_dist.engines.factory import EngineClass, engine_class_of
-from mtl_dist.models.attention import use_fast_attention
-from mtl_dist.models.dropout import use_fast_dropout
-from mtl_dist.models.encoder import (
-    check_max_length,
-    encoder_skeleton,
-    find_encoder_layout,
-    load_encoder,
-    load_encoder_config,
-)
-from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
-from mtl_dist.models.vocab_trimming import PLACEHOLDER, rows_in_use, trim_vocabulary
-from mtl_dist.run_layout import STACKS
-from mtl_dist.schedule.early_stopping import first_end
-from mtl_dist.schedule.learning_rates import LearningRates
-from mtl_dist.schedule.partition import micro_steps_for
-from mtl_dist.schedule.phases import Schedule, compile_schedule, trainable_units
-from mtl_dist.schedule.plan_table import plan_table
-from mtl_dist.schedule.sampler import TaskBalancedSampler, shares
+from mtl_dist.errors import Interrupted, TrainingError, UserError
+from mtl_dist.io import write_whole
+from mtl_dist.run_layout import RECIPE, STACKS
 from mtl_dist.tracking.accelerate_backend import check_trackers
-from mtl_dist.tracking.console import Console, show_log_lines
+from mtl_dist.tracking.console import Console, Progress, show_log_lines
+from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.train_state import TrainState
-from mtl_dist.training.dry_run import try_out
-from mtl_dist.training.execution import Execution
+from mtl_dist.training.build import build_context, plan_run
+from mtl_dist.training.callbacks.checkpointer import Checkpointer, saves_checkpoints
+from mtl_dist.training.callbacks.early_stopping import EarlyStopping
+from mtl_dist.training.callbacks.evaluator import Evaluator
+from mtl_dist.training.callbacks.metrics_logger import MetricsLogger
+from mtl_dist.training.callbacks.progress_bar import ProgressBar
+from mtl_dist.training.callbacks.replica_check import ReplicaCheck
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.finish import save_results, summarize
 from mtl_dist.training.run_folder import open_run_folder
-from mtl_dist.training.run_metadata import describe
-from mtl_dist.training.trainer import TrainingSetup
+from mtl_dist.training.run_metadata import describe, start_of, write_setup
+from mtl_dist.training.stop_vote import StopVote
+from mtl_dist.training.trainer import TransferLearningTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def run(command: Command, stop_request: StopRequest) -> None:
-    """Does what the command line asked for, until `stop_request` is made.
+    """Carries out what the command line asks for, until `stop_request` is made.
 
     Raises UserError, TrainingError or Interrupted, the same on every rank.
     """
-    accelerator, processes, asked = start_accelerator()
-    run_on(
-        accelerator, processes, command, engine_class_of(asked, command.recipe, accelerator.device.type), stop_request
-    )
+    accelerator, group, request = start_accelerator()
+    engine_class = engine_class_of(request, command.recipe, accelerator.device.type)
+    run_on(accelerator, group, command, engine_class, stop_request)
     accelerator.end_training()
 
 
 def run_on(
     accelerator: Accelerator,
-    processes: ProcessGroup,
+    group: ProcessGroup,
     command: Command,
     engine_class: EngineClass = DataParallel,
     stop_request: StopRequest | None = None,
 ) -> None:
-    """`run` among processes that have met already."""
-    console = Console(processes.is_main)
-    show_log_lines(processes.is_main)
+    """As `run`, among processes that have formed their group already."""
+    show_log_lines(group.is_main)
     recipe = command.recipe
     choose_kernels(accelerator.device, recipe.safety.deterministic)
-    processes.on_main_process(lambda: check_trackers(recipe.tracking))
-    accumulation = accelerator.gradient_accumulation_steps
-    config, skeleton = processes.together(lambda: check_encoder(recipe))
-    num_blocks = find_encoder_layout(skeleton).num_blocks
-    micro_steps = processes.together(
-        lambda: micro_steps_for(recipe.batch_size, processes.world_size, recipe.micro_batch_size, accumulation)
-    )
-    data = prepare(recipe, processes, console.say)
-    sizes = {task: len(source.splits["train"].lengths) for task, source in data.tasks.items()}
-    schedule = processes.together(lambda: compile_schedule(recipe, num_blocks, sum(sizes.values())))
-    plan = build_plan(recipe, data)
-    rates = LearningRates(recipe.optimizer, schedule, num_blocks)
-    for line in [*data.warnings, *warnings_of(recipe, schedule)]:
-        console.say(f"warning: {line}")
-    parameters = processes.together(lambda: unit_sizes(recipe, skeleton, data))
-    console.say(plan_table(rates, plan, sizes, parameters))
+    group.on_main_process(lambda: check_trackers(recipe.tracking))
+    plan = plan_run(recipe, group, accelerator.gradient_accumulation_steps)
+    logger.info("%s", plan.table())
     if command.plan_only:
         return
     if hint := bf16_hint(accelerator):
-        console.say(f"note: {hint}")
-    digests = {
-        "recipe": hashlib.sha256(resolved_yaml(recipe).encode()).hexdigest(),
-        "data": data.digest,
-        "plan": plan.digest,
-        "schedule": schedule.digest,
-    }
-    require_equal(processes, "start", {f"the {name}": digest for name, digest in digests.items()})
-    model = processes.together(lambda: build_model(recipe, config, data))
-    console.say(vocabulary_line(model))
-    processes.together(lambda: try_out(accelerator, model))
-    engine = engine_class(accelerator, processes, model, recipe.optimizer)
-    cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps, console.say)
-    # Last of all that can be refused, because it moves an earlier run's files aside.
-    folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
-    identity = {**asdict(recipe), "data_sha256": data.digest}
-    found = processes.together(
-        lambda: open_run_folder(folder, identity, resume, console) if processes.is_main else None
-    )
-    found = processes.all_gather(found)[0]
-    train_state = TrainState()
-    if found is not None:
-        engine.load(*processes.together(lambda: checkpoint.load(found, engine.like)))
-        train_state = TrainState(**found.state["train_state"])
-        total = schedule.with_early_stops(train_state.stops).total_steps
-        console.say(f"going on from {found.folder.name}, step {train_state.step} of {total}")
-    watchdog = Watchdog(processes, recipe.safety.timeout_seconds, folder / STACKS)
-    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, parameters, watchdog.passing)
-    stop_request = stop_request or StopRequest()
-    description = describe(setup, parameters, digests)
-    Execution(setup, train_state, console, description, identity, stop_request, watchdog).execute()
+        logger.info("note: %s", hint)
+    require_equal(group, "start", {f"the {name}": digest for name, digest in plan.digests.items()})
+    watchdog = Watchdog(group, recipe.safety.timeout_seconds, Path(recipe.output_dir) / STACKS)
+    context = build_context(plan, accelerator, group, engine_class, watchdog.passing)
+    identity = {**asdict(recipe), "data_sha256": plan.data.digest}
+    state = resume(context, identity)
+    execute(context, state, plan.digests, identity, stop_request or StopRequest(), watchdog)
 
 
-def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:
-    """The encoder's configuration and its skeleton, after all that can be refused before data or weights are read.
+def resume(context: RunContext, identity: dict[str, Any]) -> TrainState:
+    """Opens the run folder and loads the checkpoint that the run resumes from; a fresh state where there is none.
 
-    Raises UserError for an encoder that cannot be loaded or is not understood, for `data.max_length` beyond its
-    positions, for task names that torch cannot use and for selectors of blocks that it lacks.
+    The last of all that can be refused, because it moves an earlier run's files aside.
     """
-    check_task_names(recipe.tasks)
-    config = load_encoder_config(recipe.model)
-    skeleton = encoder_skeleton(config, recipe.model.trust_remote_code)
-    check_max_length(skeleton, recipe.data.max_length)
-    trainable_units(recipe, find_encoder_layout(skeleton).num_blocks)
-    return config, skeleton
+    recipe, group = context.recipe, context.group
+    found = None
+    with group.raise_together():
+        if group.is_main:
+            found = open_run_folder(Path(recipe.output_dir), identity, recipe.checkpoint.resume)
+    found = group.all_gather(found)[0]
+    if found is None:
+        return TrainState()
+    with group.raise_together():
+        tensors = storage.load(found, context.engine.like)
+    context.engine.load(*tensors)
+    state = TrainState(**found.state["train_state"])
+    total = context.schedule_of(state).total_steps
+    logger.info("resuming from %s, step %s of %s", found.folder.name, state.step, total)
+    return state
 
 
-def build_plan(recipe: Recipe, data: DataBundle) -> TaskBalancedSampler:
-    """The plan over the training rows of `data`."""
-    lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
-    return TaskBalancedSampler(
-        lengths,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        shares=shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
-        batches=recipe.sampling.batches,
-        length_window=recipe.sampling.length_window,
-    )
+def execute(
+    context: RunContext,
+    state: TrainState,
+    digests: dict[str, str],
+    identity: dict[str, Any],
+    stop_request: StopRequest,
+    watchdog: Watchdog,
+) -> None:
+    """Trains what is left to train, evaluates on the test split, and saves model and summary.
 
-
-def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> MultitaskTransformer:
-    """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
-    encoder = load_encoder(recipe.model, config)
-    trim_vocabulary(encoder, data.vocabulary)
-    sentences = SentenceTransformer(encoder, recipe.model.pooling, recipe.model.dropout)
-    model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
-    use_fast_dropout(model)
-    use_fast_attention(encoder)
-    tokens = torch.full((1, 2), PLACEHOLDER)
-    model.stages.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
-    return model
-
-
-def vocabulary_line(model: MultitaskTransformer) -> str:
-    """What trains of the table of tokens."""
-    in_use = rows_in_use(model.sentence_transformer.encoder)
-    if in_use is None:
-        return "token vectors: all train, for the encoder has a table or code of its own"
-    return "token vectors: {} of {} are in use; the others take no part in training".format(*in_use)
-
-
-def unit_sizes(recipe: Recipe, skeleton: PreTrainedModel, data: DataBundle) -> dict[str, int]:
-    """Number of parameters of each unit that train with it, without loading a weight.
-
-    Leaves `skeleton` with the rows of its table of tokens that `data` uses, as `build_model` does its encoder.
+    `digests` are those of the plan, for setup.json and the summary; `identity` is stored in checkpoints. Raises
+    Interrupted, on every rank and after a checkpoint, where the run was asked to stop.
     """
-    trim_vocabulary(skeleton, data.vocabulary)
-    model = MultitaskTransformer(SentenceTransformer(skeleton, recipe.model.pooling), labels_of(data))
-    parameters = dict(model.named_parameters())
-    return {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}
+    folder = Path(context.recipe.output_dir)
+    description = describe(context, digests)
+    start = start_of(context.engine, state.step, context.micro_steps)
+    context.group.on_main_process(lambda: write_whole(folder / RECIPE, resolved_yaml(context.recipe)))
+    context.group.on_main_process(lambda: write_setup(folder, description, start))
+    console = Console(context.group.is_main)
+    tracker = Tracker(folder, context.recipe, console, context.group, state.wandb_id, state.step)
+    state.wandb_id = tracker.wandb_id
+    summary, exit_code = None, TrainingError.exit_code
+    with stop_request.waiting():
+        try:
+            with watchdog.running():
+                summary = _fit_and_finish(context, state, digests, identity, tracker, stop_request, watchdog)
+            exit_code = 0
+            # No rank asks the others any more, and what remains of the run needs no checkpoint.
+            stop_request.end_with(exit_code)
+        except (Interrupted, UserError) as error:
+            exit_code = error.exit_code
+            if isinstance(error, Interrupted):
+                tracker.alert("Stopped, and can go on", str(error))
+            raise
+        finally:
+            tracker.finish(summary, exit_code)
 
 
-def labels_of(data: DataBundle) -> dict[str, tuple[str, ...]]:
-    """Class names of each task, in order."""
-    return {task: source.labels for task, source in data.tasks.items()}
-
-
-def warnings_of(recipe: Recipe, schedule: Schedule) -> list[str]:
-    """Lines on what is allowed and yet is hardly meant."""
-    lines = []
-    config = recipe.optimizer
-    if schedule.phases and config.warmup_steps >= schedule.total_steps:
-        lines.append(
-            f"optimizer.warmup_steps: {config.warmup_steps}, and the run has {schedule.total_steps} steps:"
-            " the full learning rate is never reached"
-        )
-    for index, phase in enumerate(schedule.phases):
-        if phase.until is not None and first_end(phase.until) >= phase.steps:
-            lines.append(
-                f"phases[{index}].until: ends a phase after {first_end(phase.until)} steps or more, and phase"
-                f" {phase.name!r} has {phase.steps}: it is never cut short"
-            )
-        if phase.unfrozen and config.unfreeze_warmup_steps >= phase.steps:
-            lines.append(
-                f"optimizer.unfreeze_warmup_steps: {config.unfreeze_warmup_steps}, and phase {phase.name!r} has"
-                f" {phase.steps} steps: what thaws there never reaches its full learning rate"
-            )
-    return lines
+def _fit_and_finish(
+    context: RunContext,
+    state: TrainState,
+    digests: dict[str, str],
+    identity: dict[str, Any],
+    tracker: Tracker,
+    stop_request: StopRequest,
+    watchdog: Watchdog,
+) -> dict[str, Any]:
+    """Trains, evaluates and saves; returns the summary."""
+    vote = StopVote(context, state, stop_request, saves_checkpoints(context.recipe.checkpoint))
+    evaluator = Evaluator(context, tracker, vote, watchdog)
+    checkpointer = Checkpointer(context, identity, tracker, evaluator, vote, watchdog)
+    metrics = MetricsLogger(context, tracker)
+    progress = Progress(Console(context.group.is_main), context.schedule_of(state).total_steps, state.step)
+    callbacks = (
+        metrics,
+        EarlyStopping(context, evaluator),
+        ProgressBar(progress, metrics),
+        ReplicaCheck(context),
+        evaluator,
+        checkpointer,
+    )
+    try:
+        try:
+            TransferLearningTrainer(context, state, callbacks).fit()
+        finally:
+            progress.close()
+        # The last phase boundary: nothing trains any more, and the ranks compare their final parameters.
+        context.engine.enter_phase("the end", ())
+        summary = summarize(context, state, evaluator.evaluate_end(), digests)
+    except Interrupted:
+        checkpointer.save()
+        raise
+    with watchdog.suspended("saving the model"):
+        save_results(context, state, summary, tracker)
+    return summary

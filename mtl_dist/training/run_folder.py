@@ -1,24 +1,26 @@
 """The run folder: what an earlier run left there, and the files that this one writes beside its metrics."""
 
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtl_dist.checkpoint.storage import Checkpoint, changed_keys, newest
 from mtl_dist.errors import UserError
-from mtl_dist.io import write_whole, writing
+from mtl_dist.io import writing
 from mtl_dist.run_layout import CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT, SETUP, STACKS, SUMMARY, TENSORBOARD
-from mtl_dist.tracking.console import Console
+
+logger = logging.getLogger(__name__)
 
 OURS = (RECIPE, SETUP, METRICS, SUMMARY, REPORT, MODEL, CHECKPOINTS, STACKS, "wandb", TENSORBOARD)
 PREVIOUS = "previous"
 """Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
 
 
-def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console: Console) -> Checkpoint | None:
+def open_run_folder(folder: Path, identity: dict[str, Any], resume: str) -> Checkpoint | None:
     """Makes `folder` ready and returns the checkpoint to go on from, or None to start anew. Called by one rank.
 
     An unfinished run with a checkpoint is continued if `resume` is "auto"; any other earlier run is moved aside.
@@ -36,7 +38,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console
     if resume == "auto" and SUMMARY not in entries:
         checkpoint, skipped = newest(folder / CHECKPOINTS)
         for line in skipped:
-            console.say(line)
+            logger.info("%s", line)
         if checkpoint is not None:
             changed = changed_keys(checkpoint.state["identity"], identity)
             if changed:
@@ -48,7 +50,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console
             return checkpoint
     with writing(folder / PREVIOUS):
         target = move_aside(folder, entries)
-    console.say(f"an earlier run's files moved to {target}")
+    logger.info("an earlier run's files moved to %s", target)
     return None
 
 
@@ -83,8 +85,3 @@ def _comes_again(line: bytes, step: int) -> bool:
     except ValueError:
         return True  # zeros where the machine lost its power
     return values["step"] > step or any(key.startswith("test/") for key in values)
-
-
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json, whose presence says that the run is finished."""
-    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -20,7 +20,7 @@ from mtl_dist.run_layout import SETUP
 from mtl_dist.schedule.early_stopping import condition
 from mtl_dist.schedule.phases import Phase
 from mtl_dist.schedule.plan_table import highest_and_last
-from mtl_dist.training.trainer import TrainingSetup
+from mtl_dist.training.context import RunContext
 
 LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
 
@@ -30,23 +30,23 @@ def versions() -> dict[str, str]:
     return {library: version(library) for library in LIBRARIES}
 
 
-def describe(setup: TrainingSetup, unit_sizes: Mapping[str, int], digests: Mapping[str, str]) -> dict[str, Any]:
+def describe(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
     """The tasks, the units with their parameters, and the phases as planned; the same on every rank.
 
-    `unit_sizes` are parameters by unit, `digests` of what the run is made from.
+    `digests` are those of what the run is made of.
     """
     tasks = {
         name: {
             "labels": list(source.labels),
             "rows": {split: len(rows.lengths) for split, rows in source.splits.items()},
         }
-        for name, source in setup.data.tasks.items()
+        for name, source in context.data.tasks.items()
     }
     return {
-        "model_type": setup.engine.raw.sentence_transformer.encoder.config.model_type,
+        "model_type": context.engine.raw.sentence_transformer.encoder.config.model_type,
         "tasks": tasks,
-        "units": dict(unit_sizes),
-        "phases": [_phase(setup, phase, unit_sizes) for phase in setup.rates.schedule.phases],
+        "units": dict(context.unit_sizes),
+        "phases": [_phase(context, phase) for phase in context.rates.schedule.phases],
         "digests": dict(digests),
     }
 
@@ -75,15 +75,15 @@ def write_setup(folder: Path, description: Mapping[str, Any], start: Mapping[str
     write_whole(path, json.dumps({**description, "starts": [*earlier, start]}) + "\n")
 
 
-def _phase(setup: TrainingSetup, phase: Phase, unit_sizes: Mapping[str, int]) -> dict[str, Any]:
-    rates = highest_and_last(setup.rates, phase)
+def _phase(context: RunContext, phase: Phase) -> dict[str, Any]:
+    rates = highest_and_last(context.rates, phase)
     return {
         "name": phase.name,
         "start": phase.start,
         "stop": phase.stop,
         "units": list(phase.units),
-        "parameters": sum(unit_sizes[unit] for unit in phase.units),
+        "parameters": sum(context.unit_sizes[unit] for unit in phase.units),
         "until": None if phase.until is None else {**asdict(phase.until), "condition": condition(phase.until)},
         "rates": {unit: list(of_unit) for unit, of_unit in rates.items()},
-        "draws": setup.plan.draws(phase.start, phase.stop),
+        "draws": context.sampler.draws(phase.start, phase.stop),
     }

@@ -11,7 +11,8 @@ from math import prod
 
 from torch.profiler import ProfilerActivity, profile
 
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.distributed.watched import run_watched
 
 

@@ -9,7 +9,8 @@ from mtl_dist.config.load import parse
 from mtl_dist.distributed.launch_check import start_accelerator
 from mtl_dist.engines.ddp import DataParallel
 from mtl_dist.training.run import run_on
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
 Watch = Callable[[LayerwiseLearningRateTrainer, Callable[[], StepResult]], StepResult]
 """Called in place of a step, with the trainer and the step itself; returns what that does."""

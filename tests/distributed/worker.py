@@ -26,9 +26,10 @@ from mtl_dist.engines.fsdp2 import FullySharded
 from mtl_dist.engines.zero import ZeroRedundancy
 from mtl_dist.errors import UserError
 from mtl_dist.schedule.phases import Phase
-from mtl_dist.training import run
-from mtl_dist.training.evaluation import TaskMetrics
-from mtl_dist.training.execution import Execution
+from mtl_dist.tasks.classification import ClassificationMetrics
+from mtl_dist.training import build
+from mtl_dist.training.callbacks.early_stopping import EarlyStopping
+from mtl_dist.training.callbacks.evaluator import Evaluator
 from mtl_dist.training.run import run_on
 
 
@@ -40,7 +41,7 @@ def without_rewrap() -> None:
 
 def without_setting_aside() -> None:
     """The table of tokens trains with every row, as in plain torch."""
-    run.trim_vocabulary = lambda encoder, vocabulary: None
+    build.trim_vocabulary = lambda encoder, vocabulary: None
 
 
 def without_check() -> None:
@@ -93,27 +94,27 @@ def without_keeping_moments() -> None:
 
 def with_a_stray_measurement() -> None:
     """The last rank measures another loss, in its last digits."""
-    measure = Execution._measure
+    measure = Evaluator.measure
 
-    def stray(self: Execution, split: str, most_mistakes: int = 0) -> dict[str, TaskMetrics]:
-        metrics = measure(self, split, most_mistakes)
-        if self.processes.rank == self.processes.world_size - 1:
+    def stray(self: Evaluator, split: str, max_mistakes: int = 0) -> dict[str, ClassificationMetrics]:
+        metrics = measure(self, split, max_mistakes)
+        if self._context.group.rank == self._context.group.world_size - 1:
             metrics["mood"] = replace(metrics["mood"], loss=metrics["mood"].loss * (1 + 1e-12))
         return metrics
 
-    Execution._measure = stray
+    Evaluator.measure = stray
 
 
 def with_a_stray_memory() -> None:
     """The last rank remembers measurements that were never made, and would end each phase at once."""
-    should_stop = Execution.should_stop
+    should_stop = EarlyStopping.should_stop
 
-    def stray(self: Execution, phase: Phase) -> bool:
-        if self.processes.rank == self.processes.world_size - 1:
-            self.train_state.measured[phase.name] = [0.0] * 9
+    def stray(self: EarlyStopping, phase: Phase) -> bool:
+        if self._group.rank == self._group.world_size - 1:
+            self.trainer.train_state.measured[phase.name] = [0.0] * 9
         return should_stop(self, phase)
 
-    Execution.should_stop = stray
+    EarlyStopping.should_stop = stray
 
 
 engine_zero.PERSISTENCE_THRESHOLD = 0  # else tiny parameters would all stay whole
@@ -149,9 +150,9 @@ def methods(part: type) -> list[tuple[str, Any]]:
 
 def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
-    parts = (Engine, DataParallel, FullySharded, ZeroRedundancy, Execution)
+    parts = (Engine, DataParallel, FullySharded, ZeroRedundancy, Evaluator, EarlyStopping)
     intact: list[tuple[Any, str, Any]] = [(part, name, value) for part in parts for name, value in methods(part)]
-    intact.append((run, "trim_vocabulary", run.trim_vocabulary))
+    intact.append((build, "trim_vocabulary", build.trim_vocabulary))
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):
         accelerator.gradient_accumulation_steps = one["accumulation"]

@@ -19,7 +19,7 @@ from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import TrainingError
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.tracking.tracker import Tracker
-from mtl_dist.training import execution
+from mtl_dist.training import finish
 from mtl_dist.training.run_folder import CHECKPOINTS
 from tests.faults.campaign import Campaign, Outcome
 from tests.utils.disks import disk_for_quotas, nearly_full, quota, read_only, small_disk, why_no_quota, why_not
@@ -95,7 +95,7 @@ def blow_of(source: random.Random, kind: str, disk: Path, whole: Path) -> Blow:
         left = source.randrange(size_of(whole / "model"))
         # To the run's end, for the tokenizer comes after that.
         return Blow((MultitaskTransformer, "save_pretrained"), 1, 2, lambda: short_of(disk, left))
-    return Blow((execution, "write_summary"), 1, 1, lambda: short_of(disk, 0))
+    return Blow((finish, "write_summary"), 1, 1, lambda: short_of(disk, 0))
 
 
 ON_ERROR: tuple[Literal["stop", "continue"], ...] = ("stop", "continue")

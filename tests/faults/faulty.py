@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.runs import Runs, Way
 from tests.faults.zygote import Hook, Zygote

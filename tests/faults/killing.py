@@ -13,7 +13,7 @@ from mtl_dist.config.load import parse
 from mtl_dist.data.dataset import prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.schedule.sampler import TaskBalancedSampler
-from mtl_dist.training.run import build_plan
+from mtl_dist.training.build import build_sampler
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.points import kill_at
 from tests.faults.runs import DONE, WAYS, Reference, Runs, Way, digest_of, steps_of
@@ -112,7 +112,7 @@ def samples_wrong(runs: Runs, way: Way, name: str) -> str:
     """Whether each step had the plan's samples, and each pass over a task each of its rows once; "" if so."""
     recipe = parse(runs.arguments(way, name)).recipe
     data = prepare(recipe, ProcessGroup(), lambda line: None)
-    plan = build_plan(recipe, data)
+    plan = build_sampler(recipe, data)
     steps = steps_of(runs.folder / name)
     if [line["plan/digest"] for line in steps] != [plan.batch(step).digest for step in range(len(steps))]:
         return "the steps' digests are not the plan's"

@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.engines.base import Engine
 from mtl_dist.tracking.tracker import Tracker
-from mtl_dist.training import execution, run
-from mtl_dist.training.execution import Execution
+from mtl_dist.training import build, finish, run
+from mtl_dist.training.callbacks.evaluator import Evaluator
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "encoder": (run, "check_encoder"),
-    "data": (run, "prepare"),
-    "model": (run, "build_model"),
+    "encoder": (build, "check_encoder"),
+    "data": (build, "prepare"),
+    "model": (build, "build_model"),
     "run folder": (run, "open_run_folder"),
     "resume": (Engine, "load"),
     "boundary": (Engine, "enter_phase"),
@@ -26,10 +26,10 @@ POINTS: dict[str, tuple[Any, str]] = {
     "micro-step": (LayerwiseLearningRateTrainer, "_micro_step"),
     "optimizer": (Engine, "step"),
     "log": (Tracker, "log"),
-    "evaluation": (Execution, "_measure"),
+    "evaluation": (Evaluator, "measure"),
     "save": (checkpoint, "save"),
-    "last model": (Execution, "_save_model"),
-    "summary": (execution, "write_summary"),
+    "last model": (finish, "save_model"),
+    "summary": (finish, "write_summary"),
 }
 
 Noticed = Callable[[str, int, str], None]

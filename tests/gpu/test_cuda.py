@@ -18,7 +18,9 @@ from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import Interrupted, TrainingError, UserError
 from mtl_dist.models.multitask import SentenceTransformer
 from mtl_dist.train_state import TrainState
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.distributed.launching import ROOT, How, launched
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
 from tests.utils.stopping import stop_in_round
@@ -33,7 +35,7 @@ ENGINES = ("data parallel", "fsdp2", "zero1", "zero2", "zero3")
 WAITING = ("deberta", "deberta-v2", "mpnet")
 """Encoders that by themselves wait in a forward: transformers makes their relative positions on the CPU."""
 
-Build = Callable[..., TrainingSetup]
+Build = Callable[..., RunContext]
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +47,21 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(recipe_file: Path) -> Build:
     """The parts of a run of the tiny recipe, on the GPU or on the CPU."""
 
-    def of(*overrides: str, on_cpu: bool = False, precision: str = "no") -> TrainingSetup:
+    def of(*overrides: str, on_cpu: bool = False, precision: str = "no") -> RunContext:
         recipe = parse(["--config", str(recipe_file), "batch_size=13", *overrides]).recipe
         return setup_here(recipe, precision=precision, on_cpu=on_cpu)
 
     return of
 
 
-def enter(setup: TrainingSetup, index: int) -> None:
+def enter(setup: RunContext, index: int) -> None:
     phase = setup.rates.schedule.phases[index]
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()
     setup.cache.enter_phase(phase, TrainState(step=phase.start))
 
 
-def trained(setup: TrainingSetup, kind: type[LayerwiseLearningRateTrainer]) -> Iterator[StepResult]:
+def trained(setup: RunContext, kind: type[LayerwiseLearningRateTrainer]) -> Iterator[StepResult]:
     """Runs all phases, a step at a time."""
     trainer = kind(setup, TrainState())
     for index, phase in enumerate(setup.rates.schedule.phases):
@@ -68,7 +70,7 @@ def trained(setup: TrainingSetup, kind: type[LayerwiseLearningRateTrainer]) -> I
             yield trainer.training_step(step)
 
 
-def of_weights(setup: TrainingSetup) -> dict[str, Tensor]:
+def of_weights(setup: RunContext) -> dict[str, Tensor]:
     """Without the biases of keys, whose gradient is nothing but rounding, which AdamW makes as large as any other."""
     return {name: value for name, value in setup.engine.weights().items() if ".key.bias" not in name}
 
@@ -166,10 +168,12 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, po
                 with torch.no_grad():
                     if step == poisoned:
                         weight.copy_(kept)
-        trainer.look_at_unread()
+        trainer.settle_last_step()
         assert trainer.train_state.nonfinite_total == 1
         counted = ("step/", "decay/")
-        steps = {name: float(value) for name, value in setup.engine.moments().items() if name.startswith(counted)}
+        steps = {
+            name: float(value) for name, value in setup.engine.optimizer_state().items() if name.startswith(counted)
+        }
         states.append((of_weights(setup), steps))
     (mine, steps), (theirs, their_steps) = states
     assert steps == pytest.approx(their_steps, rel=1e-12)

@@ -18,8 +18,9 @@ from mtl_dist.models.encoder import load_encoder_config
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.partition import micro_steps_for
 from mtl_dist.schedule.phases import compile_schedule
-from mtl_dist.training.run import build_model, build_plan, run_on
-from mtl_dist.training.trainer import TrainingSetup
+from mtl_dist.training.build import build_model, build_sampler
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.run import run_on
 
 
 def accelerator_here(accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> Accelerator:
@@ -33,7 +34,7 @@ def run_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cp
     run_on(accelerator_here(accumulation, precision, on_cpu), ProcessGroup(), Command(recipe, plan_only=False))
 
 
-def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> TrainingSetup:
+def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> RunContext:
     """What `run_on` puts together before the first step of `recipe`."""
     processes = ProcessGroup()
     data = prepare(recipe, processes, lambda line: None)
@@ -46,11 +47,11 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_
     schedule = compile_schedule(recipe, num_blocks, rows)
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
     micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
-    plan = build_plan(recipe, data)
+    plan = build_sampler(recipe, data)
     cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps, lambda line: None)
     parameters = dict(model.named_parameters())
     sizes = {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}
-    return TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, sizes)
+    return RunContext(recipe, processes, engine, data, plan, rates, micro_steps, cache, sizes)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mtl_dist.checkpoint import storage as checkpoint
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
 
 class Killed(BaseException):

@@ -9,7 +9,8 @@ from torch import Tensor
 from mtl_dist.data.collate import Batch
 from mtl_dist.engines.base import Engine
 from mtl_dist.models.multitask import PrefixState
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
 NAN = float("nan")
 

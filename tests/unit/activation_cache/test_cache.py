@@ -82,7 +82,7 @@ def test_each_text_is_computed_once_for_two_phases(tmp_path: Path, monkeypatch: 
     setup = setup_here(recipe_of(tmp_path, "run", "unfrozen"))
     drawn: list[set[tuple[int, int]]] = []
     for phase in setup.rates.schedule.phases[:2]:
-        batches = [setup.plan.batch(step) for step in range(phase.start, phase.stop)]
+        batches = [setup.sampler.batch(step) for step in range(phase.start, phase.stop)]
         drawn.append({pair for batch in batches for pair in zip(batch.task_ids, batch.rows, strict=True)})
     computed: list[tuple[tuple[int, ...], int]] = []
     run_prefix = MultitaskTransformer.run_prefix
@@ -92,7 +92,7 @@ def test_each_text_is_computed_once_for_two_phases(tmp_path: Path, monkeypatch: 
         return run_prefix(self, levels, ids, *rest)
 
     monkeypatch.setattr(MultitaskTransformer, "run_prefix", noted)
-    monkeypatch.setattr("mtl_dist.training.execution.evaluate", lambda *_: {})
+    monkeypatch.setattr("mtl_dist.training.callbacks.evaluator.evaluate", lambda *_: {})
     run_here(recipe_of(tmp_path, "run", "unfrozen"))
     assert computed.pop(0) == ((2, 4), 1)  # to learn of what type the states are
     assert sum(texts for levels, texts in computed if levels == (2, 4)) == len(drawn[0])

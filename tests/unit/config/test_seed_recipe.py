@@ -10,7 +10,7 @@ from mtl_dist.config.recipe import OptimizerConfig
 from mtl_dist.data.dataset import prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.schedule.phases import compile_schedule
-from mtl_dist.training.run import check_encoder
+from mtl_dist.training.build import check_encoder
 from tests.utils.tiny import MOODS, TOPICS, tiny_encoder
 
 SEED = Path(__file__).parents[3] / "recipes" / "seed.yaml"

@@ -10,7 +10,8 @@ from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.config.load import parse
 from mtl_dist.engines.base import Engine
 from mtl_dist.train_state import TrainState
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, TrainingSetup
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.checkpoints import state_at
 from tests.utils.in_process import setup_here
 from tests.utils.tiny import tiny_recipe_file
@@ -21,12 +22,12 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_recipe_file(tmp_path_factory.mktemp("engine"))
 
 
-def fresh(recipe_file: Path, *overrides: str) -> TrainingSetup:
+def fresh(recipe_file: Path, *overrides: str) -> RunContext:
     arguments = ["--config", str(recipe_file), "model.dropout=0.1", "optimizer.warmup_steps=0", *overrides]
     return setup_here(parse(arguments).recipe)
 
 
-def train(setup: TrainingSetup, phase: int, steps: int) -> None:
+def train(setup: RunContext, phase: int, steps: int) -> None:
     """The first steps of a phase."""
     entered = setup.rates.schedule.phases[phase]
     setup.engine.enter_phase(entered.name, entered.units)
@@ -41,7 +42,7 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, bytes]]:
 
 
 def state_of(engine: Engine) -> list[dict[str, tuple[torch.dtype, bytes]]]:
-    return [bits(engine.weights()), bits(engine.moments())]
+    return [bits(engine.weights()), bits(engine.optimizer_state())]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -54,7 +55,7 @@ def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, 
     assert {name.split("/")[1] for name in expected[1]} == trained
     assert len(expected[1]) == 3 * len(trained) < 3 * len(expected[0])
     config = first.recipe.checkpoint
-    checkpoint.save(tmp_path, 2, first.engine.weights(), first.engine.moments(), state_at(2), config)
+    checkpoint.save(tmp_path, 2, first.engine.weights(), first.engine.optimizer_state(), state_at(2), config)
     found, _ = checkpoint.newest(tmp_path)
     assert found is not None
     second = fresh(recipe_file, f"model.dtype={dtype}", "seed=43")
@@ -68,7 +69,7 @@ def test_training_goes_on_as_if_the_state_had_not_moved(recipe_file: Path) -> No
     train(first, 0, 3)
     copies = [
         {name: value.clone() for name, value in part.items()}
-        for part in (first.engine.weights(), first.engine.moments())
+        for part in (first.engine.weights(), first.engine.optimizer_state())
     ]
     second.engine.load(*copies)
     for setup in (first, second):

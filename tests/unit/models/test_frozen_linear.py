@@ -12,7 +12,7 @@ from mtl_dist.engines.zero import ZeroRedundancy
 from mtl_dist.models import frozen_linear
 from mtl_dist.models.encoder import load_encoder_config
 from mtl_dist.models.frozen_linear import FrozenLinear, cache_frozen_casts
-from mtl_dist.training.run import build_model
+from mtl_dist.training.build import build_model
 from tests.utils.in_process import accelerator_here, setup_here
 from tests.utils.tiny import tiny_recipe
 

@@ -25,7 +25,8 @@ from mtl_dist.models.vocab_trimming import (
     trim_vocabulary,
 )
 from mtl_dist.train_state import TrainState
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, TrainingSetup
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.in_process import run_here, setup_here, summary_of
 from tests.utils.tiny import KINDS, UNUSED, tiny_config, tiny_recipe_file
 
@@ -144,7 +145,7 @@ def test_what_is_set_aside_decays_as_adamw_has_it() -> None:
     assert aside.left == (1 - 0.1 * 0.3) * (1 - 0.05 * 0.3)
 
 
-def trained(recipe_file: Path, *overrides: str) -> TrainingSetup:
+def trained(recipe_file: Path, *overrides: str) -> RunContext:
     """The last phase, in which everything trains."""
     arguments = ["--config", str(recipe_file), "optimizer.warmup_steps=0", "optimizer.weight_decay=0.1", *overrides]
     setup = setup_here(parse(arguments).recipe)
@@ -160,7 +161,7 @@ def trained(recipe_file: Path, *overrides: str) -> TrainingSetup:
 def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path) -> None:
     """To the last bit, the decay included, which is part of the state."""
     first, second = trained(recipe_file), trained(recipe_file, "seed=7", "optimizer.lr=3e-3")
-    weights, moments = first.engine.weights(), first.engine.moments()
+    weights, moments = first.engine.weights(), first.engine.optimizer_state()
     original = load_encoder(first.recipe.model, load_encoder_config(first.recipe.model))
     table = table_of(original).weight.detach()
     assert weights[TABLE].shape == moments[f"exp_avg/{TABLE}"].shape == first.engine.like[TABLE].shape == table.shape
@@ -175,7 +176,7 @@ def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path)
     second.engine.load(weights, moments)
     assert first.engine.parameter_digests() == second.engine.parameter_digests()
     assert first.engine.optimizer_state_digests() == second.engine.optimizer_state_digests()
-    assert second.engine.moments()[f"decay/{TABLE}"] == left
+    assert second.engine.optimizer_state()[f"decay/{TABLE}"] == left
 
 
 def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: py
     monkeypatch.setattr(engine, "require_equal", lambda processes, when, digests: compared.append(digests))
     setup = trained(recipe_file)
     setup.engine.check_equal("now")
-    assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.moments()[f"decay/{TABLE}"]))
+    assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.optimizer_state()[f"decay/{TABLE}"]))
     table_of(setup.engine.raw.sentence_transformer.encoder).set_aside.rows[0, 0] += 1e-6
     setup.engine.check_equal("later")
     differ = [name for name, digest in compared[-1].items() if compared[-2][name] != digest]
@@ -193,7 +194,7 @@ def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: py
 def test_a_checkpoint_of_another_encoder_is_refused(recipe_file: Path) -> None:
     """Of rows that are not loaded, the encoder is asked; nothing of the checkpoint is taken then."""
     setup = trained(recipe_file)
-    weights, moments = setup.engine.weights(), setup.engine.moments()
+    weights, moments = setup.engine.weights(), setup.engine.optimizer_state()
     setup.engine.load(weights, moments)
     before = setup.engine.parameter_digests()
     others = {name: 2 * value for name, value in weights.items()}
@@ -208,8 +209,8 @@ def test_a_checkpoint_of_another_encoder_is_refused(recipe_file: Path) -> None:
 
 def test_frozen_embeddings_do_not_decay(recipe_file: Path) -> None:
     setup = trained(recipe_file, "phases=[{name: upper, train: [heads, 'blocks[-2:]'], steps: 4}]")
-    assert f"decay/{TABLE}" not in setup.engine.moments()
-    assert setup.engine.moments()
+    assert f"decay/{TABLE}" not in setup.engine.optimizer_state()
+    assert setup.engine.optimizer_state()
 
 
 def test_a_saved_model_has_every_row(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mtl_dist.config.metric_names import SIGNS
 from mtl_dist.config.recipe import UntilConfig
 from mtl_dist.schedule.early_stopping import best_of, condition, first_end, has_run_out, value_of, why
-from mtl_dist.training.evaluation import TaskMetrics
+from mtl_dist.tasks.classification import ClassificationMetrics
 
 # Few values, so that equal ones and gains of exactly `min_delta` are common; halves are exact.
 VALUES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, math.nan, math.inf, -math.inf]), max_size=12)
@@ -71,7 +71,7 @@ def test_a_metric_is_a_tasks_or_the_mean_over_tasks(metric: str, value: float) -
 
 
 def test_the_metrics_are_those_of_an_evaluation() -> None:
-    figures = TaskMetrics(np.eye(2, dtype=np.int64), 0.5).as_dict()
+    figures = ClassificationMetrics(np.eye(2, dtype=np.int64), 0.5).as_dict()
     assert list(SIGNS) == list(figures)
     assert all(value_of(f"task/{name}", {"task": figures}) == figures[name] for name in SIGNS)
 

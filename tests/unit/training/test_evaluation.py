@@ -13,8 +13,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from mtl_dist.training.evaluation import TaskMetrics, evaluate, flat_confusions, flat_metrics
-from mtl_dist.training.trainer import TrainingSetup
+from mtl_dist.tasks.classification import ClassificationMetrics
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics
 from tests.utils.in_process import setup_here
 from tests.utils.tiny import MOODS, TOPICS, tiny_recipe
 
@@ -33,7 +34,7 @@ def test_figures_are_scikit_learns(num_labels: int, data: st.DataObject) -> None
     classes = st.sampled_from(data.draw(st.lists(st.integers(0, num_labels - 1), min_size=1)))
     pairs = data.draw(st.lists(st.tuples(classes, classes), min_size=1, max_size=30))
     labels, predictions = zip(*pairs, strict=True)
-    metrics = TaskMetrics(confusion_of(pairs, num_labels), 0.5)
+    metrics = ClassificationMetrics(confusion_of(pairs, num_labels), 0.5)
     assert metrics.as_dict() == {
         "loss": 0.5,
         "accuracy": pytest.approx(accuracy_score(labels, predictions), rel=1e-12),
@@ -43,15 +44,18 @@ def test_figures_are_scikit_learns(num_labels: int, data: st.DataObject) -> None
 
 def test_macro_f1_leaves_out_classes_that_do_not_occur() -> None:
     # Class 0 by hand: 2 hits, 1 false alarm, 0 misses. Class 1: 1 hit, 1 miss. Classes 2 and 3: nothing.
-    metrics = TaskMetrics(confusion_of([(0, 0), (0, 0), (1, 0), (1, 1)], 4), 0.0)
+    metrics = ClassificationMetrics(confusion_of([(0, 0), (0, 0), (1, 0), (1, 1)], 4), 0.0)
     assert metrics.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
     # A class that is predicted but never right counts with 0.
-    metrics = TaskMetrics(confusion_of([(0, 0), (0, 3)], 4), 0.0)
+    metrics = ClassificationMetrics(confusion_of([(0, 0), (0, 3)], 4), 0.0)
     assert metrics.macro_f1 == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_names_of_figures() -> None:
-    metrics = {"topic": TaskMetrics(np.eye(2, dtype=np.int64), 0.25), "mood": TaskMetrics(np.ones((2, 2)), 1.0)}
+    metrics = {
+        "topic": ClassificationMetrics(np.eye(2, dtype=np.int64), 0.25),
+        "mood": ClassificationMetrics(np.ones((2, 2)), 1.0),
+    }
     assert flat_metrics(metrics, "test") == {
         "test/topic/loss": 0.25,
         "test/topic/accuracy": 1.0,
@@ -63,7 +67,7 @@ def test_names_of_figures() -> None:
 
 
 def test_confusions_have_what_is_not_0() -> None:
-    metrics = {"topic": TaskMetrics(confusion_of([(0, 2), (0, 2), (2, 1), (1, 1)], 3), 0.25)}
+    metrics = {"topic": ClassificationMetrics(confusion_of([(0, 2), (0, 2), (2, 1), (1, 1)], 3), 0.25)}
     assert flat_confusions(metrics, "eval") == {"eval/topic/confusion": [[0, 2, 2], [1, 1, 1], [2, 1, 1]]}
 
 
@@ -73,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def setup(folder: Path) -> Iterator[TrainingSetup]:
+def setup(folder: Path) -> Iterator[RunContext]:
     setup = setup_here(tiny_recipe(folder, "model.dtype=float64"))
     model = setup.engine.raw.eval()
     with torch.no_grad():
@@ -85,7 +89,7 @@ def setup(folder: Path) -> Iterator[TrainingSetup]:
         yield setup
 
 
-def by_rows(folder: Path, setup: TrainingSetup, split: str, task: str) -> tuple[np.ndarray, float]:
+def by_rows(folder: Path, setup: RunContext, split: str, task: str) -> tuple[np.ndarray, float]:
     """Confusion and mean loss of a task, one text of its file at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
     assert tokenizer is not None
@@ -102,7 +106,7 @@ def by_rows(folder: Path, setup: TrainingSetup, split: str, task: str) -> tuple[
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: TrainingSetup, batch_size: int) -> None:
+def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: RunContext, batch_size: int) -> None:
     for split in ("train", "test"):
         metrics = evaluate(setup.engine, setup.data, split, batch_size, setup.cache)
         assert list(metrics) == ["topic", "mood"]
@@ -112,7 +116,7 @@ def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: TrainingSetup, b
             assert one.loss == pytest.approx(loss, rel=1e-9)
 
 
-def test_the_model_of_these_tests_gives_every_answer(setup: TrainingSetup) -> None:
+def test_the_model_of_these_tests_gives_every_answer(setup: RunContext) -> None:
     """Else the test above would not see labels and predictions exchanged, or rows in another order."""
     metrics = evaluate(setup.engine, setup.data, "train", 64, setup.cache)
     for one, classes in zip(metrics.values(), (TOPICS, MOODS), strict=True):

@@ -19,7 +19,8 @@ from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.models.multitask import MultitaskTransformer
-from mtl_dist.training import execution, trainer
+from mtl_dist.training import finish, trainer
+from mtl_dist.training.callbacks import evaluator
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.checkpoints import steps_in
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
@@ -245,7 +246,7 @@ def killed_before_the_summary(patch: pytest.MonkeyPatch) -> None:
     def dies(folder: Path, summary: dict[str, Any]) -> None:
         raise Killed
 
-    patch.setattr(execution, "write_summary", dies)
+    patch.setattr(finish, "write_summary", dies)
 
 
 KILLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int | None]] = {
@@ -337,7 +338,7 @@ def test_a_phases_seconds_leave_saving_and_measuring_out(folder: Path, monkeypat
         return slow
 
     monkeypatch.setattr(checkpoint, "save", takes_time(checkpoint.save, 3600))
-    monkeypatch.setattr(execution, "evaluate", takes_time(execution.evaluate, 3600))
+    monkeypatch.setattr(evaluator, "evaluate", takes_time(evaluator.evaluate, 3600))
     step = takes_time(LayerwiseLearningRateTrainer.training_step, 1)
     monkeypatch.setattr(LayerwiseLearningRateTrainer, "training_step", step)
     until = "phases.1.until={metric: loss, every_steps: 1, patience: 9}"

@@ -16,8 +16,10 @@ from torch.nn.functional import cross_entropy
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.engines.ddp import DataParallel
 from mtl_dist.train_state import TrainState
+from mtl_dist.training.context import RunContext
 from mtl_dist.training.gradient_cosine import uppermost_unit
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
 from tests.utils.tiny import tiny_recipe
 
@@ -39,7 +41,7 @@ def recipe_of(folder: Path, *overrides: str) -> Recipe:
     )
 
 
-def stepped(setup: TrainingSetup, phase: int) -> StepResult:
+def stepped(setup: RunContext, phase: int) -> StepResult:
     """The first step of a phase."""
     one = setup.rates.schedule.phases[phase]
     setup.engine.enter_phase(one.name, one.units)
@@ -47,9 +49,9 @@ def stepped(setup: TrainingSetup, phase: int) -> StepResult:
     return Logging(setup, TrainState()).training_step(one.start)
 
 
-def plain_gradients(setup: TrainingSetup, step: int) -> list[dict[str, Tensor]]:
+def plain_gradients(setup: RunContext, step: int) -> list[dict[str, Tensor]]:
     """The gradient of each task's mean loss in a global batch, by parameter, on a copy of the model."""
-    model, batch = copy.deepcopy(setup.engine.raw), setup.plan.batch(step)
+    model, batch = copy.deepcopy(setup.engine.raw), setup.sampler.batch(step)
     inputs = setup.data.batch("train", batch.task_ids, batch.rows)
     found = []
     for task in TASKS:
@@ -138,7 +140,7 @@ def test_figures_of_a_line_are_those_of_plan_and_phase(tmp_path: Path) -> None:
     drawn = dict.fromkeys(TASKS, 0)
     parameters = [phase["trainable_parameters"] for phase in summary_of(tmp_path / "run")["phases"]]
     for line in lines:
-        counts = setup.plan.batch(line["step"] - 1).counts
+        counts = setup.sampler.batch(line["step"] - 1).counts
         for task, count in zip(TASKS, counts.tolist(), strict=True):
             drawn[task] += count
             assert line[f"train/{task}/draws"] == drawn[task]

@@ -10,7 +10,8 @@ from mtl_dist.config.recipe import OptimizerConfig, PhaseConfig, Recipe, TaskCon
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
 from mtl_dist.schedule.phases import compile_schedule
-from mtl_dist.training.run import check_encoder, run_on, unit_sizes, warnings_of
+from mtl_dist.training.build import check_encoder, unit_sizes, warnings_of
+from mtl_dist.training.run import run_on
 from tests.utils.in_process import accelerator_here, setup_here
 from tests.utils.tiny import tiny_recipe, tiny_recipe_file
 

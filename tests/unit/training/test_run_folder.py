@@ -10,7 +10,6 @@ from mtl_dist.checkpoint.storage import Checkpoint
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.io import write_whole
-from mtl_dist.tracking.console import Console
 from mtl_dist.tracking.tracker import METRICS
 from mtl_dist.training.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
 from tests.utils.checkpoints import flip_a_bit, state_at
@@ -25,7 +24,7 @@ RECIPE_OF_RUN: dict[str, Any] = {
 
 
 def opened(folder: Path, recipe: dict[str, Any] = RECIPE_OF_RUN, resume: str = "auto") -> Checkpoint | None:
-    return open_run_folder(folder, recipe, resume, Console(True))
+    return open_run_folder(folder, recipe, resume)
 
 
 def metrics_lines(*steps: int) -> str:

@@ -104,7 +104,7 @@ def test_padding_and_tokens_are_those_of_the_batches(folder: Path) -> None:
     lines = [line for line in lines_of(folder) if "train/loss" in line]
     assert len(lines) == 12
     for line in lines:
-        lengths = setup.plan.batch(line["step"] - 1).lengths
+        lengths = setup.sampler.batch(line["step"] - 1).lengths
         micro_steps = 1 if line["step"] <= 6 else 2
         parts = [part for of_ranks in partition_batch(lengths, 1, micro_steps, None) for part in of_ranks]
         computed = sum(np.max(lengths[part]) * len(part) for part in parts)

@@ -13,7 +13,7 @@ from mtl_dist.distributed.consistency import combined
 from mtl_dist.distributed.preemption import StopRequest
 from mtl_dist.engines.base import Engine
 from mtl_dist.errors import Interrupted, TrainingError
-from mtl_dist.training.saving import Saver
+from mtl_dist.training.callbacks.checkpointer import Checkpointer
 from tests.utils.in_process import metrics_of, run_here
 from tests.utils.spoiling import spoil
 from tests.utils.stopping import stop_in_round
@@ -108,15 +108,17 @@ def test_weights_and_moments_are_taken_back_with_a_rollback(tmp_path: Path, monk
     """Going back at once after the checkpoint of step 6 is as if the bad steps had not been, but for the samples."""
     spoil(range(6, 8), put=monkeypatch.setattr)
     states = []
-    go_back = Saver.go_back
+    go_back = Checkpointer.load_newest
 
-    def noted(self: Saver) -> int | None:
-        before = self.engine.parameter_digests() | self.engine.optimizer_state_digests()
+    def noted(self: Checkpointer) -> int | None:
+        before = self._context.engine.parameter_digests() | self._context.engine.optimizer_state_digests()
         back_to = go_back(self)
-        states.append((before, self.engine.parameter_digests() | self.engine.optimizer_state_digests()))
+        states.append(
+            (before, self._context.engine.parameter_digests() | self._context.engine.optimizer_state_digests())
+        )
         return back_to
 
-    monkeypatch.setattr(Saver, "go_back", noted)
+    monkeypatch.setattr(Checkpointer, "load_newest", noted)
     run_here(recipe_of(tmp_path, "run", "optimizer.max_nonfinite_steps=2", "phases.1.steps=10"))
     ((before, after),) = states
     assert before == after

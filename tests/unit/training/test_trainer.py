@@ -18,7 +18,9 @@ from mtl_dist.errors import TrainingError
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from mtl_dist.train_state import TrainState
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, StepResult, TrainingSetup, dropout_seed
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, dropout_seed
 from tests.utils.in_process import setup_here
 from tests.utils.tiny import TOPICS, tiny_recipe_file, tiny_tokenizer
 
@@ -31,7 +33,7 @@ RATES = ("optimizer.block_lr_decay=0.9", "optimizer.unfreeze_warmup_steps=2", "o
 MAX_NORM = 2.0
 BATCHES = ("mixed", "one_task")
 
-Build = Callable[..., TrainingSetup]
+Build = Callable[..., RunContext]
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,14 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(recipe_file: Path) -> Build:
     """The parts of a run of the tiny recipe in float64, with overrides."""
 
-    def of(*overrides: str, accumulation: int = 1, precision: str = "no") -> TrainingSetup:
+    def of(*overrides: str, accumulation: int = 1, precision: str = "no") -> RunContext:
         recipe = parse(["--config", str(recipe_file), *COMMON, *overrides]).recipe
         return setup_here(recipe, accumulation, precision)
 
     return of
 
 
-def trained(setup: TrainingSetup) -> Iterator[StepResult]:
+def trained(setup: RunContext) -> Iterator[StepResult]:
     """Runs all phases, a step at a time."""
     trainer = LayerwiseLearningRateTrainer(setup, TrainState())
     for phase in setup.rates.schedule.phases:
@@ -60,7 +62,7 @@ def trained(setup: TrainingSetup) -> Iterator[StepResult]:
             yield trainer.training_step(step)
 
 
-def in_phase(setup: TrainingSetup, index: int) -> LayerwiseLearningRateTrainer:
+def in_phase(setup: RunContext, index: int) -> LayerwiseLearningRateTrainer:
     """A trainer whose engine has entered the phase with this index."""
     phase = setup.rates.schedule.phases[index]
     setup.engine.enter_phase(phase.name, phase.units)
@@ -100,13 +102,13 @@ class Reference:
             losses.append(cross_entropy(logits, torch.tensor(label)))
         return torch.stack(losses).mean()
 
-    def losses(self, step: int, setup: TrainingSetup) -> dict[str, Tensor]:
+    def losses(self, step: int, setup: RunContext) -> dict[str, Tensor]:
         """Mean loss of each task that the global batch of `step` holds."""
-        batch = setup.plan.batch(step)
+        batch = setup.sampler.batch(step)
         rows = {task: batch.rows[batch.task_ids == index] for index, task in enumerate(TASKS)}
         return {task: self.task_loss(task, of_task) for task, of_task in rows.items() if len(of_task)}
 
-    def step(self, step: int, setup: TrainingSetup) -> tuple[dict[str, float], float]:
+    def step(self, step: int, setup: RunContext) -> tuple[dict[str, float], float]:
         """One optimizer step; returns the tasks' losses and the gradient's norm before clipping."""
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(thawed_at(name) <= step)
@@ -212,7 +214,7 @@ def test_a_head_absent_from_the_batch_is_untouched_though_it_has_moments(build: 
     seen: set[str] = set()
     untouched = 0
     for step in range(start, start + 8):
-        counts = dict(zip(TASKS, setup.plan.batch(step).counts, strict=True))
+        counts = dict(zip(TASKS, setup.sampler.batch(step).counts, strict=True))
         absent = next(task for task in TASKS if not counts[task])
         parameters = list(model.heads[absent].parameters())
         before = [(p.clone(), copy.deepcopy(dict(state[p]))) for p in parameters if p in state]
@@ -232,14 +234,14 @@ def test_a_phase_may_train_a_head_that_a_batch_lacks(build: Build) -> None:
     """The step then changes nothing, and is no error."""
     setup = build("sampling.batches=one_task", "phases.0.train=[heads.mood]", "optimizer.warmup_steps=0")
     trainer = in_phase(setup, 0)
-    step = next(step for step in range(4) if not setup.plan.batch(step).counts[TASKS.index("mood")])
+    step = next(step for step in range(4) if not setup.sampler.batch(step).counts[TASKS.index("mood")])
     before = setup.engine.parameter_digests()
     assert trainer.training_step(step).gradient_norm == 0.0
     assert setup.engine.parameter_digests() == before
     assert trainer.train_state == TrainState(step=step + 1)
 
 
-def hidden_states(model: MultitaskTransformer, setup: TrainingSetup) -> tuple[Tensor, ...]:
+def hidden_states(model: MultitaskTransformer, setup: RunContext) -> tuple[Tensor, ...]:
     """Output of the embeddings and of each block for some training texts."""
     batch = setup.data.batch("train", np.zeros(6, dtype=np.int64), np.arange(6))
     with torch.no_grad():
@@ -282,15 +284,15 @@ def test_dropout_seeds_differ_by_seed_step_rank_and_micro_step() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def poison(setup: TrainingSetup, task: str) -> None:
+def poison(setup: RunContext, task: str) -> None:
     """One weight of a head becomes infinite."""
     with torch.no_grad():
         dict(setup.engine.raw.named_parameters())[f"heads.{task}.0.weight"][0, 0] = torch.inf
 
 
-def snapshot(setup: TrainingSetup) -> tuple[dict[str, str], dict[str, str]]:
+def snapshot(setup: RunContext) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of all parameters and of all moments."""
-    moments = setup.engine.moments()
+    moments = setup.engine.optimizer_state()
     return setup.engine.parameter_digests(), {name: tensor_digest(name, value) for name, value in moments.items()}
 
 

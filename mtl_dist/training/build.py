@@ -1,0 +1,212 @@
+"""The parts of a run, built from its recipe; what can be refused is refused before a weight is touched."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from transformers import PretrainedConfig, PreTrainedModel
+
+from mtl_dist.activation_cache.cache import ActivationCache
+from mtl_dist.config.load import resolved_yaml
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.engines.factory import EngineClass
+from mtl_dist.models.attention import use_fast_attention
+from mtl_dist.models.dropout import use_fast_dropout
+from mtl_dist.models.encoder import (
+    check_max_length,
+    encoder_skeleton,
+    find_encoder_layout,
+    load_encoder,
+    load_encoder_config,
+)
+from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
+from mtl_dist.models.vocab_trimming import PLACEHOLDER, rows_in_use, trim_vocabulary
+from mtl_dist.schedule.early_stopping import first_end
+from mtl_dist.schedule.learning_rates import LearningRates
+from mtl_dist.schedule.partition import micro_steps_for
+from mtl_dist.schedule.phases import Schedule, compile_schedule, trainable_units
+from mtl_dist.schedule.plan_table import plan_table
+from mtl_dist.schedule.sampler import TaskBalancedSampler, shares
+from mtl_dist.training.context import RunContext
+from mtl_dist.training.dry_run import try_out
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that is decided before weights are loaded: data, samples, phases and learning rates."""
+
+    recipe: Recipe
+    encoder_config: PretrainedConfig
+    data: DataBundle
+    sampler: TaskBalancedSampler
+    rates: LearningRates
+    micro_steps: int
+    """Forward and backward passes of a process per optimizer step."""
+    unit_sizes: dict[str, int]
+    """Trainable parameters of each unit."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of what the run is made of; equal on every rank."""
+        return {
+            "recipe": hashlib.sha256(resolved_yaml(self.recipe).encode()).hexdigest(),
+            "data": self.data.digest,
+            "plan": self.sampler.digest,
+            "schedule": self.rates.schedule.digest,
+        }
+
+    def table(self) -> str:
+        """The phases as a table; see `plan_table`."""
+        rows = {task: len(source.splits["train"].lengths) for task, source in self.data.tasks.items()}
+        return plan_table(self.rates, self.sampler, rows, self.unit_sizes)
+
+
+def plan_run(recipe: Recipe, group: ProcessGroup, accumulation: int) -> RunPlan:
+    """Checks the encoder, prepares the data and compiles the phases. Every rank calls this.
+
+    `accumulation` is the number of gradient-accumulation steps that the launcher asks for. Raises UserError, the same
+    on every rank, for what the run cannot be made from.
+    """
+    with group.raise_together():
+        config, skeleton = check_encoder(recipe)
+        num_blocks = find_encoder_layout(skeleton).num_blocks
+    with group.raise_together():
+        micro_steps = micro_steps_for(recipe.batch_size, group.world_size, recipe.micro_batch_size, accumulation)
+    data = prepare(recipe, group, logger.info)
+    with group.raise_together():
+        rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
+        schedule = compile_schedule(recipe, num_blocks, rows)
+    for line in [*data.warnings, *warnings_of(recipe, schedule)]:
+        logger.warning("%s", line)
+    with group.raise_together():
+        sizes = unit_sizes(recipe, skeleton, data)
+    rates = LearningRates(recipe.optimizer, schedule, num_blocks)
+    return RunPlan(recipe, config, data, build_sampler(recipe, data), rates, micro_steps, sizes)
+
+
+def build_context(
+    plan: RunPlan,
+    accelerator: Accelerator,
+    group: ProcessGroup,
+    engine_class: EngineClass,
+    heartbeat: Callable[[str], None],
+) -> RunContext:
+    """Loads the model, tries it out on the device and wraps it in its engine. Every rank calls this.
+
+    Raises UserError, the same on every rank, where weights cannot be loaded or the device cannot compute the model.
+    """
+    recipe = plan.recipe
+    with group.raise_together():
+        model = build_model(recipe, plan.encoder_config, plan.data)
+    logger.info("%s", vocabulary_line(model))
+    with group.raise_together():
+        try_out(accelerator, model)
+    engine = engine_class(accelerator, group, model, recipe.optimizer)
+    schedule = plan.rates.schedule
+    cache = ActivationCache(recipe, engine, plan.data, plan.sampler, schedule, plan.micro_steps, logger.info)
+    return RunContext(
+        recipe,
+        group,
+        engine,
+        plan.data,
+        plan.sampler,
+        plan.rates,
+        plan.micro_steps,
+        cache,
+        plan.unit_sizes,
+        heartbeat,
+    )
+
+
+def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:
+    """Returns the encoder's configuration and its skeleton, checked before data or weights are read.
+
+    Raises UserError for an encoder that cannot be loaded or whose layout is not understood, for `data.max_length`
+    beyond its positions, for task names that torch cannot use and for selectors of blocks that it lacks.
+    """
+    check_task_names(recipe.tasks)
+    config = load_encoder_config(recipe.model)
+    skeleton = encoder_skeleton(config, recipe.model.trust_remote_code)
+    check_max_length(skeleton, recipe.data.max_length)
+    trainable_units(recipe, find_encoder_layout(skeleton).num_blocks)
+    return config, skeleton
+
+
+def build_sampler(recipe: Recipe, data: DataBundle) -> TaskBalancedSampler:
+    """The sampler over the training rows of `data`."""
+    lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
+    return TaskBalancedSampler(
+        lengths,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        shares=shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
+        batches=recipe.sampling.batches,
+        length_window=recipe.sampling.length_window,
+    )
+
+
+def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> MultitaskTransformer:
+    """The pretrained encoder with new heads. Raises UserError where its weights cannot be loaded."""
+    encoder = load_encoder(recipe.model, config)
+    trim_vocabulary(encoder, data.vocabulary)
+    sentences = SentenceTransformer(encoder, recipe.model.pooling, recipe.model.dropout)
+    model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
+    use_fast_dropout(model)
+    use_fast_attention(encoder)
+    tokens = torch.full((1, 2), PLACEHOLDER)
+    model.stages.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
+    return model
+
+
+def vocabulary_line(model: MultitaskTransformer) -> str:
+    """A line on the share of the token embeddings that is trained."""
+    in_use = rows_in_use(model.sentence_transformer.encoder)
+    if in_use is None:
+        return "token vectors: all train, for the encoder has a table or code of its own"
+    return "token vectors: {} of {} are in use; the others take no part in training".format(*in_use)
+
+
+def unit_sizes(recipe: Recipe, skeleton: PreTrainedModel, data: DataBundle) -> dict[str, int]:
+    """Number of trainable parameters of each unit, without loading a weight.
+
+    Trims the token embeddings of `skeleton` to those that `data` uses, as `build_model` does with its encoder.
+    """
+    trim_vocabulary(skeleton, data.vocabulary)
+    model = MultitaskTransformer(SentenceTransformer(skeleton, recipe.model.pooling), labels_of(data))
+    parameters = dict(model.named_parameters())
+    return {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}
+
+
+def labels_of(data: DataBundle) -> dict[str, tuple[str, ...]]:
+    """Class names of each task, in order."""
+    return {task: source.labels for task, source in data.tasks.items()}
+
+
+def warnings_of(recipe: Recipe, schedule: Schedule) -> list[str]:
+    """Lines about settings that are allowed and yet hardly intended."""
+    lines = []
+    config = recipe.optimizer
+    if schedule.phases and config.warmup_steps >= schedule.total_steps:
+        lines.append(
+            f"optimizer.warmup_steps: {config.warmup_steps}, and the run has {schedule.total_steps} steps:"
+            " the full learning rate is never reached"
+        )
+    for index, phase in enumerate(schedule.phases):
+        if phase.until is not None and first_end(phase.until) >= phase.steps:
+            lines.append(
+                f"phases[{index}].until: ends a phase after {first_end(phase.until)} steps or more, and phase"
+                f" {phase.name!r} has {phase.steps}: it is never cut short"
+            )
+        if phase.unfrozen and config.unfreeze_warmup_steps >= phase.steps:
+            lines.append(
+                f"optimizer.unfreeze_warmup_steps: {config.unfreeze_warmup_steps}, and phase {phase.name!r} has"
+                f" {phase.steps} steps: what is unfrozen there never reaches its full learning rate"
+            )
+    return lines

@@ -1,0 +1,41 @@
+"""The parts of a run that training needs, put together before its first step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mtl_dist.activation_cache.cache import ActivationCache
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.data.dataset import DataBundle
+from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.engines.base import Engine
+from mtl_dist.schedule.learning_rates import LearningRates
+from mtl_dist.schedule.phases import Schedule
+from mtl_dist.schedule.sampler import TaskBalancedSampler
+from mtl_dist.train_state import TrainState
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What stays the same over a run; what changes is its TrainState.
+
+    The tracker is not among it: it is opened when the run is known to resume or to start anew, and callbacks hold it.
+    """
+
+    recipe: Recipe
+    group: ProcessGroup
+    engine: Engine
+    data: DataBundle
+    sampler: TaskBalancedSampler
+    rates: LearningRates
+    """Learning rates over the schedule as planned."""
+    micro_steps: int
+    """Forward and backward passes of a process per optimizer step."""
+    cache: ActivationCache
+    unit_sizes: Mapping[str, int]
+    """Trainable parameters of each unit."""
+    heartbeat: Callable[[str], None] = lambda place: None
+    """Told the places that every rank comes by in a step, in the same order; see `distributed.watchdog`."""
+
+    def schedule_of(self, state: TrainState) -> Schedule:
+        """The phases with the ends that early stopping has given them, and those to come as planned."""
+        return self.rates.schedule.with_early_stops(state.stops)
