@@ -65,7 +65,7 @@ def inputs_of(setup: TrainingSetup, step: int) -> Inputs:
     inputs = setup.data.batch("train", batch.task_ids, batch.rows)
     if setup.recipe.cache.mode == "never":
         return inputs, None
-    model = setup.engine.raw.eval()
+    model = setup.engine.model.eval()
     level = model.layout.num_blocks
     return inputs, (level, model.run_prefix([level], inputs.input_ids, inputs.attention_mask)[level])
 
@@ -75,7 +75,7 @@ def bare(setup: TrainingSetup, inputs: Iterable[Inputs]) -> float:
     phase = setup.rates.schedule.phases[-1]
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()
-    model, config = setup.engine.raw, setup.recipe.optimizer
+    model, config = setup.engine.model, setup.recipe.optimizer
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for group in parameter_groups(model, {unit: model.unit_parameters()[unit] for unit in phase.units}, config):
         key = config.lr * setup.rates.unit_factor(group["unit"]), group["weight_decay"]

@@ -17,7 +17,7 @@ from benchmarks.runs import parser_of, spread
 from mtl_dist.activation_cache.groups import ComputeGroups, TextIds
 from mtl_dist.activation_cache.policy import CacheAllocation, Span
 from mtl_dist.activation_cache.store import ActivationStore
-from mtl_dist.device import sent
+from mtl_dist.device import to_device
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, encoder_inputs
@@ -89,7 +89,11 @@ def ratios(
             return model.run_prefix([level], ids, torch.ones_like(ids))[level].to(torch.bfloat16)
 
     states = compute()
-    ways = (compute, lambda: shelf.put(numbers, states), lambda: sent(shelf.take(numbers, (tokens, hidden)), device))
+    ways = (
+        compute,
+        lambda: shelf.put(numbers, states),
+        lambda: to_device(shelf.take(numbers, (tokens, hidden)), device),
+    )
     found = []
     for _ in range(rounds + 1):
         computing, *others = (seconds_of(way, device) for way in ways)

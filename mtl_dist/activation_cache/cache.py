@@ -18,7 +18,7 @@ from mtl_dist.activation_cache.store import ActivationStore
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.collate import Batch
 from mtl_dist.data.dataset import DataBundle
-from mtl_dist.device import sent
+from mtl_dist.device import to_device
 from mtl_dist.engines.base import Engine
 from mtl_dist.models.multitask import PrefixState
 from mtl_dist.schedule.partition import partition_batch
@@ -54,7 +54,7 @@ class ActivationCache:
         self._rows = recipe.batch_size / engine.processes.world_size / micro_steps
         """Of a forward."""
         self._folder = None if recipe.cache.folder is None else Path(recipe.cache.folder)
-        self._num_blocks = engine.raw.layout.num_blocks
+        self._num_blocks = engine.model.layout.num_blocks
         self._shelves: list[ActivationStore] = []
         self._current: ActivationStore | None = None
         self._provisions: list[CacheAllocation] = []
@@ -172,7 +172,7 @@ class ActivationCache:
         if not placed.all():
             states = self._with_rest(shelf.level, states, placed, task_ids, rows)
         self.reads += len(texts)
-        return shelf.level, sent(states, self._engine.device)
+        return shelf.level, to_device(states, self._engine.device)
 
     def _next_step(self, batch: GlobalBatch, parts: Parts) -> None:
         for shelf in self._shelves:
@@ -208,7 +208,7 @@ class ActivationCache:
 
     def _keep_together(self, forwards: int) -> None:
         """Goes along with the forwards of ranks that have more of them to do, where all must make each together."""
-        if not self._engine.lockstep or self._current is None:
+        if not self._engine.forward_is_collective or self._current is None:
             return
         some = np.zeros(1, dtype=np.int64)
         for _ in range(max(self._engine.processes.all_gather(forwards)) - forwards):
@@ -222,7 +222,7 @@ class ActivationCache:
         level = self._current.level
         kept = self._evaluated.get((split, task, index), {})
         found = level in kept
-        if self._engine.lockstep:
+        if self._engine.forward_is_collective:
             found = all(self._engine.processes.all_gather(found))
         if not found:
             levels = [shelf.level for shelf in self._shelves if shelf.level <= level]
@@ -233,4 +233,4 @@ class ActivationCache:
                 self._left -= size
                 self._evaluated[split, task, index] = kept | fresh
             return level, states[level]
-        return level, sent(kept[level], self._engine.device)
+        return level, to_device(kept[level], self._engine.device)

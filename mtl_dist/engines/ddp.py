@@ -26,12 +26,12 @@ class DataParallel(Engine):
         super().__init__(accelerator, processes, model, config)
         self.name = "ddp" if processes.world_size > 1 else "single"
 
-    def _rewrap(self) -> None:
-        self.model = self.raw
+    def wrap(self) -> None:
+        self.model_wrapped = self.model
         # With nothing trainable there is nothing to exchange, and DDP refuses to wrap.
         if self.units and self.processes.world_size > 1:
-            self.model = DistributedDataParallel(
-                self.raw,
+            self.model_wrapped = DistributedDataParallel(
+                self.model,
                 device_ids=None if self.device.type == "cpu" else [self.device],
                 forward_sync_buffers=False,
                 init_sync=False,  # the ranks have just compared their parameters
@@ -47,7 +47,7 @@ class DataParallel(Engine):
         """
         tokens = torch.full((1, 2), PLACEHOLDER, device=self.device)
         row = torch.zeros(1, dtype=torch.int64, device=self.device)
-        logits = self.model(tokens, torch.ones_like(tokens), dict.fromkeys(self.raw.heads, row), None)
+        logits = self.model_wrapped(tokens, torch.ones_like(tokens), dict.fromkeys(self.model.heads, row), None)
         torch.stack([one.sum() for one in logits.values()]).sum().mul(0).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -55,4 +55,8 @@ class DataParallel(Engine):
         return {f"moments of {name}": digest for name, digest in self._local_state_digests().items()}
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
+        return (
+            self.model_wrapped.no_sync()
+            if isinstance(self.model_wrapped, DistributedDataParallel) and not last
+            else nullcontext()
+        )

@@ -49,7 +49,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> N
         group["lr"] = rates.get(group["unit"], 0.0)
 
 
-class RateGroups:
+class ParameterGroups:
     """The groups of an AdamW that train now. Units of one rate are joined: each group is a call in every step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

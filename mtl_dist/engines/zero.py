@@ -101,7 +101,7 @@ class ZeroRedundancy(Engine):
         config: OptimizerConfig,
         stage: int,
     ) -> None:
-        self.lockstep = stage == 3  # which is asked for on the way
+        self.forward_is_collective = stage == 3  # which is asked for on the way
         super().__init__(accelerator, processes, model, config)
         self.name = f"zero{stage}"
         self._stage = stage
@@ -119,13 +119,13 @@ class ZeroRedundancy(Engine):
         self._absent: frozenset[str] = frozenset()
         self._group_norms: list[Tensor] = []
         """Norm of each group's gradient in the step that is being made, in the order of `_flats`."""
-        self._forward = _Autocasting(accelerator, self.raw)
-        self.model = self._forward
+        self._forward = _Autocasting(accelerator, self.model)
+        self.model_wrapped = self._forward
         self._deepspeed: Any = None
 
     # The phase boundary
 
-    def _rewrap(self) -> None:
+    def wrap(self) -> None:
         # With nothing to train DeepSpeed cannot be set up; what there is still gathers stage 3's parameters.
         if self.units:
             self._take_down()
@@ -153,7 +153,7 @@ class ZeroRedundancy(Engine):
             },
             dist_init_required=False,
         )
-        self.model = self._deepspeed
+        self.model_wrapped = self._deepspeed
         zero: Any = self._deepspeed.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         zero.get_grad_norm_direct = self._noting(zero.get_grad_norm_direct)
@@ -167,7 +167,7 @@ class ZeroRedundancy(Engine):
         """Leaves the model without DeepSpeed, except that stage 3's parameters stay shared out."""
         self._collect()
         self._flats = {}
-        self.model = self._forward
+        self.model_wrapped = self._forward
         if self._deepspeed is not None:
             # Else the old engine lives on, and acts, in the hooks of modules and parameters.
             self._deepspeed.module_forward_pre_hook.remove()
@@ -182,12 +182,12 @@ class ZeroRedundancy(Engine):
 
     def _optimized(self) -> set[str]:
         trained = {parameter for index in self._flats for parameter in self._groups[index]["params"]}
-        return {name for name, parameter in self.raw.named_parameters() if parameter in trained}
+        return {name for name, parameter in self.model.named_parameters() if parameter in trained}
 
     def _local_state_digests(self) -> dict[str, str]:
         """By the name of a group's first parameter."""
         self._collect()
-        names = {parameter: name for name, parameter in self.raw.named_parameters()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
         firsts = [names[group["params"][0]] for group in self._groups]
         return {name: self._state_digest(name, state) for name, state in zip(firsts, self._kept, strict=True) if state}
 
@@ -203,12 +203,12 @@ class ZeroRedundancy(Engine):
     def backward(self, loss: Tensor) -> None:
         self._deepspeed.backward(loss * self.processes.world_size)
 
-    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> Tensor:
+    def step(self, rates: Mapping[str, float], absent: Sequence[str], with_unit_norms: bool = False) -> Tensor:
         set_rates(self.optimizer, rates)
         self._absent = frozenset(absent)
         self._group_norms.clear()
         self._deepspeed.step()  # clips; applies nothing where the norm is not finite
-        if look_closely:
+        if with_unit_norms:
             self.unit_norms = self._norms_by_unit(absent)
         overflow = self._deepspeed.optimizer.overflow
         norm = torch.tensor(math.inf if overflow else float(self._deepspeed.get_global_grad_norm()))
@@ -250,20 +250,20 @@ class ZeroRedundancy(Engine):
         return GatheredParameters([parameter], modifier_rank=writer)
 
     def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.raw.named_parameters():
+        for name, parameter in self.model.named_parameters():
             with self._gathering(parameter):
                 yield name, parameter.detach()
 
     @torch.no_grad()
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         self._take_down()
-        for name, parameter in self.raw.named_parameters():
+        for name, parameter in self.model.named_parameters():
             with self._gathering(parameter, writer=0):
                 parameter.copy_(weights[name])
 
     def _whole_optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         self._collect()
-        names = {parameter: name for name, parameter in self.raw.named_parameters()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
         for group, layout, moments in zip(self._groups, self._layouts, self._kept, strict=True):
             if not moments:
                 continue
@@ -280,7 +280,7 @@ class ZeroRedundancy(Engine):
         return shards
 
     def _load_optimizer_state(self, moments: Mapping[str, Tensor]) -> None:
-        names = {parameter: name for name, parameter in self.raw.named_parameters()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
         for index, (group, layout) in enumerate(zip(self._groups, self._layouts, strict=True)):
             members = [names[parameter] for parameter in group["params"]]
             self._kept[index] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mtl_dist.config.load import resolved_yaml
-from mtl_dist.distributed.consistency import combined, require_equal
+from mtl_dist.distributed.consistency import combined_digest, require_equal
 from mtl_dist.distributed.preemption import StopRequest
 from mtl_dist.distributed.watchdog import Watchdog
 from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
@@ -16,7 +16,7 @@ from mtl_dist.io import write_whole, writing_folder
 from mtl_dist.models.model_card import CARD, run_card
 from mtl_dist.report.page import write_report
 from mtl_dist.run_layout import CHECKPOINTS, MODEL, RECIPE
-from mtl_dist.schedule.early_stopping import has_run_out, value_of, why
+from mtl_dist.schedule.early_stopping import patience_exhausted, stop_reason, value_of
 from mtl_dist.schedule.phases import Phase, Schedule
 from mtl_dist.tracking.console import Console, Progress
 from mtl_dist.tracking.tracker import Tracker
@@ -57,7 +57,7 @@ class Execution:
         self.engine = setup.engine
         self.processes = setup.engine.processes
         self.folder = Path(setup.recipe.output_dir)
-        self._vote = self.processes.vote()
+        self._async_max = self.processes.async_max()
         self.measured: tuple[int, dict[str, TaskMetrics]] = -1, {}
         """The last evaluation between two phases or within one, and after how many steps it was."""
 
@@ -129,7 +129,7 @@ class Execution:
 
     def _measure(self, split: str, most_mistakes: int = 0) -> dict[str, TaskMetrics]:
         def before_batch() -> None:
-            self.watchdog.passing(f"after step {self.train_state.step}: a batch of {split}")
+            self.watchdog.heartbeat(f"after step {self.train_state.step}: a batch of {split}")
             self.should_save()
 
         return evaluate(
@@ -164,9 +164,11 @@ class Execution:
         values = self.train_state.measured.setdefault(phase.name, [])
         values.append(value)
         # The first rank decides: one that thought otherwise would wait in another phase for ever.
-        enough = self.processes.all_gather(has_run_out(values, until))[0]
+        enough = self.processes.all_gather(patience_exhausted(values, until))[0]
         if enough:
-            self.console.say(f"phase {phase.name} ends early, after step {step}: {why(values, until, phase.start)}")
+            self.console.say(
+                f"phase {phase.name} ends early, after step {step}: {stop_reason(values, until, phase.start)}"
+            )
         return enough
 
     def _measure_end(self) -> dict[str, TaskMetrics]:
@@ -191,7 +193,7 @@ class Execution:
     def should_save(self) -> bool:
         """Whether the last checkpoint is old. Raises Interrupted on every rank where any was asked to stop."""
         old = self.processes.is_main and self.saver.last_is_old
-        outcome = self._vote.cast(_STOP if self.stop_request.made else _SAVE if old else 0)
+        outcome = self._async_max.reduce(_STOP if self.stop_request.made else _SAVE if old else 0)
         if outcome == _STOP:
             requests = [one for one in self.processes.all_gather(self.stop_request.signal) if one is not None]
             done, total = self.train_state.step, self._schedule.total_steps
@@ -236,9 +238,9 @@ class Execution:
 
     def _save_model(self, weights: dict[str, Tensor], summary: dict[str, Any]) -> None:
         with writing_folder(self.folder / MODEL) as folder:
-            self.engine.raw.save_pretrained(folder, weights)
+            self.engine.model.save_pretrained(folder, weights)
             self.setup.data.tokenizer.save_pretrained(folder)
-            card = run_card(self.recipe, self.engine.raw.labels, summary)
+            card = run_card(self.recipe, self.engine.model.labels, summary)
             (folder / CARD).write_text(card, encoding="utf-8")
 
     def _write_report(self) -> None:
@@ -256,10 +258,10 @@ class Execution:
         """
         counters = {key: value for key, value in asdict(self.train_state).items() if key not in NONDETERMINISTIC_FIELDS}
         state = {**self.engine.parameter_digests(), **self.engine.optimizer_state_digests(), "": json.dumps(counters)}
-        return combined(state)
+        return combined_digest(state)
 
     def _summary(self, test: dict[str, TaskMetrics]) -> dict[str, Any]:
-        by_rank = self.processes.all_gather(combined(self.engine.parameter_digests()))
+        by_rank = self.processes.all_gather(combined_digest(self.engine.parameter_digests()))
         return {
             **flat_metrics(test, "test"),
             "steps": self.train_state.step,

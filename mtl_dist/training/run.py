@@ -33,12 +33,12 @@ from mtl_dist.models.encoder import (
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
 from mtl_dist.models.vocab_trimming import PLACEHOLDER, rows_in_use, trim_vocabulary
 from mtl_dist.run_layout import STACKS
-from mtl_dist.schedule.early_stopping import first_end
+from mtl_dist.schedule.early_stopping import earliest_stop
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.partition import micro_steps_for
 from mtl_dist.schedule.phases import Schedule, compile_schedule, trainable_units
 from mtl_dist.schedule.plan_table import plan_table
-from mtl_dist.schedule.sampler import TaskBalancedSampler, shares
+from mtl_dist.schedule.sampler import TaskBalancedSampler, task_shares
 from mtl_dist.tracking.accelerate_backend import check_trackers
 from mtl_dist.tracking.console import Console, show_log_lines
 from mtl_dist.train_state import TrainState
@@ -114,12 +114,12 @@ def run_on(
     found = processes.all_gather(found)[0]
     train_state = TrainState()
     if found is not None:
-        engine.load(*processes.together(lambda: checkpoint.load(found, engine.like)))
+        engine.load(*processes.together(lambda: checkpoint.load(found, engine.parameter_templates)))
         train_state = TrainState(**found.state["train_state"])
         total = schedule.with_early_stops(train_state.stops).total_steps
         console.say(f"going on from {found.folder.name}, step {train_state.step} of {total}")
     watchdog = Watchdog(processes, recipe.safety.timeout_seconds, folder / STACKS)
-    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, parameters, watchdog.passing)
+    setup = TrainingSetup(recipe, engine, data, plan, rates, micro_steps, cache, parameters, watchdog.heartbeat)
     stop_request = stop_request or StopRequest()
     description = describe(setup, parameters, digests)
     Execution(setup, train_state, console, description, identity, stop_request, watchdog).execute()
@@ -146,7 +146,7 @@ def build_plan(recipe: Recipe, data: DataBundle) -> TaskBalancedSampler:
         lengths,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        shares=shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
+        shares=task_shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
         batches=recipe.sampling.batches,
         length_window=recipe.sampling.length_window,
     )
@@ -199,9 +199,9 @@ def warnings_of(recipe: Recipe, schedule: Schedule) -> list[str]:
             " the full learning rate is never reached"
         )
     for index, phase in enumerate(schedule.phases):
-        if phase.until is not None and first_end(phase.until) >= phase.steps:
+        if phase.until is not None and earliest_stop(phase.until) >= phase.steps:
             lines.append(
-                f"phases[{index}].until: ends a phase after {first_end(phase.until)} steps or more, and phase"
+                f"phases[{index}].until: ends a phase after {earliest_stop(phase.until)} steps or more, and phase"
                 f" {phase.name!r} has {phase.steps}: it is never cut short"
             )
         if phase.unfrozen and config.unfreeze_warmup_steps >= phase.steps:

@@ -17,9 +17,9 @@ import torch
 from mtl_dist.engines.base import Engine
 from mtl_dist.io import write_whole
 from mtl_dist.run_layout import SETUP
-from mtl_dist.schedule.early_stopping import condition
+from mtl_dist.schedule.early_stopping import describe_until
 from mtl_dist.schedule.phases import Phase
-from mtl_dist.schedule.plan_table import highest_and_last
+from mtl_dist.schedule.plan_table import peak_and_final_rates
 from mtl_dist.training.trainer import TrainingSetup
 
 LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
@@ -43,7 +43,7 @@ def describe(setup: TrainingSetup, unit_sizes: Mapping[str, int], digests: Mappi
         for name, source in setup.data.tasks.items()
     }
     return {
-        "model_type": setup.engine.raw.sentence_transformer.encoder.config.model_type,
+        "model_type": setup.engine.model.sentence_transformer.encoder.config.model_type,
         "tasks": tasks,
         "units": dict(unit_sizes),
         "phases": [_phase(setup, phase, unit_sizes) for phase in setup.rates.schedule.phases],
@@ -76,14 +76,14 @@ def write_setup(folder: Path, description: Mapping[str, Any], start: Mapping[str
 
 
 def _phase(setup: TrainingSetup, phase: Phase, unit_sizes: Mapping[str, int]) -> dict[str, Any]:
-    rates = highest_and_last(setup.rates, phase)
+    rates = peak_and_final_rates(setup.rates, phase)
     return {
         "name": phase.name,
         "start": phase.start,
         "stop": phase.stop,
         "units": list(phase.units),
         "parameters": sum(unit_sizes[unit] for unit in phase.units),
-        "until": None if phase.until is None else {**asdict(phase.until), "condition": condition(phase.until)},
+        "until": None if phase.until is None else {**asdict(phase.until), "condition": describe_until(phase.until)},
         "rates": {unit: list(of_unit) for unit, of_unit in rates.items()},
         "draws": setup.plan.draws(phase.start, phase.stop),
     }

@@ -63,7 +63,7 @@ class Saver:
         if self.recipe.safety.compare_every_steps is not None:
             self.engine.check_replicas(f"after step {step}")
         state = {"identity": self.identity, "train_state": asdict(self.train_state), "figures": figures}
-        weights, moments = self.engine.weights(), self.engine.moments()
+        weights, moments = self.engine.weights(), self.engine.optimizer_state()
 
         def write() -> None:
             self.tracker.flush()  # its lines up to here are not written again by a run that goes on from here
@@ -92,5 +92,5 @@ class Saver:
         found = processes.all_gather(found)[0]
         if found is None:
             return None
-        self.engine.load(*processes.together(lambda: checkpoint.load(found, self.engine.like)))
+        self.engine.load(*processes.together(lambda: checkpoint.load(found, self.engine.parameter_templates)))
         return found.step

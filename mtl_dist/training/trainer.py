@@ -44,7 +44,7 @@ class TrainingSetup:
     cache: ActivationCache
     unit_sizes: Mapping[str, int]
     """Parameters of each unit."""
-    passing: Callable[[str], None] = lambda place: None
+    heartbeat: Callable[[str], None] = lambda place: None
     """Told the places that every rank comes by in a step, in the same order; see `watchdog`."""
 
 
@@ -122,7 +122,7 @@ class LayerwiseLearningRateTrainer:
         self.micro_steps = setup.micro_steps
         self.cache = setup.cache
         self.unit_sizes = setup.unit_sizes
-        self.passing = setup.passing
+        self.heartbeat = setup.heartbeat
         self.train_state = train_state
         weights = [task.weight for task in self.recipe.tasks.values()]
         self._weights = torch.tensor(weights, dtype=self.engine.dtype, device=self.engine.device)
@@ -152,13 +152,13 @@ class LayerwiseLearningRateTrainer:
         present = [task for task, count in zip(self.recipe.tasks, counts, strict=True) if count]
         gradients = TaskGradients(self.engine, present) if self.compares_tasks(step + 1) else None
         losses = [self._micro_step(batch, parts, counts, micro_step, gradients) for micro_step in range(len(parts))]
-        self.passing(f"step {step + 1}: applying the gradient")
+        self.heartbeat(f"step {step + 1}: applying the gradient")
         cosines = {} if gradients is None else gradients.cosines()
         absent = [f"heads.{task}" for task in self.recipe.tasks if task not in present]
-        look_closely = self.is_logged(step + 1)
-        norm = AsyncScalar(self.engine.step(self.rates_at(step), absent, look_closely))
-        unit_norms = self.engine.unit_norms if look_closely else {}
-        self._look_at(step, norm, at_once=look_closely)
+        with_unit_norms = self.is_logged(step + 1)
+        norm = AsyncScalar(self.engine.step(self.rates_at(step), absent, with_unit_norms))
+        unit_norms = self.engine.unit_norms if with_unit_norms else {}
+        self._look_at(step, norm, at_once=with_unit_norms)
         self.train_state.step = step + 1
         # Parts have their longest example first.
         computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
@@ -188,12 +188,12 @@ class LayerwiseLearningRateTrainer:
         rank, step = self.engine.processes.rank, batch.step
         positions = parts[micro_step][rank]
         place = f"step {step + 1}, micro-step {micro_step + 1}"
-        self.passing(f"{place}: reading rows")
+        self.heartbeat(f"{place}: reading rows")
         below = self.cache.below(batch, parts, micro_step)
-        with_tokens = below is None or below[0] < self.engine.raw.layout.num_blocks
+        with_tokens = below is None or below[0] < self.engine.model.layout.num_blocks
         inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions], with_tokens)
         inputs = inputs.to(self.engine.device)
-        self.passing(f"{place}: forward and backward")
+        self.heartbeat(f"{place}: forward and backward")
         seed_device(self.engine.device, dropout_seed(self.recipe.seed, step, rank, micro_step))
         with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
             logits = self.engine.logits(inputs, below)
@@ -218,7 +218,7 @@ class LayerwiseLearningRateTrainer:
         self.look_at_unread()
         self._unread = step, norm
         could_be_last = self.train_state.nonfinite_in_row + 1 >= self.recipe.optimizer.max_nonfinite_steps
-        if at_once or norm.is_here or could_be_last:
+        if at_once or norm.is_ready or could_be_last:
             self.look_at_unread()
 
     def look_at_unread(self) -> None:

@@ -34,8 +34,8 @@ from mtl_dist.training.run import run_on
 
 def without_rewrap() -> None:
     """The model stays wrapped as it was at the first phase."""
-    rewrap = DataParallel._rewrap
-    DataParallel._rewrap = lambda self: None if isinstance(self.model, DistributedDataParallel) else rewrap(self)
+    rewrap = DataParallel.wrap
+    DataParallel.wrap = lambda self: None if isinstance(self.model_wrapped, DistributedDataParallel) else rewrap(self)
 
 
 def without_setting_aside() -> None:
@@ -55,7 +55,7 @@ def with_a_stray_rank() -> None:
     def stray(self: Engine, name: str, units: Sequence[str]) -> None:
         if name == "upper" and self.processes.rank == self.processes.world_size - 1:
             with torch.no_grad():
-                dict(self.raw.named_parameters())["heads.mood.3.bias"][0] += 1e-7
+                dict(self.model.named_parameters())["heads.mood.3.bias"][0] += 1e-7
         enter_phase(self, name, units)
 
     Engine.enter_phase = stray
@@ -63,7 +63,7 @@ def with_a_stray_rank() -> None:
 
 def without_settling() -> None:
     """What is still gathered at a boundary is switched in place of what is sharded."""
-    FullySharded._settle = Engine._settle
+    FullySharded.reshard_parameters = Engine.reshard_parameters
 
 
 def without_the_optimizer_check() -> None:

@@ -80,7 +80,7 @@ def flip(kind: str, index: int, position: float, bit: int, after: int, rank: int
     def flipping(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
         result = training_step(self, step)
         if step == after:
-            name, parameter = list(self.engine.raw.named_parameters())[index]
+            name, parameter = list(self.engine.model.named_parameters())[index]
             state = self.engine.optimizer.state.get(parameter, {})
             tensor = state["exp_avg"] if kind == "moment" and state else parameter.detach()
             flat = tensor.view(-1).view(torch.int32)

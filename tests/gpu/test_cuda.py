@@ -134,7 +134,7 @@ def test_the_host_goes_one_step_ahead_and_no_more(build: Build) -> None:
     enter(setup, 0)
     trainer = LayerwiseLearningRateTrainer(setup, TrainState())
     with torch.no_grad():
-        setup.engine.raw.get_submodule("heads.mood.0").get_parameter("weight")[0, 0] = torch.inf
+        setup.engine.model.get_submodule("heads.mood.0").get_parameter("weight")[0, 0] = torch.inf
     before = setup.engine.parameter_digests()
     counted = []
     for step in range(3):
@@ -156,7 +156,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, po
         for index, phase in enumerate(setup.rates.schedule.phases):
             enter(setup, index)
             for step in range(phase.start, phase.stop):
-                weight = setup.engine.raw.get_submodule("heads.mood.0").get_parameter("weight")
+                weight = setup.engine.model.get_submodule("heads.mood.0").get_parameter("weight")
                 kept = weight.detach().clone()
                 with torch.no_grad():
                     if step == poisoned:
@@ -169,7 +169,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, po
         trainer.look_at_unread()
         assert trainer.train_state.nonfinite_total == 1
         counted = ("step/", "decay/")
-        steps = {name: float(value) for name, value in setup.engine.moments().items() if name.startswith(counted)}
+        steps = {
+            name: float(value) for name, value in setup.engine.optimizer_state().items() if name.startswith(counted)
+        }
         states.append((of_weights(setup), steps))
     (mine, steps), (theirs, their_steps) = states
     assert steps == pytest.approx(their_steps, rel=1e-12)

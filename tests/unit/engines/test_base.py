@@ -41,7 +41,7 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, bytes]]:
 
 
 def state_of(engine: Engine) -> list[dict[str, tuple[torch.dtype, bytes]]]:
-    return [bits(engine.weights()), bits(engine.moments())]
+    return [bits(engine.weights()), bits(engine.optimizer_state())]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -50,16 +50,16 @@ def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, 
     first = fresh(recipe_file, f"model.dtype={dtype}")
     train(first, 1, 2)
     expected = state_of(first.engine)
-    trained = {name for name, parameter in first.engine.raw.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in first.engine.model.named_parameters() if parameter.requires_grad}
     assert {name.split("/")[1] for name in expected[1]} == trained
     assert len(expected[1]) == 3 * len(trained) < 3 * len(expected[0])
     config = first.recipe.checkpoint
-    checkpoint.save(tmp_path, 2, first.engine.weights(), first.engine.moments(), state_at(2), config)
+    checkpoint.save(tmp_path, 2, first.engine.weights(), first.engine.optimizer_state(), state_at(2), config)
     found, _ = checkpoint.newest(tmp_path)
     assert found is not None
     second = fresh(recipe_file, f"model.dtype={dtype}", "seed=43")
     train(second, 2, 1)
-    second.engine.load(*checkpoint.load(found, second.engine.like))
+    second.engine.load(*checkpoint.load(found, second.engine.parameter_templates))
     assert state_of(second.engine) == expected
 
 
@@ -68,7 +68,7 @@ def test_training_goes_on_as_if_the_state_had_not_moved(recipe_file: Path) -> No
     train(first, 0, 3)
     copies = [
         {name: value.clone() for name, value in part.items()}
-        for part in (first.engine.weights(), first.engine.moments())
+        for part in (first.engine.weights(), first.engine.optimizer_state())
     ]
     second.engine.load(*copies)
     for setup in (first, second):
@@ -79,8 +79,8 @@ def test_training_goes_on_as_if_the_state_had_not_moved(recipe_file: Path) -> No
 def test_digests_follow_every_parameter(recipe_file: Path) -> None:
     engine = fresh(recipe_file).engine
     before = engine.parameter_digests()
-    assert list(before) == sorted(name for name, _ in engine.raw.named_parameters())
+    assert list(before) == sorted(name for name, _ in engine.model.named_parameters())
     with torch.no_grad():
-        dict(engine.raw.named_parameters())["heads.mood.3.bias"][1] += 1e-6
+        dict(engine.model.named_parameters())["heads.mood.3.bias"][1] += 1e-6
     after = engine.parameter_digests()
     assert [name for name in before if after[name] != before[name]] == ["heads.mood.3.bias"]

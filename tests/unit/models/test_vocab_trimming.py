@@ -160,22 +160,27 @@ def trained(recipe_file: Path, *overrides: str) -> TrainingSetup:
 def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path) -> None:
     """To the last bit, the decay included, which is part of the state."""
     first, second = trained(recipe_file), trained(recipe_file, "seed=7", "optimizer.lr=3e-3")
-    weights, moments = first.engine.weights(), first.engine.moments()
+    weights, moments = first.engine.weights(), first.engine.optimizer_state()
     original = load_encoder(first.recipe.model, load_encoder_config(first.recipe.model))
     table = table_of(original).weight.detach()
-    assert weights[TABLE].shape == moments[f"exp_avg/{TABLE}"].shape == first.engine.like[TABLE].shape == table.shape
+    assert (
+        weights[TABLE].shape
+        == moments[f"exp_avg/{TABLE}"].shape
+        == first.engine.parameter_templates[TABLE].shape
+        == table.shape
+    )
     left = moments[f"decay/{TABLE}"]
     assert 0.99 < left < 1
     assert torch.equal(weights[TABLE][-UNUSED:], table[-UNUSED:] * float(left))
     assert not moments[f"exp_avg/{TABLE}"][-UNUSED:].any()
     assert moments[f"exp_avg/{TABLE}"].any()
-    held = dict(first.engine.raw.named_parameters())[TABLE]
+    held = dict(first.engine.model.named_parameters())[TABLE]
     assert len(held) <= len(table) - UNUSED
     assert first.engine.parameter_digests() != second.engine.parameter_digests()
     second.engine.load(weights, moments)
     assert first.engine.parameter_digests() == second.engine.parameter_digests()
     assert first.engine.optimizer_state_digests() == second.engine.optimizer_state_digests()
-    assert second.engine.moments()[f"decay/{TABLE}"] == left
+    assert second.engine.optimizer_state()[f"decay/{TABLE}"] == left
 
 
 def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +188,8 @@ def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: py
     monkeypatch.setattr(engine, "require_equal", lambda processes, when, digests: compared.append(digests))
     setup = trained(recipe_file)
     setup.engine.check_equal("now")
-    assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.moments()[f"decay/{TABLE}"]))
-    table_of(setup.engine.raw.sentence_transformer.encoder).set_aside.rows[0, 0] += 1e-6
+    assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.optimizer_state()[f"decay/{TABLE}"]))
+    table_of(setup.engine.model.sentence_transformer.encoder).set_aside.rows[0, 0] += 1e-6
     setup.engine.check_equal("later")
     differ = [name for name, digest in compared[-1].items() if compared[-2][name] != digest]
     assert differ == [f"rows of {TABLE} that no text uses"]
@@ -193,7 +198,7 @@ def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: py
 def test_a_checkpoint_of_another_encoder_is_refused(recipe_file: Path) -> None:
     """Of rows that are not loaded, the encoder is asked; nothing of the checkpoint is taken then."""
     setup = trained(recipe_file)
-    weights, moments = setup.engine.weights(), setup.engine.moments()
+    weights, moments = setup.engine.weights(), setup.engine.optimizer_state()
     setup.engine.load(weights, moments)
     before = setup.engine.parameter_digests()
     others = {name: 2 * value for name, value in weights.items()}
@@ -208,8 +213,8 @@ def test_a_checkpoint_of_another_encoder_is_refused(recipe_file: Path) -> None:
 
 def test_frozen_embeddings_do_not_decay(recipe_file: Path) -> None:
     setup = trained(recipe_file, "phases=[{name: upper, train: [heads, 'blocks[-2:]'], steps: 4}]")
-    assert f"decay/{TABLE}" not in setup.engine.moments()
-    assert setup.engine.moments()
+    assert f"decay/{TABLE}" not in setup.engine.optimizer_state()
+    assert setup.engine.optimizer_state()
 
 
 def test_a_saved_model_has_every_row(tmp_path: Path) -> None:
@@ -223,7 +228,7 @@ def test_a_saved_model_has_every_row(tmp_path: Path) -> None:
     torch.testing.assert_close(left, left[:1, :1].expand_as(left))
     assert 0.9 < float(left[0, 0]) < 1
     whole = MultitaskTransformer.from_pretrained(tmp_path / "run/model").parameters()
-    in_use = setup_here(recipe).engine.raw.parameters()
+    in_use = setup_here(recipe).engine.model.parameters()
     trained = summary_of(tmp_path / "run")["phases"][-1]["trainable_parameters"]
     assert trained == sum(one.numel() for one in in_use) <= sum(one.numel() for one in whole) - UNUSED * 16
 
