@@ -49,7 +49,7 @@ class Engine(ABC):
         self.device = accelerator.device
         self.config = config
         self._tables = TrimmedEmbeddings(model)
-        self.parameter_templates = self._tables.like(model)
+        self.parameter_templates = self._tables.meta_like(model)
         """A tensor without content like each of `weights`."""
         self.model = self.shard_model(model.to(self.device))
         if not self.forward_is_collective:
@@ -188,19 +188,19 @@ class Engine(ABC):
             self.reshard_parameters()
             self.train_mode()
 
-    def logits(self, batch: Batch, below: PrefixState | None = None) -> dict[str, Tensor]:
+    def logits(self, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
         """Logits [its rows, num_labels] of every task, in the weights' type whatever precision they come from.
 
-        `below`, as from `run_prefix`, is not computed again.
+        `prefix`, as from `run_prefix`, is not computed again.
         """
         with self._autocast():
-            logits = self.model_wrapped(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, below)
+            logits = self.model_wrapped(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, prefix)
         return {task: values.to(self.dtype) for task, values in logits.items()}
 
-    def run_prefix(self, levels: Sequence[int], batch: Batch) -> dict[int, Tensor]:
-        """What the encoder's part below each of `levels` gives; see `MultitaskTransformer.run_prefix`."""
+    def run_prefix(self, depths: Sequence[int], batch: Batch) -> dict[int, Tensor]:
+        """States at each of the prefix `depths`; see `MultitaskTransformer.run_prefix`."""
         with self._autocast():
-            states = self.model.run_prefix(levels, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            states = self.model.run_prefix(depths, batch.input_ids, batch.attention_mask, batch.token_type_ids)
         self.reshard_parameters()
         return states
 
@@ -289,7 +289,7 @@ class Engine(ABC):
         return self._digests(self._whole_optimizer_state())
 
     def _digests(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, str]:
-        digests = {name: tensor_digest(name, self._tables.whole(name, tensor.cpu())) for name, tensor in tensors}
+        digests = {name: tensor_digest(name, self._tables.expand(name, tensor.cpu())) for name, tensor in tensors}
         return dict(sorted(digests.items()))
 
     def weights(self) -> dict[str, Tensor]:
@@ -302,17 +302,17 @@ class Engine(ABC):
         With them goes how far the token vectors that no text uses have decayed.
         """
         moments = self._gathered(self._whole_optimizer_state())
-        return moments | self._tables.decays() if self.processes.is_main else moments
+        return moments | self._tables.decay_state() if self.processes.is_main else moments
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """Puts weights and moments, named as by `weights` and `moments`, in place of those here.
 
         A phase is entered next. Raises UserError on every rank where they are of another encoder's run.
         """
-        self.processes.together(lambda: self._tables.require_fit(weights, moments))
-        self._load_weights(self._tables.rows_in_use(weights))
-        self._load_optimizer_state(self._tables.rows_in_use(moments))
-        self._tables.load_decays(moments)
+        self.processes.together(lambda: self._tables.require_same_unused_rows(weights, moments))
+        self._load_weights(self._tables.select_used_rows(weights))
+        self._load_optimizer_state(self._tables.select_used_rows(moments))
+        self._tables.load_decay_state(moments)
 
     @torch.no_grad()
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -331,7 +331,7 @@ class Engine(ABC):
         kept = {}
         for name, tensor in tensors:  # one by one, so that no device holds a second model
             if self.processes.is_main:
-                kept[name] = self._tables.whole(name, tensor.cpu()).contiguous()
+                kept[name] = self._tables.expand(name, tensor.cpu()).contiguous()
         return kept
 
     def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:

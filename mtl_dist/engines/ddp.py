@@ -10,7 +10,7 @@ from mtl_dist.config.recipe import OptimizerConfig
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.engines.base import Engine
 from mtl_dist.models.multitask import MultitaskTransformer
-from mtl_dist.models.vocab_trimming import PLACEHOLDER
+from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN
 
 
 class DataParallel(Engine):
@@ -45,7 +45,7 @@ class DataParallel(Engine):
         It lays gradients out anew after its first backward. Among three ranks or more the order of a sum, and with it
         the rounding, depends on the layout, so that a run that goes on within a phase would differ in the last bits.
         """
-        tokens = torch.full((1, 2), PLACEHOLDER, device=self.device)
+        tokens = torch.full((1, 2), PLACEHOLDER_TOKEN, device=self.device)
         row = torch.zeros(1, dtype=torch.int64, device=self.device)
         logits = self.model_wrapped(tokens, torch.ones_like(tokens), dict.fromkeys(self.model.heads, row), None)
         torch.stack([one.sum() for one in logits.values()]).sum().mul(0).backward()

@@ -33,8 +33,8 @@ class Measurable(Protocol):
     def evaluating(self) -> AbstractContextManager[None]:
         """Around forwards that need no gradient."""
 
-    def logits(self, batch: Batch, below: PrefixState | None = None) -> dict[str, Tensor]:
-        """Logits [its rows, num_labels] of every task; `below` as of `MultitaskTransformer.forward`."""
+    def logits(self, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
+        """Logits [its rows, num_labels] of every task; `prefix` as of `MultitaskTransformer.forward`."""
 
 
 class Mistake(NamedTuple):
@@ -105,8 +105,8 @@ def evaluate(
                 number = mine if mine < len(batches) else 0
                 rows = batches[number]
                 batch = data.batch(split, np.full(len(rows), index), rows).to(engine.device)
-                below = None if cache is None else cache.prefix_in_evaluation(split, task, number, batch)
-                logits, labels = engine.logits(batch, below)[task], batch.labels[task]
+                prefix = None if cache is None else cache.prefix_for_evaluation(split, task, number, batch)
+                logits, labels = engine.logits(batch, prefix)[task], batch.labels[task]
                 if mine < len(batches):
                     counts, loss = _measured(logits, labels)
                     confusion += counts

@@ -31,7 +31,7 @@ from mtl_dist.models.encoder import (
     load_encoder_config,
 )
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
-from mtl_dist.models.vocab_trimming import PLACEHOLDER, rows_in_use, trim_vocabulary
+from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN, trim_vocabulary, trimmed_size
 from mtl_dist.run_layout import STACKS
 from mtl_dist.schedule.early_stopping import earliest_stop
 from mtl_dist.schedule.learning_rates import LearningRates
@@ -160,14 +160,14 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
     use_fast_dropout(model)
     use_fast_attention(encoder)
-    tokens = torch.full((1, 2), PLACEHOLDER)
-    model.stages.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
+    tokens = torch.full((1, 2), PLACEHOLDER_TOKEN)
+    model.partial_forward.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
     return model
 
 
 def vocabulary_line(model: MultitaskTransformer) -> str:
     """What trains of the table of tokens."""
-    in_use = rows_in_use(model.sentence_transformer.encoder)
+    in_use = trimmed_size(model.sentence_transformer.encoder)
     if in_use is None:
         return "token vectors: all train, for the encoder has a table or code of its own"
     return "token vectors: {} of {} are in use; the others take no part in training".format(*in_use)

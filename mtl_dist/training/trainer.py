@@ -18,7 +18,7 @@ from mtl_dist.data.dataset import DataBundle
 from mtl_dist.device import AsyncScalar
 from mtl_dist.engines.base import Engine
 from mtl_dist.errors import Interrupted, TrainingError
-from mtl_dist.models.dropout import seed_masks
+from mtl_dist.models.dropout import seed_dropout_masks
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.partition import partition_batch
 from mtl_dist.schedule.phases import Phase, Schedule
@@ -99,7 +99,7 @@ def seed_device(device: torch.device, seed: int) -> None:
 
     Not by `torch.manual_seed`, which for every kind of device that a machine lacks keeps the call and its stack.
     """
-    seed_masks(seed)
+    seed_dropout_masks(seed)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -189,14 +189,14 @@ class LayerwiseLearningRateTrainer:
         positions = parts[micro_step][rank]
         place = f"step {step + 1}, micro-step {micro_step + 1}"
         self.heartbeat(f"{place}: reading rows")
-        below = self.cache.below(batch, parts, micro_step)
-        with_tokens = below is None or below[0] < self.engine.model.layout.num_blocks
+        prefix = self.cache.prefix_for_micro_step(batch, parts, micro_step)
+        with_tokens = prefix is None or prefix.depth < self.engine.model.layout.num_blocks
         inputs = self.data.batch("train", batch.task_ids[positions], batch.rows[positions], with_tokens)
         inputs = inputs.to(self.engine.device)
         self.heartbeat(f"{place}: forward and backward")
         seed_device(self.engine.device, dropout_seed(self.recipe.seed, step, rank, micro_step))
         with self.engine.accumulating(last=micro_step == self.micro_steps - 1):
-            logits = self.engine.logits(inputs, below)
+            logits = self.engine.logits(inputs, prefix)
             # A task without rows here gives a zero with a graph: DDP waits for every head's gradient.
             losses = torch.stack(
                 [

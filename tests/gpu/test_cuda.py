@@ -228,13 +228,13 @@ def test_an_operation_without_a_deterministic_kernel_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
     """Unless the recipe does not ask for one."""
-    pooled = SentenceTransformer.pooled
+    pool = SentenceTransformer.pool
 
     def pooled_again(*given: Any) -> Tensor:
-        vectors = pooled(*given)
+        vectors = pool(*given)
         return adaptive_avg_pool2d(vectors.unsqueeze(0), (len(vectors), vectors.shape[1]))[0]
 
-    monkeypatch.setattr(SentenceTransformer, "pooled", pooled_again)
+    monkeypatch.setattr(SentenceTransformer, "pool", pooled_again)
     settings = (f"safety.deterministic={deterministic}", "cache.mode=never")
     recipe = tiny_recipe(tmp_path, *settings)
     if not deterministic:

@@ -17,12 +17,12 @@ from mtl_dist.errors import UserError
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.models.vocab_trimming import (
-    PLACEHOLDER,
+    PLACEHOLDER_TOKEN,
     TrimmedEmbedding,
     TrimmedEmbeddings,
     UnusedRows,
-    rows_in_use,
     trim_vocabulary,
+    trimmed_size,
 )
 from mtl_dist.train_state import TrainState
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, TrainingSetup
@@ -76,14 +76,14 @@ def test_an_encoder_gives_the_same_states_and_gradients(kind: str) -> None:
             mine = gradients[1][name]
             assert mine is not None
             assert torch.equal(in_use, mine), name
-    assert rows_in_use(part) == (len(used), table_of(whole).num_embeddings)
-    assert rows_in_use(whole) is None
+    assert trimmed_size(part) == (len(used), table_of(whole).num_embeddings)
+    assert trimmed_size(whole) is None
 
 
 def test_a_token_that_is_set_aside_is_refused() -> None:
     encoder = encoder_of("bert", pad=0)
     trim_vocabulary(encoder, VOCABULARY)
-    for token in (PLACEHOLDER, 0, *VOCABULARY):
+    for token in (PLACEHOLDER_TOKEN, 0, *VOCABULARY):
         encoder(torch.tensor([[int(token)]]))
     with pytest.raises(IndexError):
         encoder(torch.tensor([[4]]))
@@ -116,13 +116,13 @@ def test_a_whole_table_comes_back_and_can_be_taken_apart() -> None:
     table = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
     used = torch.tensor([0, 4, 5, 9])
     aside = UnusedRows(table, used)
-    assert torch.equal(aside.whole(table[used]), table)
-    moved = aside.whole(2 * table[used])
+    assert torch.equal(aside.expand(table[used]), table)
+    moved = aside.expand(2 * table[used])
     unused = [1, 2, 3, 6, 7, 8]
     assert torch.equal(moved[used], 2 * table[used])
     assert torch.equal(moved[unused], table[unused])
-    assert torch.equal(aside.rows_in_use(moved), 2 * table[used])
-    moment = aside.whole_moment(table[used])
+    assert torch.equal(aside.select(moved), 2 * table[used])
+    moment = aside.expand_optimizer_state(table[used])
     assert torch.equal(moment[used], table[used])
     assert not moment[unused].any()
 
@@ -140,7 +140,7 @@ def test_what_is_set_aside_decays_as_adamw_has_it() -> None:
             parameter.grad = torch.zeros_like(table)
             parameter.grad[used] = 1.0
             optimizer.step()
-    torch.testing.assert_close(aside.whole(parameter.detach()[used]), parameter.detach(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(aside.expand(parameter.detach()[used]), parameter.detach(), rtol=1e-14, atol=0)
     assert aside.left == (1 - 0.1 * 0.3) * (1 - 0.05 * 0.3)
 
 
@@ -189,7 +189,7 @@ def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: py
     setup = trained(recipe_file)
     setup.engine.check_equal("now")
     assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.optimizer_state()[f"decay/{TABLE}"]))
-    table_of(setup.engine.model.sentence_transformer.encoder).set_aside.rows[0, 0] += 1e-6
+    table_of(setup.engine.model.sentence_transformer.encoder).unused_rows.rows[0, 0] += 1e-6
     setup.engine.check_equal("later")
     differ = [name for name, digest in compared[-1].items() if compared[-2][name] != digest]
     assert differ == [f"rows of {TABLE} that no text uses"]
@@ -235,10 +235,10 @@ def test_a_saved_model_has_every_row(tmp_path: Path) -> None:
 
 def test_models_have_names_for_what_is_set_aside() -> None:
     encoder = encoder_of("bert")
-    like = TrimmedEmbeddings(encoder).like(encoder)
+    like = TrimmedEmbeddings(encoder).meta_like(encoder)
     trim_vocabulary(encoder, VOCABULARY)
     tables = TrimmedEmbeddings(encoder)
-    assert {name: (one.shape, one.dtype) for name, one in tables.like(encoder).items()} == {
+    assert {name: (one.shape, one.dtype) for name, one in tables.meta_like(encoder).items()} == {
         name: (one.shape, one.dtype) for name, one in like.items()
     }
-    assert tables.decays() == {}
+    assert tables.decay_state() == {}
