@@ -156,13 +156,13 @@ class LayerwiseLearningRateTrainer:
         cosines = {} if gradients is None else gradients.cosines()
         absent = [f"heads.{task}" for task in self.recipe.tasks if task not in present]
         with_unit_norms = self.is_logged(step + 1)
-        norm = AsyncScalar(self.engine.step(self.rates_at(step), absent, with_unit_norms))
-        unit_norms = self.engine.unit_norms if with_unit_norms else {}
+        output = self.engine.step(self.rates_at(step), absent, with_unit_norms)
+        norm = AsyncScalar(output.grad_norm)
         self._look_at(step, norm, at_once=with_unit_norms)
         self.train_state.step = step + 1
         # Parts have their longest example first.
         computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
-        return StepResult(batch, sum(losses[1:], losses[0]), norm, computed, unit_norms, cosines)
+        return StepResult(batch, sum(losses[1:], losses[0]), norm, computed, output.unit_norms, cosines)
 
     def is_logged(self, done: int) -> bool:
         """Whether the last of `done` steps is written down. The same on every rank."""

@@ -107,7 +107,7 @@ def flips(draw: random.Random, folder: Path, count: int, compare_every: int | No
             said = next((line for line in job.output().splitlines() if line.startswith("error:")), "nothing")
             name = job.output(rank).partition("flipped ")[2].split("\n")[0]
             next_checks = "|".join(str(step + 1 + later) for later in range(EVERY))
-            what = f"(parameter|moments of) {re.escape(name)} "
+            what = f"(parameter|optimizer state of) {re.escape(name)} "
             named = re.match(rf"error: after step ({next_checks}): rank {rank} differs from rank \d in {what}", said)
             passed = named is not None and 1 in codes
             yield Outcome(f"bit {bit} of a {kind}", f"{name}, rank {rank}, after step {step + 1}", said, passed)

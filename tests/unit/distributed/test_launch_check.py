@@ -241,7 +241,7 @@ def test_what_an_engine_cannot_run_is_refused(tmp_path: Path) -> None:
     asked = with_section(tmp_path, "DEEPSPEED", zero_stage=2)
     recipe = Recipe(model=ModelConfig(dtype="float64"))
     with pytest.raises(
-        UserError, match=r"^model\.dtype: DeepSpeed keeps weights and moments in float32, not float64; "
+        UserError, match=r"^model\.dtype: DeepSpeed keeps weights and optimizer state in float32, not float64; "
     ):
         engine_class_of(asked, recipe, "cpu")
     recipe = Recipe(tracking=TrackingConfig(gradient_cosine_every_steps=10))

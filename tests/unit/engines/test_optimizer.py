@@ -147,7 +147,7 @@ def test_units_of_one_rate_are_joined_and_get_the_bits_of_separate_groups() -> N
         model = nn.ModuleDict({unit: nn.Linear(5, 3) for unit in units})
         optimizer = build_optimizer(model, units, OptimizerConfig(weight_decay=0.1))
         groups = ParameterGroups(optimizer)
-        groups.choose(("a", "b"))
+        groups.select(("a", "b"))
         calls = []
         for rates in of_steps:
             for parameter in groups.parameters():

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import OptimizerConfig
-from mtl_dist.engines import base as engine
+from mtl_dist.engines import consistency
 from mtl_dist.engines.optimizer import adamw
 from mtl_dist.errors import UserError
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
@@ -185,7 +185,7 @@ def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path)
 
 def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[dict[str, str]] = []
-    monkeypatch.setattr(engine, "require_equal", lambda processes, when, digests: compared.append(digests))
+    monkeypatch.setattr(consistency, "require_equal", lambda processes, when, digests: compared.append(digests))
     setup = trained(recipe_file)
     setup.engine.check_equal("now")
     assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.optimizer_state()[f"decay/{TABLE}"]))
