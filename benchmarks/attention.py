@@ -2,7 +2,7 @@
 
 `python -m benchmarks.attention [--rounds N] [--threads N]` prints, for each type and number of tokens, the seconds of
 the kernel over those of the parts, as median (least to greatest), 32 texts and 12 heads of 32. The harness goes by the
-parts where they are faster (`mtl_dist.models.attention.SHORT`).
+parts where they are faster (`mtl_dist.models.attention.MAX_UNFUSED_TOKENS`).
 """
 
 import time

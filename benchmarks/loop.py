@@ -65,9 +65,9 @@ def inputs_of(setup: RunContext, step: int) -> Inputs:
     inputs = setup.data.batch("train", batch.task_ids, batch.rows)
     if setup.recipe.cache.mode == "never":
         return inputs, None
-    model = setup.engine.raw.eval()
-    level = model.layout.num_blocks
-    return inputs, (level, model.run_prefix([level], inputs.input_ids, inputs.attention_mask)[level])
+    model = setup.engine.model.eval()
+    depth = model.layout.num_blocks
+    return inputs, PrefixState(depth, model.run_prefix([depth], inputs.input_ids, inputs.attention_mask)[depth])
 
 
 def bare(setup: RunContext, inputs: Iterable[Inputs]) -> float:
@@ -75,7 +75,7 @@ def bare(setup: RunContext, inputs: Iterable[Inputs]) -> float:
     phase = setup.rates.schedule.phases[-1]
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()
-    model, config = setup.engine.raw, setup.recipe.optimizer
+    model, config = setup.engine.model, setup.recipe.optimizer
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for group in parameter_groups(model, {unit: model.unit_parameters()[unit] for unit in phase.units}, config):
         key = config.lr * setup.rates.unit_factor(group["unit"]), group["weight_decay"]
@@ -83,8 +83,8 @@ def bare(setup: RunContext, inputs: Iterable[Inputs]) -> float:
     optimizer = torch.optim.AdamW(list(groups.values()), fused=True)
     trainable = [parameter for group in groups.values() for parameter in group["params"]]
     began = time.perf_counter()
-    for batch, below in inputs:
-        logits = model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, below)
+    for batch, prefix in inputs:
+        logits = model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, prefix)
         loss = torch.stack([cross_entropy(logits[task], batch.labels[task]) for task in logits]).sum()
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, config.max_grad_norm or float("inf"))
@@ -96,25 +96,25 @@ def bare(setup: RunContext, inputs: Iterable[Inputs]) -> float:
 def loaded(ready: Sequence[Inputs], setup: RunContext) -> Iterator[Inputs]:
     """The batches of `ready` put together anew from their rows."""
     examples: list[Example] = []
-    for batch, below in ready:
+    for batch, prefix in ready:
         for index, (task, rows) in enumerate(batch.rows.items()):
             for row, label in zip(rows.tolist(), batch.labels[task].tolist(), strict=True):
                 example = {"task": index, "labels": label}
-                if below is None:
+                if prefix is None:
                     example["input_ids"] = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
                     example["attention_mask"] = [1] * len(example["input_ids"])
                 else:
-                    example["vector"] = below[1][row]
+                    example["vector"] = prefix.states[row]
                 examples.append(example)
-    level = None if ready[0][1] is None else ready[0][1][0]
-    collate = default_collate if level else DataCollatorWithPadding(setup.data.tokenizer)
+    depth = None if ready[0][1] is None else ready[0][1].depth
+    collate = default_collate if depth else DataCollatorWithPadding(setup.data.tokenizer)
     empty = torch.zeros(setup.recipe.batch_size, 1, dtype=torch.int64)
 
     def as_inputs(read: Mapping[str, Tensor]) -> Inputs:
         rows = {task: (read["task"] == index).nonzero().flatten() for index, task in enumerate(setup.data.tasks)}
         labels = {task: read["labels"][at] for task, at in rows.items()}
         tokens, mask = read.get("input_ids", empty), read.get("attention_mask", empty)
-        return Batch(tokens, mask, None, rows, labels), None if level is None else (level, read["vector"])
+        return Batch(tokens, mask, None, rows, labels), None if depth is None else PrefixState(depth, read["vector"])
 
     return map(as_inputs, DataLoader(Rows(examples), batch_size=setup.recipe.batch_size, collate_fn=collate))
 

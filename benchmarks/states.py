@@ -2,7 +2,8 @@
 
 `python -m benchmarks.states [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and of
 tokens, the seconds of either over those of the encoder's blocks below the top two, as median (least to greatest). Each
-ends when the device has the states. `cache.mode=auto` goes by this (`mtl_dist.activation_cache.policy.READ_FAST`).
+ends when the device has the states. `cache.mode=auto` goes by this
+(`mtl_dist.activation_cache.policy.GPU_MAX_FORWARD_BYTES`).
 """
 
 import time
@@ -14,10 +15,10 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from benchmarks.runs import parser_of, spread
-from mtl_dist.activation_cache.groups import ComputeGroups, TextIds
+from mtl_dist.activation_cache.groups import ComputeGroups, DistinctTexts
 from mtl_dist.activation_cache.policy import CacheAllocation, Span
 from mtl_dist.activation_cache.store import ActivationStore
-from mtl_dist.device import sent
+from mtl_dist.device import to_device
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, encoder_inputs
@@ -44,23 +45,28 @@ def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransfo
     model = MultitaskTransformer(sentences, {"task": ("a", "b")}).to(device).eval().requires_grad_(False)
     cache_frozen_casts(model)
     ones = torch.ones(1, 2, dtype=torch.int64, device=device)
-    model.stages.learn(encoder_inputs(ones, ones))
+    model.partial_forward.learn(encoder_inputs(ones, ones))
     return model
 
 
-def shelf_of(texts: int, tokens: int, hidden: int) -> ActivationStore:
+def store_for(texts: int, tokens: int, hidden: int) -> ActivationStore:
     """Room for the states of one batch, whose texts have places."""
     lengths = np.full(texts, tokens)
     hashes = np.stack([np.arange(texts, dtype=np.uint64)] * 2, axis=1)
-    ledger = ComputeGroups(TextIds({"task": hashes}, {"task": lengths}), range(1), 0)
+    compute_groups = ComputeGroups(DistinctTexts({"task": hashes}, {"task": lengths}), range(1), 0)
     batch = GlobalBatch(0, np.zeros(texts, dtype=np.int64), np.arange(texts), lengths, np.array([texts]))
-    ledger.enter(batch, [[np.arange(texts)]])
+    compute_groups.add_step(batch, [[np.arange(texts)]])
     bytes_of = 2 * texts * tokens * hidden
-    shelf = ActivationStore(
-        CacheAllocation(Span(1, 0, 0, (0,)), bytes_of), ledger, lengths * hidden, torch.bfloat16, ProcessGroup(), None
+    store = ActivationStore(
+        CacheAllocation(Span(1, 0, 0, (0,)), bytes_of),
+        compute_groups,
+        lengths * hidden,
+        torch.bfloat16,
+        ProcessGroup(),
+        None,
     )
-    shelf.next_step()
-    return shelf
+    store.next_step()
+    return store
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -80,16 +86,20 @@ def ratios(
 ) -> list[list[float]]:
     """Keeping and reading over computing, by round."""
     ids = torch.randint(1, 1000, (texts, tokens), device=device)
-    level = model.layout.num_blocks - 2
+    depth = model.layout.num_blocks - 2
     hidden = model.sentence_transformer.encoder.config.hidden_size
-    shelf, numbers = shelf_of(texts, tokens, hidden), np.random.default_rng(0).permutation(texts)
+    store, numbers = store_for(texts, tokens, hidden), np.random.default_rng(0).permutation(texts)
 
     def compute() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            return model.run_prefix([level], ids, torch.ones_like(ids))[level].to(torch.bfloat16)
+            return model.run_prefix([depth], ids, torch.ones_like(ids))[depth].to(torch.bfloat16)
 
     states = compute()
-    ways = (compute, lambda: shelf.put(numbers, states), lambda: sent(shelf.take(numbers, (tokens, hidden)), device))
+    ways = (
+        compute,
+        lambda: store.write(numbers, states),
+        lambda: to_device(store.read(numbers, (tokens, hidden)), device),
+    )
     found = []
     for _ in range(rounds + 1):
         computing, *others = (seconds_of(way, device) for way in ways)

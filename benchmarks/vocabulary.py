@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             steps = range(first, first + (STEPS if number else WARM_UP))
             whole, used = (seconds_of(trainer, steps) for trainer in trainers)
             ratios.append(whole / used)
-        sizes = [sum(one.numel() for one in trainer.engine.raw.parameters()) for trainer in trainers]
-        table = trainers[0].engine.raw.sentence_transformer.encoder.get_input_embeddings().num_embeddings
+        sizes = [sum(one.numel() for one in trainer.engine.model.parameters()) for trainer in trainers]
+        table = trainers[0].engine.model.sentence_transformer.encoder.get_input_embeddings().num_embeddings
         megabytes = " and ".join(f"{4 * 4 * size / 1e6:.0f}" for size in sizes)
         print(f"{table} rows: {spread(ratios[1:])} times as long, {megabytes} MB", flush=True)
 

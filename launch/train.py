@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from mtl_dist.config.load import parse
-from mtl_dist.distributed.exit_codes import LOST, record
+from mtl_dist.distributed.exit_codes import LOST_CONTACT, record_exit_code
 from mtl_dist.distributed.preemption import StopRequest
 from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
 from mtl_dist.startup import importing
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str]) -> int:
             raise
         code = Interrupted.exit_code if stop_request.made else TrainingError.exit_code
         print(f"error: lost contact with another process of the run ({reason(error)})", file=sys.stderr)
-        record(LOST)
+        record_exit_code(LOST_CONTACT)
         return code
     return _recorded(0)
 
 
 def _recorded(code: int) -> int:
-    record(code)
+    record_exit_code(code)
     return code
 
 

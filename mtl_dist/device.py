@@ -19,7 +19,7 @@ def is_async(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`. From pinned memory, without which a copy waits for the queue."""
     if is_async(device) and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -28,7 +28,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 def to_device_batched(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     """As `sent`, of tensors of one type in a single copy: each by itself takes longer to begin than to make."""
-    pieces = sent(torch.cat([tensor.flatten() for tensor in tensors]), device).split(
+    pieces = to_device(torch.cat([tensor.flatten() for tensor in tensors]), device).split(
         [tensor.numel() for tensor in tensors]
     )
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
@@ -39,11 +39,11 @@ class AsyncScalar:
 
     def __init__(self, number: Tensor) -> None:
         """`number` has no dimensions."""
-        self.is_here = not is_async(number.device)
+        self.is_ready = not is_async(number.device)
         """Whether it can be had without waiting."""
         self._event: torch.cuda.Event | None = None
         self._host = number
-        if not self.is_here:
+        if not self.is_ready:
             self._host = number.to("cpu", non_blocking=True)  # pinned
             self._event = torch.cuda.Event()
             self._event.record()

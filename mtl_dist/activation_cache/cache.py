@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl_dist.activation_cache.groups import ComputeGroups, TextIds
-from mtl_dist.activation_cache.policy import GIB, CacheAllocation, Texts, hopeless, provide, spans_of
+from mtl_dist.activation_cache.groups import ComputeGroups, DistinctTexts
+from mtl_dist.activation_cache.policy import GIB, CacheAllocation, TextCounts, allocate, find_spans, reason_to_skip
 from mtl_dist.activation_cache.store import ActivationStore
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.collate import Batch
 from mtl_dist.data.dataset import DataBundle
-from mtl_dist.device import sent
+from mtl_dist.device import to_device
 from mtl_dist.engines.base import Engine
 from mtl_dist.models.multitask import PrefixState
 from mtl_dist.schedule.partition import partition_batch
@@ -31,7 +31,7 @@ Parts = Sequence[Sequence[np.ndarray]]
 
 
 class ActivationCache:
-    """Knows, at each step, from which level the model's forward may begin. Every rank calls its methods alike."""
+    """Knows, at each step, from which depth the model's forward may begin. Every rank calls its methods alike."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class ActivationCache:
         self._rows = recipe.batch_size / engine.processes.world_size / micro_steps
         """Of a forward."""
         self._folder = None if recipe.cache.folder is None else Path(recipe.cache.folder)
-        self._num_blocks = engine.raw.layout.num_blocks
-        self._shelves: list[ActivationStore] = []
+        self._num_blocks = engine.model.layout.num_blocks
+        self._stores: list[ActivationStore] = []
         self._current: ActivationStore | None = None
-        self._provisions: list[CacheAllocation] = []
+        self._allocations: list[CacheAllocation] = []
         self._evaluated: dict[tuple[str, str, int], dict[int, Tensor]] = {}
         self._left = 0
         """Bytes that this process may still use for evaluation."""
@@ -65,30 +65,30 @@ class ActivationCache:
         """Texts that training has asked for."""
         self.computed = 0
         """Texts that this process has computed for training."""
-        if recipe.cache.mode != "never" and spans_of(schedule, self._num_blocks):
-            self._provide(recipe, say)
+        if recipe.cache.mode != "never" and find_spans(schedule, self._num_blocks):
+            self._allocate(recipe, say)
 
-    def _provide(self, recipe: Recipe, say: Callable[[str], None]) -> None:
+    def _allocate(self, recipe: Recipe, say: Callable[[str], None]) -> None:
         processes = self._engine.processes
-        levels = sorted({span.level for span in spans_of(self._schedule, self._num_blocks)})
+        depths = sorted({span.depth for span in find_spans(self._schedule, self._num_blocks)})
         some = self._data.batch("train", np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         with self._engine.evaluating():
-            states = self._engine.run_prefix(levels, some.to(self._engine.device))
-        self._types = {level: tensor.dtype for level, tensor in states.items()}
-        self._hidden_size = states[levels[0]].shape[-1]
+            states = self._engine.run_prefix(depths, some.to(self._engine.device))
+        self._types = {depth: tensor.dtype for depth, tensor in states.items()}
+        self._hidden_size = states[depths[0]].shape[-1]
         width = self._hidden_size * max(dtype.itemsize for dtype in self._types.values())
         splits = {task: source.splits["train"] for task, source in self._data.tasks.items()}
         rows = {task: len(split.lengths) for task, split in splits.items()}
-        reason = hopeless(recipe.cache, self._schedule, self._plan, rows, width)
+        reason = reason_to_skip(recipe.cache, self._schedule, self._plan, rows, width)
         if reason is not None:
             say(reason)
             return
-        self._ids = TextIds(
+        self._ids = DistinctTexts(
             {task: split.hashes for task, split in splits.items()},
             {task: split.lengths for task, split in splits.items()},
         )
-        texts = Texts(len(self._ids.lengths), int(self._ids.lengths.sum(dtype=np.int64)), self._ids.by_task)
-        self._provisions, lines = provide(
+        texts = TextCounts(len(self._ids.lengths), int(self._ids.lengths.sum(dtype=np.int64)), self._ids.counts_by_task)
+        self._allocations, lines = allocate(
             recipe.cache,
             self._schedule,
             self._num_blocks,
@@ -102,98 +102,102 @@ class ActivationCache:
         firsts = processes.all_gather(processes.rank - processes.local_rank)
         mine = [rank for rank, first in enumerate(firsts) if first == firsts[processes.rank]]
         self._ranks = range(mine[0], mine[-1] + 1)
-        left = recipe.cache.budget_gb * GIB - sum(provision.capacity for provision in self._provisions)
-        self._left = int(left / len(mine)) if self._provisions else 0
+        left = recipe.cache.budget_gb * GIB - sum(allocation.capacity for allocation in self._allocations)
+        self._left = int(left / len(mine)) if self._allocations else 0
 
     def enter_phase(self, phase: Phase, train_state: TrainState) -> None:
         """Drops what has come to its end, and makes room for what begins. `phase` is the one that trains next."""
         names = [one.name for one in self._schedule.phases]
         index = names.index(phase.name)
-        wanted = [one for one in self._provisions if one.span.first <= index <= one.span.last]
+        wanted = [one for one in self._allocations if one.span.first <= index <= one.span.last]
         starts = {one.span: self._start_of(one, train_state) for one in wanted}
-        kept = [shelf for shelf in self._shelves if starts.get(shelf.span) == shelf.ledger.start]
-        self._shelves = kept
-        have = {shelf.span for shelf in kept}
+        kept = [store for store in self._stores if starts.get(store.span) == store.compute_groups.start]
+        self._stores = kept
+        have = {store.span for store in kept}
         for one in wanted:
             if one.span not in have:
-                self._shelves.append(self._shelf(one, starts[one.span]))
-        self._current = next((shelf for shelf in self._shelves if index in shelf.span.uses), None)
-        levels = {shelf.level for shelf in kept}
+                self._stores.append(self._new_store(one, starts[one.span]))
+        self._current = next((store for store in self._stores if index in store.span.uses), None)
+        depths = {store.depth for store in kept}
         for states in self._evaluated.values():
-            for level in states.keys() - levels:
-                self._left += states.pop(level).nbytes
+            for depth in states.keys() - depths:
+                self._left += states.pop(depth).nbytes
 
-    def _start_of(self, provision: CacheAllocation, train_state: TrainState) -> int:
+    def _start_of(self, allocation: CacheAllocation, train_state: TrainState) -> int:
         """The step from which a span's states are what they are.
 
         Where its lower part has trained before, going back behind the span's start changes them.
         """
-        first = provision.span.first
+        first = allocation.span.first
         start = self._schedule.with_early_stops(train_state.stops).phases[first].start
         for back_to, lost_to in train_state.rollbacks:
             if first > 0 and back_to < start <= lost_to:
                 start = lost_to
         return start
 
-    def _shelf(self, provision: CacheAllocation, start: int) -> ActivationStore:
+    def _new_store(self, allocation: CacheAllocation, start: int) -> ActivationStore:
         # Spans that begin at one step have the same groups, and one computing serves them all.
-        ledgers = {shelf.ledger.start: shelf.ledger for shelf in self._shelves}
-        ledger = ledgers.get(start) or ComputeGroups(self._ids, self._ranks, start)
-        level = provision.span.level
-        tokens = np.ones_like(self._ids.lengths) if level == self._num_blocks else self._ids.lengths
+        known_groups = {store.compute_groups.start: store.compute_groups for store in self._stores}
+        compute_groups = known_groups.get(start) or ComputeGroups(self._ids, self._ranks, start)
+        depth = allocation.span.depth
+        tokens = np.ones_like(self._ids.lengths) if depth == self._num_blocks else self._ids.lengths
         widths = tokens.astype(np.int64) * self._hidden_size
-        return ActivationStore(provision, ledger, widths, self._types[level], self._engine.processes, self._folder)
+        return ActivationStore(
+            allocation, compute_groups, widths, self._types[depth], self._engine.processes, self._folder
+        )
 
-    def below(self, batch: GlobalBatch, parts: Parts, micro_step: int) -> PrefixState | None:
+    def prefix_for_micro_step(self, batch: GlobalBatch, parts: Parts, micro_step: int) -> PrefixState | None:
         """What the lower part gives for this rank's rows of a micro-step, computed where it is not kept.
 
         None where nothing is kept in this phase. Called for each micro-step of each step, in order.
         """
-        shelf = self._current
-        if shelf is None:
+        store = self._current
+        if store is None:
             return None
         if micro_step == 0:
             self._next_step(batch, parts)
         positions = parts[micro_step][self._engine.processes.rank]
         task_ids, rows = batch.task_ids[positions], batch.rows[positions]
-        texts = self._ids.of(task_ids, rows)
-        placed, has = shelf.has_place(texts), shelf.has(texts)
+        texts = self._ids.numbers(task_ids, rows)
+        placed, has = store.has_slot(texts), store.is_cached(texts)
         missing = texts[placed & ~has]
-        numbers = np.unique(shelf.ledger.group_of[missing]) if len(missing) else ()
-        groups = [shelf.ledger.groups[number] for number in numbers]
+        numbers = np.unique(store.compute_groups.group_of[missing]) if len(missing) else ()
+        groups = [store.compute_groups.groups[number] for number in numbers]
         self._keep_together(len(groups) + (not placed.all()))
         for group in groups:
-            states = self._compute(self._levels_with(shelf), group.task_ids, group.rows)
-            for one in self._shelves:
-                if one.level in states:
-                    one.put(group.texts, states[one.level])
-        width = () if shelf.level == self._num_blocks else (int(batch.lengths[positions].max()),)
-        states = shelf.take(texts[placed], (*width, self._hidden_size))
+            states = self._compute(self._depths_with(store), group.task_ids, group.rows)
+            for one in self._stores:
+                if one.depth in states:
+                    one.write(group.texts, states[one.depth])
+        width = () if store.depth == self._num_blocks else (int(batch.lengths[positions].max()),)
+        states = store.read(texts[placed], (*width, self._hidden_size))
         if not placed.all():
-            states = self._with_rest(shelf.level, states, placed, task_ids, rows)
+            states = self._with_rest(store.depth, states, placed, task_ids, rows)
         self.reads += len(texts)
-        return shelf.level, sent(states, self._engine.device)
+        return PrefixState(store.depth, to_device(states, self._engine.device))
 
     def _next_step(self, batch: GlobalBatch, parts: Parts) -> None:
-        for shelf in self._shelves:
-            ledger = shelf.ledger  # which several may share
-            for step in range(ledger.next_step, batch.step):  # before a restart
+        for store in self._stores:
+            compute_groups = store.compute_groups  # which several may share
+            for step in range(compute_groups.next_step, batch.step):  # before a restart
                 earlier = self._plan.batch(step)
-                ledger.enter(earlier, self._cut(earlier.lengths))
-            if ledger.next_step == batch.step:
-                ledger.enter(batch, parts)
-        for shelf in self._shelves:
-            shelf.next_step()
+                compute_groups.add_step(earlier, self._cut(earlier.lengths))
+            if compute_groups.next_step == batch.step:
+                compute_groups.add_step(batch, parts)
+        for store in self._stores:
+            store.next_step()
 
-    def _levels_with(self, shelf: ActivationStore) -> list[int]:
-        """The levels at which one computing of a group serves."""
-        return [one.level for one in self._shelves if one.ledger is shelf.ledger and one.level <= shelf.level]
+    def _depths_with(self, store: ActivationStore) -> list[int]:
+        """The depths at which one computing of a group serves."""
+        return [
+            one.depth for one in self._stores if one.compute_groups is store.compute_groups and one.depth <= store.depth
+        ]
 
     def _with_rest(
-        self, level: int, states: Tensor, placed: np.ndarray, task_ids: np.ndarray, rows: np.ndarray
+        self, depth: int, states: Tensor, placed: np.ndarray, task_ids: np.ndarray, rows: np.ndarray
     ) -> Tensor:
         """`states`, of the rows that are `placed`, joined by those of the others, which are computed each time."""
-        rest = self._compute([level], task_ids[~placed], rows[~placed])[level].cpu()
+        rest = self._compute([depth], task_ids[~placed], rows[~placed])[depth].cpu()
         whole = torch.zeros(len(placed), *states.shape[1:], dtype=states.dtype)
         whole[torch.from_numpy(placed)] = states
         if rest.dim() == 3:
@@ -202,35 +206,35 @@ class ActivationCache:
             whole[torch.from_numpy(~placed)] = rest
         return whole
 
-    def _compute(self, levels: Sequence[int], task_ids: np.ndarray, rows: np.ndarray) -> dict[int, Tensor]:
+    def _compute(self, depths: Sequence[int], task_ids: np.ndarray, rows: np.ndarray) -> dict[int, Tensor]:
         self.computed += len(rows)
-        return self._engine.run_prefix(levels, self._data.batch("train", task_ids, rows).to(self._engine.device))
+        return self._engine.run_prefix(depths, self._data.batch("train", task_ids, rows).to(self._engine.device))
 
     def _keep_together(self, forwards: int) -> None:
         """Goes along with the forwards of ranks that have more of them to do, where all must make each together."""
-        if not self._engine.lockstep or self._current is None:
+        if not self._engine.forward_is_collective or self._current is None:
             return
         some = np.zeros(1, dtype=np.int64)
         for _ in range(max(self._engine.processes.all_gather(forwards)) - forwards):
             batch = self._data.batch("train", some, some).to(self._engine.device)
-            self._engine.run_prefix([self._current.level], batch)
+            self._engine.run_prefix([self._current.depth], batch)
 
-    def prefix_in_evaluation(self, split: str, task: str, index: int, batch: Batch) -> PrefixState | None:
-        """As `below`, for the batch with this index of an evaluation, which is on the device; None: not kept."""
+    def prefix_for_evaluation(self, split: str, task: str, index: int, batch: Batch) -> PrefixState | None:
+        """As `prefix_for_micro_step`, for the `index`-th batch of an evaluation, which is on the device."""
         if self._current is None:
             return None
-        level = self._current.level
+        depth = self._current.depth
         kept = self._evaluated.get((split, task, index), {})
-        found = level in kept
-        if self._engine.lockstep:
+        found = depth in kept
+        if self._engine.forward_is_collective:
             found = all(self._engine.processes.all_gather(found))
         if not found:
-            levels = [shelf.level for shelf in self._shelves if shelf.level <= level]
-            states = self._engine.run_prefix(levels, batch)
-            fresh = {one: states[one].cpu() for one in levels if one not in kept}
+            depths = [store.depth for store in self._stores if store.depth <= depth]
+            states = self._engine.run_prefix(depths, batch)
+            fresh = {one: states[one].cpu() for one in depths if one not in kept}
             size = sum(tensor.nbytes for tensor in fresh.values())
             if size <= self._left:
                 self._left -= size
                 self._evaluated[split, task, index] = kept | fresh
-            return level, states[level]
-        return level, sent(kept[level], self._engine.device)
+            return PrefixState(depth, states[depth])
+        return PrefixState(depth, to_device(kept[depth], self._engine.device))

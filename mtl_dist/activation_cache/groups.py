@@ -15,7 +15,7 @@ from mtl_dist.schedule.sampler import GlobalBatch
 UNSEEN = -1
 
 
-class TextIds:
+class DistinctTexts:
     """A number for each unlike text among the training rows of all tasks."""
 
     def __init__(self, hashes: Mapping[str, np.ndarray], lengths: Mapping[str, np.ndarray]) -> None:
@@ -31,10 +31,10 @@ class TextIds:
         self.lengths = np.concatenate([np.asarray(of_task) for of_task in lengths.values()])[order[unlike]]
         """Tokens of each text."""
         parts = np.split(self._ids, self._offsets[1:])
-        self.by_task = {task: len(np.unique(part)) for task, part in zip(hashes, parts, strict=True)}
+        self.counts_by_task = {task: len(np.unique(part)) for task, part in zip(hashes, parts, strict=True)}
         """Unlike texts of each task."""
 
-    def of(self, task_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def numbers(self, task_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The numbers of rows `rows[i]` of the `task_ids[i]`-th task."""
         return self._ids[self._offsets[task_ids] + rows]
 
@@ -52,7 +52,7 @@ class Group:
 class ComputeGroups:
     """The groups of the steps from one on, over the processes of one machine."""
 
-    def __init__(self, ids: TextIds, ranks: range, start: int) -> None:
+    def __init__(self, ids: DistinctTexts, ranks: range, start: int) -> None:
         """`ranks`: those of this machine. `start`: the first step."""
         self.start = start
         self.next_step = start
@@ -64,12 +64,12 @@ class ComputeGroups:
         self.groups: list[Group] = []
         self._unseen = len(ids.lengths)
 
-    def enter(self, batch: GlobalBatch, parts: Sequence[Sequence[np.ndarray]]) -> None:
+    def add_step(self, batch: GlobalBatch, parts: Sequence[Sequence[np.ndarray]]) -> None:
         """Takes the next step's batch, cut into `parts` [micro-step][rank]."""
         self.next_step = batch.step + 1
         if not self._unseen:
             return
-        ids = self._text_ids.of(batch.task_ids, batch.rows)
+        ids = self._text_ids.numbers(batch.task_ids, batch.rows)
         if (self.group_of[ids] != UNSEEN).all():
             return
         for of_ranks in parts:
@@ -86,20 +86,20 @@ class ComputeGroups:
 
 
 class SlotAllocator:
-    """Where each text's states lie in a stretch of memory, given out in the order of the ledger."""
+    """Where each text's states lie in a stretch of memory, given out in the order of the compute_groups."""
 
     def __init__(self, sizes: np.ndarray, capacity: int) -> None:
         """`sizes` of all texts and `capacity` of the stretch, in the same unit."""
         self._sizes = sizes
         self._capacity = capacity
         self._used = 0
-        self.at = np.full(len(sizes), -1, dtype=np.int64)
+        self.offsets = np.full(len(sizes), -1, dtype=np.int64)
         """The first place of each text; -1 where it has none."""
 
-    def give(self, group: Group) -> None:
+    def allocate(self, group: Group) -> None:
         """Places for the texts of `group`, as far as there is room."""
         ends = self._used + np.cumsum(self._sizes[group.texts])
         fit = ends <= self._capacity
         if fit.any():
-            self.at[group.texts[fit]] = (ends - self._sizes[group.texts])[fit]
+            self.offsets[group.texts[fit]] = (ends - self._sizes[group.texts])[fit]
             self._used = int(ends[fit][-1])

@@ -1,4 +1,4 @@
-"""The states that texts have at one level of the encoder, in memory that the processes of a machine share."""
+"""The states that texts have at one depth of the encoder, in memory that the processes of a machine share."""
 
 import math
 from pathlib import Path
@@ -21,22 +21,22 @@ class ActivationStore:
 
     def __init__(
         self,
-        provision: CacheAllocation,
-        ledger: ComputeGroups,
+        allocation: CacheAllocation,
+        compute_groups: ComputeGroups,
         widths: np.ndarray,
         dtype: torch.dtype,
         processes: ProcessGroup,
         folder: Path | None,
     ) -> None:
         """`widths`: elements of `dtype` that each text takes. Every rank calls this."""
-        self.span = provision.span
-        self.level = provision.span.level
-        self.ledger = ledger
+        self.span = allocation.span
+        self.depth = allocation.span.depth
+        self.compute_groups = compute_groups
         self._dtype = dtype
         self._bits = _UNSIGNED[dtype.itemsize]
         self._widths = widths
-        capacity = provision.capacity // dtype.itemsize
-        self._places = SlotAllocator(widths, capacity)
+        capacity = allocation.capacity // dtype.itemsize
+        self._slots = SlotAllocator(widths, capacity)
         self._entered = 0
         self._has = np.zeros(len(widths), dtype=bool)
         self._finished: list[np.ndarray] = []
@@ -45,51 +45,51 @@ class ActivationStore:
         # Where all take the same, by place: whole batches are read at once.
         uniform = len(widths) and (widths == widths[0]).all()
         self._table = self._states[: capacity - capacity % widths[0]].reshape(-1, widths[0]) if uniform else None
-        self._said = np.frombuffer(memory, np.uint8, len(widths), capacity * dtype.itemsize)
+        self._published = np.frombuffer(memory, np.uint8, len(widths), capacity * dtype.itemsize)
         """By text, whether its states are there for all to read."""
 
     def next_step(self) -> None:
-        """Gives places to what the ledger has new, and says what this process has finished.
+        """Gives places to what the compute_groups has new, and says what this process has finished.
 
         That is said a step late. All ranks have exchanged gradients since, so who sees it said sees all of it.
         """
         for texts in self._finished:
-            self._said[texts] = 1
+            self._published[texts] = 1
         self._finished.clear()
-        for group in self.ledger.groups[self._entered :]:
-            self._places.give(group)
-        self._entered = len(self.ledger.groups)
+        for group in self.compute_groups.groups[self._entered :]:
+            self._slots.allocate(group)
+        self._entered = len(self.compute_groups.groups)
 
-    def has_place(self, texts: np.ndarray) -> np.ndarray:
+    def has_slot(self, texts: np.ndarray) -> np.ndarray:
         """Of each text, whether there is room for it."""
-        return self._places.at[texts] >= 0
+        return self._slots.offsets[texts] >= 0
 
-    def has(self, texts: np.ndarray) -> np.ndarray:
+    def is_cached(self, texts: np.ndarray) -> np.ndarray:
         """Of each text, whether this process knows its states to be here."""
         has = self._has[texts]
         if not has.all():
-            has = self._has[texts] = has | self._said[texts].astype(bool)
+            has = self._has[texts] = has | self._published[texts].astype(bool)
         return has
 
-    def put(self, texts: np.ndarray, states: Tensor) -> None:
+    def write(self, texts: np.ndarray, states: Tensor) -> None:
         """Keeps the `states` [n, ...] of each text that has a place; of padded ones, as many as it has tokens."""
         lines = states.detach().cpu().contiguous().view(len(texts), -1).view(self._bits).numpy()
         for text, line in zip(texts, lines, strict=True):
-            at, width = self._places.at[text], self._widths[text]
+            at, width = self._slots.offsets[text], self._widths[text]
             if at >= 0:
                 self._states[at : at + width] = line[:width]
-        placed = texts[self.has_place(texts)]
+        placed = texts[self.has_slot(texts)]
         self._has[placed] = True
         self._finished.append(placed)
 
-    def take(self, texts: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    def read(self, texts: np.ndarray, shape: tuple[int, ...]) -> Tensor:
         """The states of each text, padded with zeros to `shape`, on the CPU."""
         if self._table is not None and self._table.shape[1] == math.prod(shape):
-            found = self._table[self._places.at[texts] // self._table.shape[1]]
+            found = self._table[self._slots.offsets[texts] // self._table.shape[1]]
             return torch.from_numpy(found).view(self._dtype).view(len(texts), *shape)
         states = torch.zeros(len(texts), math.prod(shape), dtype=self._dtype)
         lines = states.view(self._bits).numpy()
-        starts, widths = self._places.at[texts], self._widths[texts]
+        starts, widths = self._slots.offsets[texts], self._widths[texts]
         for line, start, width in zip(lines, starts.tolist(), widths.tolist(), strict=True):
             line[:width] = self._states[start : start + width]
         return states.view(len(texts), *shape)

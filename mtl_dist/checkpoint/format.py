@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 
-from mtl_dist.engines.base import ADAMW_STATE
+from mtl_dist.engines.state import ADAMW_STATE
 from mtl_dist.errors import reason
 from mtl_dist.io import flush
 from mtl_dist.models.vocab_trimming import DECAY

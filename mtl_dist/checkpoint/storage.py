@@ -71,7 +71,7 @@ def save(
 ) -> Path:
     """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank.
 
-    `weights` and `moments` are as `Engine.weights` and `Engine.moments` give them. `state` has the run's `identity`,
+    `weights` and `moments` are as from `Engine.weights` and `Engine.optimizer_state`. `state` has the run's `identity`,
     its `train_state`, and by task the `figures` of an evaluation at this step, if there was one. Raises TrainingError
     where it cannot be written or cannot be read again; older checkpoints are as before then.
     """

@@ -17,7 +17,7 @@ from types import FrameType
 
 import psutil
 
-from mtl_dist.distributed.exit_codes import VARIABLE, combined_exit_code, recorded
+from mtl_dist.distributed.exit_codes import VARIABLE, combined_exit_code, recorded_exit_codes
 from mtl_dist.run_layout import SUMMARY
 
 ASKING = signal.SIGUSR1
@@ -105,7 +105,9 @@ def run_part(launch: Launch, requests: Requests, alone: bool, save_seconds: int,
                 ranks.pass_on(requests.times)
             time.sleep(POLL_SECONDS)
         asked = bool(requests.times)
-        return combined_exit_code(recorded(Path(folder)), launch.processes, asked, launcher.returncode, lost_code)
+        return combined_exit_code(
+            recorded_exit_codes(Path(folder)), launch.processes, asked, launcher.returncode, lost_code
+        )
 
 
 def _in_the_launcher() -> None:

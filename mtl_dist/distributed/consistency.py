@@ -30,7 +30,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def combined(digests: Mapping[str, str]) -> str:
+def combined_digest(digests: Mapping[str, str]) -> str:
     """One SHA-256 for all of `digests`, in their order."""
     return hashlib.sha256("".join(digests.values()).encode()).hexdigest()
 
@@ -40,7 +40,7 @@ def require_equal(processes: ProcessGroup, when: str, digests: Mapping[str, str]
 
     It names a rank that is not as most are, and its first difference.
     """
-    summaries = processes.all_gather(combined(digests))
+    summaries = processes.all_gather(combined_digest(digests))
     if len(set(summaries)) == 1:
         return
     everything = processes.all_gather(dict(digests))

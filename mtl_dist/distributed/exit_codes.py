@@ -14,12 +14,12 @@ from mtl_dist.errors import Interrupted, TrainingError, UserError
 
 VARIABLE = "MTL_DIST_EXIT_RECORDS"
 """Names the folder; without it nothing is recorded."""
-LOST = "lost contact"
+LOST_CONTACT = "lost contact"
 """Recorded in place of a code where only another process can know why the run ended."""
 
 
-def record(ending: int | str) -> None:
-    """Leaves this process's exit code, or LOST. Called last before it ends; the last call counts."""
+def record_exit_code(ending: int | str) -> None:
+    """Leaves this process's exit code, or LOST_CONTACT. Called last before it ends; the last call counts."""
     folder = os.environ.get(VARIABLE)
     if folder is None:
         return
@@ -29,7 +29,7 @@ def record(ending: int | str) -> None:
         print(f"warning: the exit code {ending} is not recorded in {folder}: {error.strerror}", file=sys.stderr)
 
 
-def recorded(folder: Path) -> list[str]:
+def recorded_exit_codes(folder: Path) -> list[str]:
     """What the processes of one start have recorded."""
     return [path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())]
 
@@ -48,8 +48,8 @@ def combined_exit_code(
         if str(failure) in records:
             return failure
     stopped = str(Interrupted.exit_code)
-    if asked or (len(records) == processes and stopped in records and set(records) <= {"0", stopped, LOST}):
+    if asked or (len(records) == processes and stopped in records and set(records) <= {"0", stopped, LOST_CONTACT}):
         return Interrupted.exit_code
-    if len(records) == processes and set(records) == {LOST}:
+    if len(records) == processes and set(records) == {LOST_CONTACT}:
         return lost_code
     return TrainingError.exit_code

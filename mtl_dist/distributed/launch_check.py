@@ -191,7 +191,7 @@ def start_accelerator() -> tuple[Accelerator, ProcessGroup, LaunchRequest]:
         _meet(on_cpu)
     accelerator = Accelerator(cpu=on_cpu, gradient_accumulation_steps=asked.accumulation or 1)
     processes = ProcessGroup(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
-    check_given(asked, accelerator)
+    check_launched(asked, accelerator)
     return accelerator, processes, asked
 
 
@@ -250,7 +250,7 @@ def _words(values: Sequence[Any]) -> str:
     return " or ".join(str(value) for value in values)
 
 
-def check_given(asked: LaunchRequest, accelerator: Accelerator) -> None:
+def check_launched(asked: LaunchRequest, accelerator: Accelerator) -> None:
     """Refuses a run that is not the one asked for: process count, machines, precision, accumulation, compilation."""
     where, given = asked.source, accelerator.num_processes
     if asked.processes is not None and asked.processes != given:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mtl_dist.distributed.exit_codes import record
+from mtl_dist.distributed.exit_codes import record_exit_code
 from mtl_dist.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -79,11 +79,11 @@ class StopRequest:
             if self._waits and (first or same):
                 return
             if self._code is not None:
-                record(self._code)
+                record_exit_code(self._code)
                 os._exit(self._code)
             if same:
                 return
             if os.environ.get("RANK", "0") == "0":
                 print(f"stopped by {request.name}; the same command goes on", file=sys.stderr, flush=True)
-            record(Interrupted.exit_code)
+            record_exit_code(Interrupted.exit_code)
             os._exit(Interrupted.exit_code)

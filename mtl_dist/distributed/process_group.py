@@ -16,7 +16,7 @@ T = TypeVar("T")
 CONTROL_TIMEOUT = timedelta(hours=24)
 
 
-class Vote:
+class AsyncMax:
     """The greatest wish of all ranks, agreed without waiting: what is cast in one round is the outcome of the next.
 
     Every rank casts, the same number of times. The exchange of a round goes on behind the work until the next one.
@@ -27,7 +27,7 @@ class Vote:
         self._group = group
         self._pending: tuple[Any, torch.Tensor] | None = None
 
-    def cast(self, wish: int) -> int:
+    def reduce(self, wish: int) -> int:
         """The outcome of the round before; 0 in the first."""
         if self._group is None:
             return wish
@@ -55,10 +55,10 @@ class ProcessGroup:
         if world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
-    def vote(self) -> Vote:
+    def async_max(self) -> AsyncMax:
         """A new one. Every rank calls this."""
         several = self.world_size > 1
-        return Vote(dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if several else None)
+        return AsyncMax(dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if several else None)
 
     @property
     def is_main(self) -> bool:

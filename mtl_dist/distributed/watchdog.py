@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from mtl_dist.distributed.exit_codes import record
+from mtl_dist.distributed.exit_codes import record_exit_code
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import TrainingError
 
@@ -81,7 +81,7 @@ class Watchdog:
             for thread in threads:
                 thread.join(SILENT_SECONDS)
 
-    def passing(self, place: str) -> None:
+    def heartbeat(self, place: str) -> None:
         """Says that this rank is at `place` now. Every rank passes the same places in the same order."""
         self._own = Beat(0, self._own.count + 1, place, self._own.excused)
         self._since = time.monotonic()
@@ -89,7 +89,7 @@ class Watchdog:
     @contextmanager
     def suspended(self, place: str) -> Iterator[None]:
         """Around what may take long on one rank, while the others wait for it."""
-        self.passing(place)
+        self.heartbeat(place)
         self._own = self._own._replace(excused=True)
         try:
             yield
@@ -149,5 +149,5 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
-        record(TrainingError.exit_code)
+        record_exit_code(TrainingError.exit_code)
         os._exit(TrainingError.exit_code)

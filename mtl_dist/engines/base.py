@@ -1,13 +1,13 @@
-"""All that differs between ways of running: wrapping, exchange of gradients, the phase boundary, gathering of state.
+"""The interface of all engines: wrapping, the phase boundary, forward, backward and the optimizer step.
 
-`Engine` is the interface and what all have in common; `DataParallel` is one process, or several with the whole model
-each. Every method is called by every rank, in the same order.
+An engine is a way to run a model on the processes of a run. Every method is called by all ranks, in the same order.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,327 +18,217 @@ from torch import Tensor, nn
 from mtl_dist.config.recipe import OptimizerConfig
 from mtl_dist.data.collate import Batch
 from mtl_dist.device import is_async
-from mtl_dist.distributed.consistency import combined, quick_digest, require_equal, tensor_digest
 from mtl_dist.distributed.process_group import ProcessGroup
-from mtl_dist.engines.optimizer import RateGroups, build_optimizer
-from mtl_dist.errors import TrainingError
+from mtl_dist.engines.consistency import check_optimizer, compare_ranks
+from mtl_dist.engines.optimizer import ParameterGroups, build_optimizer
+from mtl_dist.engines.state import ModelState
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
-from mtl_dist.models.vocab_trimming import TrimmedEmbeddings
-
-ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for a parameter."""
 
 
-class Engine(ABC):
+@dataclass(frozen=True)
+class StepOutput:
+    """Gradient norms of one optimizer step, before clipping and over all ranks."""
+
+    grad_norm: Tensor
+    """Norm of the whole gradient: a scalar, on any device."""
+    unit_norms: Mapping[str, float] = field(default_factory=dict)
+    """Norm of the gradient of each trainable unit that has rows in the batch; empty if it was not asked for."""
+
+
+class Engine(ModelState, ABC):
     """A model with its optimizer on the processes of a run.
 
-    `raw` is the model itself, `model` what is called: the same, or a wrapper around it.
+    `model` is the model itself; `model_wrapped` is what forward calls: the model, or DDP or DeepSpeed around it (the
+    names of `transformers.Trainer`).
     """
 
     name: str
-    lockstep = False
-    """Whether every forward is made by all ranks together, because none has all parameters."""
+    forward_is_collective = False
+    """Whether each forward has to be made by all ranks together, because no rank holds all parameters."""
 
     def __init__(
         self, accelerator: Accelerator, processes: ProcessGroup, model: MultitaskTransformer, config: OptimizerConfig
     ) -> None:
+        super().__init__(processes, model)
         self.accelerator = accelerator
-        self.processes = processes
         self.device = accelerator.device
         self.config = config
-        self._tables = TrimmedEmbeddings(model)
-        self.like = self._tables.like(model)
-        """A tensor without content like each of `weights`."""
-        self.raw = self._placed(model.to(self.device))
-        if not self.lockstep:
-            cache_frozen_casts(self.raw)
-        self.model: nn.Module = self.raw
+        self.model = self.shard_model(model.to(self.device))
+        if not self.forward_is_collective:
+            cache_frozen_casts(self.model)
+        self.model_wrapped: nn.Module = self.model
         self.units: tuple[str, ...] = ()
-        self.unit_norms: dict[str, float] = {}
-        """Norm of each unit's gradient before clipping, of the last step that was to look closely."""
-        self.optimizer = build_optimizer(self.raw, self.raw.unit_parameters(), config)
-        self._rate_groups = RateGroups(self.optimizer)
-        self.dtype = self.raw.sentence_transformer.encoder.dtype
-        """Of the weights, and of logits."""
+        """Units that are trainable in the current phase."""
+        self.optimizer = build_optimizer(self.model, self.model.unit_parameters(), config)
+        self._parameter_groups = ParameterGroups(self.optimizer)
+        self.dtype = self.model.sentence_transformer.encoder.dtype
+        """Data type of weights and logits."""
         self._autocast = nullcontext if accelerator.mixed_precision == "no" else accelerator.autocast
 
-    # Where the engines differ
+    # Steps that engines override
 
-    def _placed(self, model: MultitaskTransformer) -> MultitaskTransformer:
-        """The model with its parameters as this engine keeps them."""
+    def shard_model(self, model: MultitaskTransformer) -> MultitaskTransformer:
+        """Shards the model's parameters, in place, if this engine does."""
         return model
 
     @abstractmethod
-    def _rewrap(self) -> None:
-        """Makes `model` exchange the gradients of what is trainable now."""
+    def wrap(self) -> None:
+        """Makes `model_wrapped` exchange the gradients of the parameters that are trainable now."""
 
     @abstractmethod
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-step: gradients are exchanged in the last one only."""
+        """Context of a micro-step's forward and backward; ranks exchange gradients in the last micro-step only."""
 
-    def _settle(self) -> None:  # noqa: B027 - most engines have nothing to do here
-        """Leaves parameters as this engine keeps them, after forwards that no backward followed."""
+    def reshard_parameters(self) -> None:
+        """Frees parameters that forwards without a backward have gathered."""
 
-    def _whole(self, tensor: Tensor) -> Tensor:
-        """All of a parameter, a gradient or a moment, of which this rank may hold a part."""
-        return tensor
-
-    def _local(self, tensor: Tensor) -> Tensor:
-        """What this rank holds of a parameter or a moment, as a plain tensor."""
-        return tensor
-
-    def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """This rank's part of a whole `tensor`, as it keeps that of `parameter`."""
-        return tensor.to(parameter.device)
+    def sum_over_shards(self, sums: Tensor) -> Tensor:
+        """Sums over whole gradients, from sums over the shards that this rank holds."""
+        return sums
 
     # The phase boundary
 
     def enter_phase(self, name: str, units: Sequence[str]) -> None:
-        """Makes exactly `units` trainable.
+        """Makes exactly `units` trainable, and wraps the model for them.
 
-        Checks that the ranks agree on them and on their state, that the optimizer has all that trains now, and that it
-        has its moments from before: what trained keeps them, what thaws for the first time has none. Raises
-        TrainingError on every rank, naming the first difference, where it is not so.
+        Optimizer state is kept: parameters that trained before keep theirs, those that are unfrozen for the first time
+        have none yet. Raises TrainingError on all ranks, naming the first difference, if ranks differ in weights or
+        in the trainable set, or if the optimizer lacks a trainable parameter or has lost state.
         """
         when = f"start of phase {name!r}"
         self.units = tuple(units)
         self._set_trainable()
-        # Before wrapping, in which the first rank's weights might paper over a difference.
+        # Before wrapping, which may broadcast the main process's weights and so hide a difference.
         self.check_equal(when)
-        before = self._local_state_digests()
-        self._rewrap()
-        self.processes.together(lambda: self._check_optimizer(when, before))
+        before = self.local_optimizer_state_digests()
+        self.wrap()
+        with self.processes.raise_together():
+            check_optimizer(self, when, before)
 
     def _set_trainable(self) -> None:
-        by_unit = self.raw.unit_parameters()
+        by_unit = self.model.unit_parameters()
         trainable = {parameter for unit in self.units for parameter in by_unit[unit]}
-        for name, parameter in self.raw.named_parameters():
+        for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trainable)
             parameter.grad = None
-        self._choose_groups()
+        self._select_parameter_groups()
 
-    def _choose_groups(self) -> None:
-        """The optimizer looks at what trains; it keeps the moments of all."""
-        self._rate_groups.choose(self.units)
+    def _select_parameter_groups(self) -> None:
+        """Restricts the optimizer's step to the trainable units; it keeps the state of all."""
+        self._parameter_groups.select(self.units)
 
     def check_equal(self, when: str) -> None:
-        """Compares trainable set and parameters among the ranks, and what else they hold alike.
-
-        Raises TrainingError on every rank where they differ.
-        """
-        trainable = {
-            f"the trainable set ({name})": str(parameter.requires_grad)
-            for name, parameter in self.raw.named_parameters()
-        }
-        parameters = {f"parameter {name}": quick_digest(name, tensor) for name, tensor in self._whole_parameters()}
-        digests = trainable | parameters | self._tables.digests() | self._replicated_state_digests()
-        require_equal(self.processes, when, digests)
+        """Compares the model among ranks; raises TrainingError on all of them where it differs (`compare_ranks`)."""
+        compare_ranks(self, when)
 
     def check_replicas(self, when: str) -> None:
-        """As `check_equal`, of what every rank holds a whole copy of; nothing is gathered for it."""
+        """`check_equal` for what every rank holds a whole copy of; gathers nothing."""
         if self.processes.world_size > 1:
             self.check_equal(when)
 
-    def _replicated_state_digests(self) -> dict[str, str]:
-        """Digests of moments that every rank should have alike, by what they are called in a message."""
-        return {}
-
-    def _check_optimizer(self, when: str, before: Mapping[str, str]) -> None:
-        """Raises TrainingError where the optimizer is not the one this phase needs; `before` as in enter_phase."""
-        where = f"{when}: rank {self.processes.rank}"
-        known = self._optimized()
-        for name, parameter in self.raw.named_parameters():
-            if parameter.requires_grad and name not in known:
-                raise TrainingError(f"{where}: {name} is to train, and the optimizer does not have it")
-        after = self._local_state_digests()
-        for name in sorted({**before, **after}):
-            if before.get(name) != after.get(name):
-                raise TrainingError(f"{where}: the moments of {name} are not those from before")
-
-    def _optimized(self) -> set[str]:
-        """Names of the parameters that the optimizer's step would change."""
-        held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
-        return {name for name, parameter in self.raw.named_parameters() if parameter in held}
-
-    def _local_state_digests(self) -> dict[str, str]:
-        """A digest of this rank's part of each parameter's moments, by name; those without are left out."""
-        states = {name: self.optimizer.state.get(parameter) for name, parameter in self.raw.named_parameters()}
-        return {name: self._state_digest(name, state) for name, state in states.items() if state}
-
-    def _state_digest(self, name: str, state: Mapping[str, Tensor]) -> str:
-        return combined({key: quick_digest(name, self._local(state[key])) for key in ADAMW_STATE})
-
-    # The training step
+    # Forward and backward
 
     def train_mode(self) -> None:
-        """Trainable units in train mode, frozen ones in eval mode: a frozen module has no dropout."""
-        self.model.train()  # wrappers
-        self.raw.train_units(self.units)
+        """Puts trainable units into train mode and frozen ones into eval mode, in which they have no dropout."""
+        self.model_wrapped.train()  # wrappers
+        self.model.train_units(self.units)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Around forwards that need no gradient: eval mode; afterwards as before."""
-        self.model.eval()
+        """Context of forwards that need no gradient: eval mode inside, `train_mode` afterwards."""
+        self.model_wrapped.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self._settle()
+            self.reshard_parameters()
             self.train_mode()
 
-    def logits(self, batch: Batch, below: PrefixState | None = None) -> dict[str, Tensor]:
-        """Logits [its rows, num_labels] of every task, in the weights' type whatever precision they come from.
+    def logits(self, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
+        """Logits [rows of the task, num_labels] of every task, in the type of the weights also under autocast.
 
-        `below`, as from `run_prefix`, is not computed again.
+        The encoder's layers below `prefix`, as from `run_prefix`, are not computed again.
         """
         with self._autocast():
-            logits = self.model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, below)
+            logits = self.model_wrapped(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, prefix)
         return {task: values.to(self.dtype) for task, values in logits.items()}
 
-    def run_prefix(self, levels: Sequence[int], batch: Batch) -> dict[int, Tensor]:
-        """What the encoder's part below each of `levels` gives; see `MultitaskTransformer.run_prefix`."""
+    def run_prefix(self, depths: Sequence[int], batch: Batch) -> dict[int, Tensor]:
+        """States at each of the prefix `depths`; see `MultitaskTransformer.run_prefix`."""
         with self._autocast():
-            states = self.raw.run_prefix(levels, batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        self._settle()
+            states = self.model.run_prefix(depths, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        self.reshard_parameters()
         return states
 
     def backward(self, loss: Tensor) -> None:
-        """Adds this rank's share of the global batch's gradient. The shares' sum is what the ranks hold afterwards."""
-        # The engines divide by the number of ranks; our shares are parts of one mean already.
+        """Accumulates this rank's share of the global batch's gradient; ranks end up with the sum of all shares."""
+        # Engines average over ranks, whereas our shares are parts of one mean already.
         (loss * self.processes.world_size if self.processes.world_size > 1 else loss).backward()
 
-    def step(self, rates: Mapping[str, float], absent: Sequence[str], look_closely: bool = False) -> Tensor:
-        """Clips and applies the gradient, and clears it; returns its norm before clipping, no dimensions, anywhere.
+    # The optimizer step
 
-        `rates` are by unit. The units in `absent` have no row in the global batch and are left untouched. Nothing is
-        applied where the norm is not finite. With `look_closely`, which every rank gives alike, `unit_norms` are taken;
-        without it a device that works behind the host is not waited for, except by DeepSpeed.
+    def step(self, rates: Mapping[str, float], absent: Sequence[str], with_unit_norms: bool = False) -> StepOutput:
+        """Clips and applies the gradient, then clears it.
+
+        `rates` are learning rates by unit. `absent` are the units without a row in the global batch, which are heads
+        of other tasks; they are left untouched, by weight decay too. Nothing is applied if the norm is not finite.
+        `with_unit_norms`, the same on all ranks, takes the norm of each unit's gradient. Without it the host does not
+        wait for an asynchronous device, except in DeepSpeed.
         """
         self._drop_gradients(absent)
-        if look_closely:
-            self.unit_norms = self._norms_by_unit(absent)
+        unit_norms = self._norms_by_unit(absent) if with_unit_norms else {}
         norm = self._clip()
-        self._rate_groups.set_rates(rates)
+        self._parameter_groups.set_rates(rates)
         self._apply(norm)
-        self._decay_set_aside(rates, norm)
+        self._decay_unused_rows(rates, norm)
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def _decay_set_aside(self, rates: Mapping[str, float], norm: Tensor) -> None:
-        """After an update: the rows of token vectors that no text uses, of which the optimizer knows nothing."""
-        if "embeddings" in rates:
-            self._tables.decay(1 - rates["embeddings"] * self.config.weight_decay, norm)
-
-    def _apply(self, norm: Tensor) -> None:
-        """The update, unless `norm` is not finite."""
-        if is_async(norm.device):
-            # AdamW looks by itself, as it does for torch's gradient scaler: the host does not know the norm yet.
-            optimizer: Any = self.optimizer  # whose type does not say it
-            optimizer.found_inf = norm.isfinite().logical_not().float()
-            optimizer.step()
-        elif math.isfinite(norm):
-            self.optimizer.step()
+        return StepOutput(norm, unit_norms)
 
     def _drop_gradients(self, units: Sequence[str]) -> None:
-        """Heads without rows took part all the same, because all ranks wait for every parameter."""
-        for parameter in self._rate_groups.parameters_of(units):
+        """Clears the zero gradients of heads without rows, which were in the graph because DDP waits for all heads."""
+        for parameter in self._parameter_groups.parameters_of(units):
             parameter.grad = None
 
     def _norms_by_unit(self, absent: Sequence[str]) -> dict[str, float]:
-        """Of the trainable units without those in `absent`. The same on every rank; nothing is changed."""
+        """Gradient norm of each trainable unit that is not in `absent`; the same on all ranks."""
         gradients: dict[str, list[Tensor]] = {unit: [] for unit in self.units if unit not in absent}
-        for unit, parameters in self._rate_groups.by_unit():
-            found = [self._local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        for unit, parameters in self._parameter_groups.by_unit():
+            found = [self.local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
             if found:
                 gradients[unit] += found
         if not gradients:
             return {}
         zero = torch.zeros((), device=self.device)
         norms = [nn.utils.get_total_norm(found) if found else zero for found in gradients.values()]
-        squares = self._over_parts(torch.stack(norms).double().square())
+        squares = self.sum_over_shards(torch.stack(norms).double().square())
         return dict(zip(gradients, squares.sqrt().tolist(), strict=True))
-
-    def _over_parts(self, sums: Tensor) -> Tensor:
-        """Sums over whole gradients, of sums over what this rank holds of them."""
-        return sums
-
-    def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of every rank's `tensor`, which is changed."""
-        if self.processes.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
 
     def _clip(self) -> Tensor:
         """Clips the gradient to `max_grad_norm` in place; returns its norm before."""
-        parameters = self._rate_groups.parameters()
-        norm = self._whole(nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
+        parameters = self._parameter_groups.parameters()
+        norm = self.unshard(nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]))
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         return norm
 
-    # State, whole and by name
+    def _apply(self, norm: Tensor) -> None:
+        """Updates the parameters, unless `norm` is not finite."""
+        if is_async(norm.device):
+            # AdamW checks on the device, as it does for torch's gradient scaler; the host does not know the norm yet.
+            optimizer: Any = self.optimizer  # found_inf is not in its type
+            optimizer.found_inf = norm.isfinite().logical_not().float()
+            optimizer.step()
+        elif math.isfinite(norm):
+            self.optimizer.step()
 
-    def parameter_digests(self) -> dict[str, str]:
-        """SHA-256 of each parameter, sorted by name."""
-        return self._digests(self._whole_parameters())
+    def _decay_unused_rows(self, rates: Mapping[str, float], norm: Tensor) -> None:
+        """Applies the update's weight decay to unused rows of token embeddings, which the optimizer lacks."""
+        if "embeddings" in rates:
+            self.trimmed_embeddings.decay(1 - rates["embeddings"] * self.config.weight_decay, norm)
 
-    def optimizer_state_digests(self) -> dict[str, str]:
-        """SHA-256 of each moment, sorted by `<moment>/<parameter>`."""
-        return self._digests(self._whole_optimizer_state())
-
-    def _digests(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, str]:
-        digests = {name: tensor_digest(name, self._tables.whole(name, tensor.cpu())) for name, tensor in tensors}
-        return dict(sorted(digests.items()))
-
-    def weights(self) -> dict[str, Tensor]:
-        """Every parameter by name, on the CPU of the first rank; empty on the others."""
-        return self._gathered(self._whole_parameters())
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Every moment as `<moment>/<parameter>`, on the CPU of the first rank; empty on the others.
-
-        With them goes how far the token vectors that no text uses have decayed.
-        """
-        moments = self._gathered(self._whole_optimizer_state())
-        return moments | self._tables.decays() if self.processes.is_main else moments
-
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Puts weights and moments, named as by `weights` and `moments`, in place of those here.
-
-        A phase is entered next. Raises UserError on every rank where they are of another encoder's run.
-        """
-        self.processes.together(lambda: self._tables.require_fit(weights, moments))
-        self._load_weights(self._tables.rows_in_use(weights))
-        self._load_optimizer_state(self._tables.rows_in_use(moments))
-        self._tables.load_decays(moments)
-
-    @torch.no_grad()
-    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.raw.named_parameters():
-            parameter.copy_(self._part(weights[name], parameter))
-
-    def _load_optimizer_state(self, moments: Mapping[str, Tensor]) -> None:
-        self.optimizer.state.clear()
-        for name, parameter in self.raw.named_parameters():
-            if f"{ADAMW_STATE[0]}/{name}" in moments:
-                step, *rest = (moments[f"{key}/{name}"] for key in ADAMW_STATE)
-                parts = [step.to(parameter.device), *(self._part(moment, parameter) for moment in rest)]
-                self.optimizer.state[parameter] = dict(zip(ADAMW_STATE, parts, strict=True))
-
-    def _gathered(self, tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        kept = {}
-        for name, tensor in tensors:  # one by one, so that no device holds a second model
-            if self.processes.is_main:
-                kept[name] = self._tables.whole(name, tensor.cpu()).contiguous()
-        return kept
-
-    def _whole_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.raw.named_parameters():
-            yield name, self._whole(parameter.detach())
-
-    def _whole_optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.raw.named_parameters():
-            if parameter in self.optimizer.state:
-                for key in ADAMW_STATE:
-                    yield f"{key}/{name}", self._whole(self.optimizer.state[parameter][key])
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """All-reduces `tensor` in place, and returns it."""
+        if self.processes.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor

@@ -1,4 +1,4 @@
-"""Which engine a launch asks for. The only module that knows them all."""
+"""The engine that a launch requests. The only module that knows all engines."""
 
 import os
 from collections.abc import Callable
@@ -19,34 +19,35 @@ from mtl_dist.models.multitask import MultitaskTransformer
 EngineClass = Callable[[Accelerator, ProcessGroup, MultitaskTransformer, OptimizerConfig], Engine]
 
 
-def engine_class_of(asked: LaunchRequest, recipe: Recipe, device_type: str) -> EngineClass:
-    """What makes the engine that was asked for. Raises UserError where it cannot run `recipe`."""
-    if asked.engine in (DistributedType.FSDP, DistributedType.DEEPSPEED) and (
+def engine_class_of(request: LaunchRequest, recipe: Recipe, device_type: str) -> EngineClass:
+    """The class of the requested engine, with its own settings bound. Raises UserError if it cannot run `recipe`."""
+    if request.engine in (DistributedType.FSDP, DistributedType.DEEPSPEED) and (
         recipe.tracking.gradient_cosine_every_steps is not None
     ):
         raise UserError(
             "tracking.gradient_cosine_every_steps: needs the whole of a block on every rank, which FSDP2 and DeepSpeed"
             " share out; set null, or use one process or DDP"
         )
-    match asked.engine:
+    match request.engine:
         case DistributedType.FSDP:
-            return partial(FullySharded, reshard_after_forward=asked.settings.get("fsdp_reshard_after_forward", True))
+            reshard = request.settings.get("fsdp_reshard_after_forward", True)
+            return partial(FullySharded, reshard_after_forward=reshard)
         case DistributedType.DEEPSPEED:
-            return zero_class(asked.settings["zero_stage"], recipe, device_type)
+            return zero_class(request.settings["zero_stage"], recipe, device_type)
         case _:
             return DataParallel
 
 
 def zero_class(stage: int, recipe: Recipe, device_type: str) -> EngineClass:
-    """What makes a ZeRO engine of `stage`. Raises UserError where DeepSpeed cannot run `recipe`."""
+    """The class of a ZeRO engine of `stage`. Raises UserError if DeepSpeed cannot run `recipe`."""
     if recipe.model.dtype != "float32":
         raise UserError(
-            f"model.dtype: DeepSpeed keeps weights and moments in float32, not {recipe.model.dtype};"
+            f"model.dtype: DeepSpeed keeps weights and optimizer state in float32, not {recipe.model.dtype};"
             " use float32, or one process, DDP or FSDP2"
         )
-    if device_type == "cpu":  # else DeepSpeed takes a GPU where there is one
+    if device_type == "cpu":  # otherwise DeepSpeed takes a GPU if there is one
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # Imported here because DeepSpeed is an extra of this package, and takes its time.
+    # Imported here because DeepSpeed is an optional dependency, and slow to import.
     from mtl_dist.engines.zero import ZeroRedundancy
 
     return partial(ZeroRedundancy, stage=stage)

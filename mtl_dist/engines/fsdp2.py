@@ -1,6 +1,6 @@
-"""FSDP2: each rank holds a part of every parameter, gradient and moment (Zhao et al. 2023, arXiv:2304.11277).
+"""FSDP2: ranks shard parameters, gradients and optimizer state (Zhao et al. 2023, arXiv:2304.11277).
 
-torch's own `fully_shard`, on every device: Accelerate does not set it up on CPUs.
+Uses torch's own `fully_shard` on every device, because Accelerate does not set it up on CPUs.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -18,13 +18,13 @@ from mtl_dist.models.multitask import MultitaskTransformer
 
 
 class FullySharded(Engine):
-    """Shards by block; embeddings and heads together are one more group, gathered for the whole forward.
+    """Shards each encoder block by itself; embeddings and heads form one more FSDP unit, gathered for a whole forward.
 
-    Parameters thaw in place. Weights stay in their own type, as on the other engines: bf16 is autocast's.
+    Parameters are unfrozen in place. Weights keep their own type, as on the other engines; bf16 comes from autocast.
     """
 
     name = "fsdp2"
-    lockstep = True
+    forward_is_collective = True
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class FullySharded(Engine):
         self._reshard_after_forward = reshard_after_forward
         super().__init__(accelerator, processes, model, config)
 
-    def _placed(self, model: MultitaskTransformer) -> MultitaskTransformer:
+    def shard_model(self, model: MultitaskTransformer) -> MultitaskTransformer:
         mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
         modules = model.unit_modules()
         for unit in modules:
@@ -48,36 +48,36 @@ class FullySharded(Engine):
         register_fsdp_forward_method(model, "run_prefix")
         return model
 
-    def _settle(self) -> None:
-        # What a forward gathered stays gathered until its backward. Until then `named_parameters` are not those that
-        # the optimizer knows, and what is made trainable would silently be frozen again.
-        for module in self.raw.modules():
+    def reshard_parameters(self) -> None:
+        # Parameters gathered by a forward stay gathered until its backward. Until then `named_parameters` are not those
+        # that the optimizer knows, and a parameter that is unfrozen meanwhile would silently be frozen again.
+        for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def _rewrap(self) -> None:
-        """Nothing to do: each backward looks at what requires a gradient then."""
+    def wrap(self) -> None:
+        """Does nothing: each backward looks at which parameters require a gradient then."""
 
     def check_replicas(self, when: str) -> None:
-        """Nothing to compare: no rank holds what another one has."""
+        """Does nothing: ranks hold different shards, of which there are no replicas."""
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        assert isinstance(self.raw, FSDPModule)
-        self.raw.set_requires_gradient_sync(last)
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def _over_parts(self, sums: Tensor) -> Tensor:
-        return self.summed(sums)
+    def sum_over_shards(self, sums: Tensor) -> Tensor:
+        return self.sum_over_ranks(sums)
 
-    def _whole(self, tensor: Tensor) -> Tensor:
+    def unshard(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def _local(self, tensor: Tensor) -> Tensor:
+    def local_shard(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+    def shard_like(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         assert isinstance(parameter, DTensor)
-        # Every rank has the whole tensor and keeps its part; nothing is sent.
+        # Every rank has the whole tensor and keeps its shard; nothing is communicated.
         return distribute_tensor(
             tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )

@@ -1,7 +1,8 @@
-"""AdamW over all parameters of the run, in parameter groups by unit.
+"""AdamW over all parameters of a run, in parameter groups by unit.
 
-One optimizer lives from the first step to the last: moments survive a thaw, and a parameter without a gradient
-(frozen, or of a head whose task is absent from the global batch) is touched neither by momentum nor by decay.
+One optimizer lives from the first step to the last: it keeps the state of every parameter across phases, and a
+parameter without a gradient (frozen, or of a head whose task is absent from the global batch) is changed neither by
+momentum nor by weight decay.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,17 +17,17 @@ from mtl_dist.config.recipe import OptimizerConfig
 def build_optimizer(
     model: nn.Module, unit_parameters: Mapping[str, Sequence[str]], config: OptimizerConfig
 ) -> torch.optim.AdamW:
-    """AdamW with up to two groups a unit: matrices with weight decay; biases and normalisation weights without.
-
-    Each group carries `unit`, by which `set_rates` finds it. Frozen parameters belong to their groups from the start.
-    """
+    """AdamW over the groups of `parameter_groups`, with frozen parameters in their groups from the start."""
     return adamw(parameter_groups(model, unit_parameters, config), config)
 
 
 def parameter_groups(
     model: nn.Module, unit_parameters: Mapping[str, Sequence[str]], config: OptimizerConfig
 ) -> list[dict[str, Any]]:
-    """The groups of `build_optimizer`, while each parameter still has its shape."""
+    """One or two groups for each unit: matrices with weight decay; biases and normalisation weights without.
+
+    `unit_parameters` are parameter names by unit. Each group has its unit's name under `unit`.
+    """
     parameters = dict(model.named_parameters())
     groups = []
     for unit, names in unit_parameters.items():
@@ -39,61 +40,60 @@ def parameter_groups(
 
 
 def adamw(groups: Sequence[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over `groups`, some or all of those of `parameter_groups`."""
+    """AdamW over some or all of the groups of `parameter_groups`."""
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
-    """Gives each group its unit's rate; groups of frozen units get 0, though nothing of theirs has a gradient."""
+    """Sets each group's learning rate to its unit's; 0 for units that are not in `rates`, which are frozen."""
     for group in optimizer.param_groups:
         group["lr"] = rates.get(group["unit"], 0.0)
 
 
-class RateGroups:
-    """The groups of an AdamW that train now. Units of one rate are joined: each group is a call in every step."""
+class ParameterGroups:
+    """The parameter groups of an AdamW that are trainable in a phase, joined where learning rate and decay are equal.
+
+    The fused AdamW launches its kernels once for each group, so fewer groups make a step faster. Which group a
+    parameter belongs to does not change its update.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        """`optimizer` as from `build_optimizer`."""
+        """`optimizer` is from `build_optimizer`; its `param_groups` are managed from here on."""
         self._optimizer = optimizer
-        self._every = list(optimizer.param_groups)
-        self._chosen = self._every
+        self._all = list(optimizer.param_groups)
+        self._selected = self._all
         self._joined: tuple[int, ...] = ()
-        """For each chosen group, the first one of its rate and decay."""
+        """For each selected group, the index of the first one with its learning rate and decay."""
 
-    def choose(self, units: Collection[str]) -> None:
-        """Only `units` train from here on; the optimizer keeps the moments of all."""
-        self._chosen = self._optimizer.param_groups = [group for group in self._every if group["unit"] in units]
+    def select(self, units: Collection[str]) -> None:
+        """Restricts the optimizer's step to `units`; the optimizer keeps the state of all parameters."""
+        self._selected = self._optimizer.param_groups = [group for group in self._all if group["unit"] in units]
         self._joined = ()
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that train, in an order that does not depend on rates."""
-        return [parameter for group in self._chosen for parameter in group["params"]]
+        """All selected parameters, in an order that does not depend on learning rates."""
+        return [parameter for group in self._selected for parameter in group["params"]]
 
     def by_unit(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
-        """Units that train, each once or twice, with parameters of theirs."""
-        return ((group["unit"], group["params"]) for group in self._chosen)
+        """Unit and parameters of each selected group; a unit may have two groups."""
+        return ((group["unit"], group["params"]) for group in self._selected)
 
     def parameters_of(self, units: Collection[str]) -> list[nn.Parameter]:
-        """Those of some of the units that train."""
-        return [parameter for group in self._chosen if group["unit"] in units for parameter in group["params"]]
+        """Parameters of those of `units` that are selected."""
+        return [parameter for group in self._selected if group["unit"] in units for parameter in group["params"]]
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
-        """Gives each unit its rate."""
+        """Sets the learning rate of each selected unit, and joins groups anew if other ones are equal now."""
         firsts: dict[tuple[float, float], int] = {}
-        keys = [(rates[group["unit"]], group["weight_decay"]) for group in self._chosen]
+        keys = [(rates[group["unit"]], group["weight_decay"]) for group in self._selected]
         joined = tuple(firsts.setdefault(key, index) for index, key in enumerate(keys))
         if joined != self._joined:
             self._joined = joined
-            self._optimizer.param_groups = [
-                {
-                    **self._chosen[first],
-                    "params": [
-                        parameter
-                        for group, its_first in zip(self._chosen, joined, strict=True)
-                        if its_first == first
-                        for parameter in group["params"]
-                    ],
-                }
-                for first in firsts.values()
-            ]
+            self._optimizer.param_groups = [self._join(first) for first in firsts.values()]
         set_rates(self._optimizer, rates)
+
+    def _join(self, first: int) -> dict[str, Any]:
+        """The selected group `first` with the parameters of all groups that are joined to it."""
+        groups = [group for group, index in zip(self._selected, self._joined, strict=True) if index == first]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        return {**self._selected[first], "params": parameters}

@@ -103,9 +103,9 @@ class _Alone:
         with torch.no_grad():
             yield
 
-    def logits(self, batch: Batch, below: PrefixState | None = None) -> dict[str, Tensor]:
+    def logits(self, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, self._precision, enabled=self._precision is not None):
-            logits = self._model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, below)
+            logits = self._model(batch.input_ids, batch.attention_mask, batch.rows, batch.token_type_ids, prefix)
         return {task: values.to(self._model.sentence_transformer.encoder.dtype) for task, values in logits.items()}
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from mtl_dist.errors import UserError
-from mtl_dist.models.encoder import quiet
+from mtl_dist.models.encoder import quiet_transformers
 from mtl_dist.models.multitask import MultitaskTransformer
 
 _SHARP = 2.0**30
@@ -139,7 +139,7 @@ def stock_classifier(model: MultitaskTransformer, task: str) -> PreTrainedModel:
     config = _config(encoder.config, model.labels[task], more_blocks)
     if kind == "modernbert":
         config.classifier_pooling = "mean" if mean else "cls"
-    with quiet():
+    with quiet_transformers():
         stock: Any = AutoModelForSequenceClassification.from_config(config, dtype=encoder.dtype)
     stock = stock.to(encoder.dtype).eval()
     base = getattr(stock, stock.base_model_prefix)

@@ -12,11 +12,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mtl_dist.device import is_async
-from mtl_dist.models.dropout import dropped
+from mtl_dist.models.dropout import fast_dropout
 
-ATTENTION = "mtl_dist_sdpa"
+ATTENTION_NAME = "mtl_dist_sdpa"
 """The name under which transformers knows `attention`."""
-SHORT = 128
+MAX_UNFUSED_TOKENS = 128
 """Tokens up to which the gradient of torch's fused attention takes longer in bf16 on a CPU than that of its parts;
 `python -m benchmarks.attention`."""
 
@@ -31,13 +31,13 @@ def attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' `sdpa`, whose arguments these are, save that dropout is `dropped` on a CPU.
+    """Attention as transformers' `sdpa`, whose arguments these are, save that dropout is `fast_dropout` on a CPU.
 
     torch has no fused kernel for attention with dropout there either, and without it a slow one. Shapes are
     [n, heads, tokens, head size].
     """
     plain = getattr(module, "is_causal", True) is False and key.shape[1] == query.shape[1]
-    slow = query.requires_grad and query.dtype == torch.bfloat16 and query.shape[2] <= SHORT
+    slow = query.requires_grad and query.dtype == torch.bfloat16 and query.shape[2] <= MAX_UNFUSED_TOKENS
     fused = dropout == 0 and not slow
     if fused or query.device.type != "cpu" or not plain or others.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
@@ -48,7 +48,7 @@ def attention(
     elif attention_mask is not None:
         scores = scores + attention_mask
     weights = torch.softmax(scores, dim=-1)
-    states = torch.matmul(dropped(weights, dropout) if dropout else weights, value)
+    states = torch.matmul(fast_dropout(weights, dropout) if dropout else weights, value)
     return states.transpose(1, 2).contiguous(), None
 
 
@@ -60,11 +60,11 @@ def attention_mask(*arguments: Any, **named: Any) -> Tensor | None:
     return sdpa_mask(*arguments, **named)
 
 
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, attention_mask)
+AttentionInterface.register(ATTENTION_NAME, attention)
+AttentionMaskInterface.register(ATTENTION_NAME, attention_mask)
 
 
 def use_fast_attention(encoder: PreTrainedModel) -> None:
     """Has `encoder` compute its attention here, if it would by `sdpa`."""
     if encoder.config._attn_implementation == "sdpa":
-        encoder.set_attn_implementation(ATTENTION)
+        encoder.set_attn_implementation(ATTENTION_NAME)

@@ -36,7 +36,7 @@ class _Bits:
 _BITS = _Bits()
 
 
-def seed_masks(seed: int) -> None:
+def seed_dropout_masks(seed: int) -> None:
     """From here on, masks on the CPU are a function of `seed` and of how many were drawn since."""
     _BITS.start(seed)
 
@@ -56,7 +56,7 @@ def _product(values: Tensor, mask: Tensor, scale: float) -> Tensor:
     return (values * mask.to(integers).mul_(one).view(values.dtype)).mul_(scale)
 
 
-class _Dropped(torch.autograd.Function):
+class _MaskAndScale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
@@ -69,26 +69,26 @@ class _Dropped(torch.autograd.Function):
         return _product(gradients[0], mask, ctx.scale), None, None
 
 
-def dropped(values: Tensor, p: float) -> Tensor:
+def fast_dropout(values: Tensor, p: float) -> Tensor:
     """`values` with each element zero with probability `p`, to 1 in 65,536, and the others scaled up. On the CPU."""
     kept = max(1, round((1 - p) * _LEVELS))
     count = values.numel()
     levels = _BITS.draw(-(-count // _EACH)).view("<u2")[:count]
     mask = torch.from_numpy(levels < kept).view(values.shape)
-    return _Dropped.apply(values, mask, _LEVELS / kept)
+    return _MaskAndScale.apply(values, mask, _LEVELS / kept)
 
 
 class FastDropout(nn.Dropout):
-    """`nn.Dropout`, with masks as `dropped` makes them on a CPU."""
+    """`nn.Dropout`, with masks as `fast_dropout` makes them on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return super().forward(input)
-        return dropped(input, self.p)
+        return fast_dropout(input, self.p)
 
 
 def use_fast_dropout(model: nn.Module) -> None:
-    """Gives `model` masks as `dropped` makes them; nothing else about it changes."""
+    """Gives `model` masks as `fast_dropout` makes them; nothing else about it changes."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = FastDropout  # in place, for others may hold it

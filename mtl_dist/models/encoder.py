@@ -70,7 +70,7 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
         found = "" if Path(model.encoder).is_dir() else "no folder here, and "
         hint = "; model.trust_remote_code=true allows it" if "trust_remote_code" in str(error) else ""
         raise UserError(f"model.encoder: {model.encoder}: {found}cannot be loaded: {reason(error)}{hint}") from error
-    if comes_with_code(config) and not model.trust_remote_code:
+    if has_remote_code(config) and not model.trust_remote_code:
         raise UserError(
             f"model.encoder: {model.encoder}: its config.json names code of its own (auto_map);"
             " model.trust_remote_code=true allows it"
@@ -101,7 +101,7 @@ def _check_weights(folder: Path) -> None:
             raise UserError(f"model.encoder: {index} names {shard}; weights as pickle files are not read")
 
 
-def comes_with_code(config: PretrainedConfig) -> bool:
+def has_remote_code(config: PretrainedConfig) -> bool:
     """Whether a model asks for code from its folder; transformers passes over that where it knows the type."""
     return bool(getattr(config, "auto_map", None))
 
@@ -112,19 +112,19 @@ def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) 
     Raises UserError where transformers cannot build one from `config`.
     """
     try:
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), quiet_transformers():
             encoder = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a model's own code makes of its settings
         raise UserError(f"model.encoder: cannot build a {config.model_type!r} encoder: {reason(error)}") from error
-    return without_pooler(encoder)
+    return drop_pooler(encoder)
 
 
 def new_encoder(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """The encoder with random weights, for weights that are loaded into it."""
-    with quiet():
+    with quiet_transformers():
         encoder: Any = AutoModel.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     encoder.to(dtype)  # DeBERTa makes some of its own as float32
-    return without_pooler(encoder)
+    return drop_pooler(encoder)
 
 
 def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedModel:
@@ -134,7 +134,7 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
     """
     dtype = getattr(torch, model.dtype)
     try:
-        with quiet():
+        with quiet_transformers():
             encoder, info = AutoModel.from_pretrained(
                 model.encoder,
                 config=config,
@@ -153,10 +153,10 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
     if misshapen:
         raise UserError(f"model.encoder: {model.encoder}: the shape of {misshapen[0]} is not that of its config.json")
     encoder.to(dtype)  # DeBERTa makes some of its own as float32
-    return without_pooler(encoder)
+    return drop_pooler(encoder)
 
 
-def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
+def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     """`encoder` itself, with its pooler taken out if it has one."""
     module: Any = encoder
     if getattr(module, "pooler", None) is not None:
@@ -168,17 +168,17 @@ def find_encoder_layout(encoder: PreTrainedModel) -> EncoderLayout:
     """The units of `encoder`, which holds every parameter in exactly one. Raises UserError where that is not known."""
     config = encoder.config
     if config.is_encoder_decoder:
-        raise _not_understood(config, "it has a decoder")
+        raise _unknown_layout(config, "it has a decoder")
     lists = {name: module for name, module in encoder.named_modules() if _is_stack(module)}
     if not lists:
-        raise _not_understood(config, "it has no list of equal blocks")
+        raise _unknown_layout(config, "it has no list of equal blocks")
     stack = max(lists, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
     num_blocks = len(lists[stack])
     num_layers = getattr(config, "num_hidden_layers", None)
     if num_layers is None:
-        raise _not_understood(config, "its configuration has no num_hidden_layers")
+        raise _unknown_layout(config, "its configuration has no num_hidden_layers")
     if num_blocks != num_layers:
-        raise _not_understood(config, f"it has {num_layers} layers but {num_blocks} blocks; layers that share are one")
+        raise _unknown_layout(config, f"it has {num_layers} layers but {num_blocks} blocks; layers that share are one")
     units = {"embeddings": ["embeddings"]} | {f"blocks.{i}": [f"{stack}.{i}"] for i in range(num_blocks)}
     known = list(units)
     places = {"embeddings": known[0], "first block": known[1], "last block": known[-1]}
@@ -188,9 +188,9 @@ def find_encoder_layout(encoder: PreTrainedModel) -> EncoderLayout:
     prefixes = tuple(f"{module}." for modules in units.values() for module in modules)
     unknown = [name for name, _ in encoder.named_parameters() if not name.startswith(prefixes)]
     if unknown:
-        raise _not_understood(config, f"the place of {unknown[0]} is not known")
+        raise _unknown_layout(config, f"the place of {unknown[0]} is not known")
     if not hasattr(encoder, "embeddings"):
-        raise _not_understood(config, "it has no embeddings")
+        raise _unknown_layout(config, "it has no embeddings")
     return EncoderLayout({unit: tuple(modules) for unit, modules in units.items()})
 
 
@@ -209,12 +209,12 @@ def _is_stack(module: nn.Module) -> TypeGuard[nn.ModuleList]:
     return isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
 
 
-def _not_understood(config: PretrainedConfig, why: str) -> UserError:
+def _unknown_layout(config: PretrainedConfig, why: str) -> UserError:
     return UserError(f"model.encoder: the layout of {config.model_type!r} is not understood: {why}")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keeps transformers' report of what it loaded off the screen; what matters of it is checked here."""
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast, overload
+from typing import NamedTuple, cast, overload
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from mtl_dist.errors import UserError, reason
-from mtl_dist.models.encoder import comes_with_code, find_encoder_layout, new_encoder, without_pooler
+from mtl_dist.models.encoder import drop_pooler, find_encoder_layout, has_remote_code, new_encoder
 from mtl_dist.models.partial_forward import PartialForward
 from mtl_dist.tasks.classification import classification_head
 
@@ -21,10 +21,15 @@ WEIGHTS = "model.safetensors"
 SETTINGS = "mtl_dist"
 """Key of our settings in the encoder's own config.json."""
 POOLINGS = ("first_token", "mean")
-Routes = Mapping[str, Tensor]
+TaskRows = Mapping[str, Tensor]
 """For each task, the rows of a batch that are its own, int64."""
-PrefixState = tuple[int, Tensor]
-"""A level, and what the encoder's part below it gives; see `MultitaskTransformer.run_prefix`."""
+
+
+class PrefixState(NamedTuple):
+    """States that `MultitaskTransformer.run_prefix` has computed at one depth, from which a forward pass continues."""
+
+    depth: int
+    states: Tensor
 
 
 class SentenceTransformer(nn.Module):
@@ -35,7 +40,7 @@ class SentenceTransformer(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise UserError(f"pooling: {pooling!r} is not one of {', '.join(POOLINGS)}")
-        self.encoder = without_pooler(encoder)
+        self.encoder = drop_pooler(encoder)
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
 
@@ -45,9 +50,9 @@ class SentenceTransformer(nn.Module):
         Rows are padded on the right for `first_token`.
         """
         inputs = encoder_inputs(input_ids, attention_mask, token_type_ids)
-        return self.dropout(self.pooled(self.encoder(**inputs).last_hidden_state, attention_mask))
+        return self.dropout(self.pool(self.encoder(**inputs).last_hidden_state, attention_mask))
 
-    def pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Sentence vectors [n, hidden_size] of the last hidden states [n, tokens, hidden_size], before dropout."""
         if self.pooling == "first_token":
             return hidden[:, 0]
@@ -77,7 +82,7 @@ class MultitaskTransformer(nn.Module):
         self.sentence_transformer = sentence_transformer
         self.labels = {task: tuple(names) for task, names in labels.items()}
         self.layout = find_encoder_layout(encoder)
-        self.stages = PartialForward(encoder, self.layout)
+        self.partial_forward = PartialForward(encoder, self.layout)
         self.heads = nn.ModuleDict(
             {
                 task: classification_head(size, len(names), dropout, f"{seed}/{task}", dtype)
@@ -92,63 +97,63 @@ class MultitaskTransformer(nn.Module):
         attention_mask: Tensor,
         task: str,
         token_type_ids: Tensor | None = None,
-        below: PrefixState | None = None,
+        prefix: PrefixState | None = None,
     ) -> Tensor: ...
     @overload
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        task: Sequence[str] | Routes,
+        task: Sequence[str] | TaskRows,
         token_type_ids: Tensor | None = None,
-        below: PrefixState | None = None,
+        prefix: PrefixState | None = None,
     ) -> dict[str, Tensor]: ...
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        task: str | Sequence[str] | Routes,
+        task: str | Sequence[str] | TaskRows,
         token_type_ids: Tensor | None = None,
-        below: PrefixState | None = None,
+        prefix: PrefixState | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Logits of one task, or of each row's own task in one pass through the encoder.
 
         `task` is a task's name for all rows, which gives logits [n, num_labels]; or a name for each row; or the rows
         of each task, maybe none. The latter two give, for each task named, logits [its rows, num_labels], its rows in
         their order. `input_ids`, `attention_mask` and `token_type_ids` are [n, tokens], int64. What the encoder's
-        lower part gives, as from `run_prefix`, is not computed again where it comes as `below`. Raises KeyError for an
+        lower part gives, as from `run_prefix`, is not computed again where it comes as `prefix`. Raises KeyError for an
         unknown task, and ValueError for names that are not as many as rows.
         """
-        if below is None:
+        if prefix is None:
             vectors = self.sentence_transformer(input_ids, attention_mask, token_type_ids)
         else:
-            vectors = self._vectors_above(below, encoder_inputs(input_ids, attention_mask, token_type_ids))
+            vectors = self._vectors_from(prefix, encoder_inputs(input_ids, attention_mask, token_type_ids))
         if isinstance(task, str):
             return self.heads[task](vectors)
-        routes = task if isinstance(task, Mapping) else _routes(task, vectors)
-        return {name: self.heads[name](vectors[rows]) for name, rows in routes.items()}
+        task_rows = task if isinstance(task, Mapping) else _rows_by_task(task, vectors)
+        return {name: self.heads[name](vectors[rows]) for name, rows in task_rows.items()}
 
-    def _vectors_above(self, below: PrefixState, inputs: dict[str, Tensor]) -> Tensor:
-        level, states = below
+    def _vectors_from(self, prefix: PrefixState, inputs: dict[str, Tensor]) -> Tensor:
+        depth, states = prefix
         sentences = self.sentence_transformer
-        if level < self.layout.num_blocks:
-            hidden = self.stages.above(level, states, inputs)
-            states = sentences.pooled(hidden, inputs["attention_mask"])
+        if depth < self.layout.num_blocks:
+            hidden = self.partial_forward.from_depth(depth, states, inputs)
+            states = sentences.pool(hidden, inputs["attention_mask"])
         return sentences.dropout(states)
 
     @torch.no_grad()
     def run_prefix(
-        self, levels: Sequence[int], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self, depths: Sequence[int], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> dict[int, Tensor]:
-        """What the encoder's part below each of `levels` gives, in the mode that its modules are in.
+        """What the encoder's part below each of `depths` gives, in the mode that its modules are in.
 
-        Level k, at least 1, is the hidden states [n, tokens, hidden_size] that enter block k; level `num_blocks` is
+        Level k, at least 1, is the hidden states [n, tokens, hidden_size] that enter block k; depth `num_blocks` is
         the sentence vectors [n, hidden_size] before their dropout.
         """
-        states = self.stages.below(levels, encoder_inputs(input_ids, attention_mask, token_type_ids))
+        states = self.partial_forward.to_depths(depths, encoder_inputs(input_ids, attention_mask, token_type_ids))
         top = self.layout.num_blocks
         if top in states:
-            states[top] = self.sentence_transformer.pooled(states[top], attention_mask)
+            states[top] = self.sentence_transformer.pool(states[top], attention_mask)
         return states
 
     def unit_modules(self) -> dict[str, list[nn.Module]]:
@@ -230,7 +235,7 @@ def _config_of(source: str, revision: str | None, trust_remote_code: bool) -> Pr
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except ValueError as error:  # of an unknown type, or with code
         raise UserError(f"{source}: cannot be loaded: {reason(error)}") from error
-    if comes_with_code(config) and not trust_remote_code:
+    if has_remote_code(config) and not trust_remote_code:
         raise UserError(f"{source}: its config.json names code of its own (auto_map); trust_remote_code=True allows it")
     return config
 
@@ -261,7 +266,7 @@ def check_task_names(tasks: Iterable[str]) -> None:
             raise UserError(f"tasks: {task!r} is a word that torch modules use themselves; choose another name")
 
 
-def _routes(tasks: Sequence[str], vectors: Tensor) -> dict[str, Tensor]:
+def _rows_by_task(tasks: Sequence[str], vectors: Tensor) -> dict[str, Tensor]:
     """The rows of each task, tasks in the order in which they first occur."""
     if len(tasks) != len(vectors):
         raise ValueError(f"{len(tasks)} names of tasks for {len(vectors)} rows")

@@ -67,14 +67,14 @@ class PartialForward:
         assert isinstance(blocks, nn.ModuleList)
         return list(blocks)
 
-    def above(self, level: int, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """The last hidden states [n, T, hidden_size], from the `states` of the same shape that enter block `level`.
+    def from_depth(self, depth: int, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The last hidden states [n, T, hidden_size], from the `states` of the same shape that enter block `depth`.
 
-        `inputs` are the encoder's, by name; of the token ids only the shape is looked at. `level` is at least 1.
+        `inputs` are the encoder's, by name; of the token ids only the shape is looked at. `depth` is at least 1.
         """
         replaced: list[tuple[nn.Module, str, nn.Module | None]] = [
             (self._encoder, "embeddings", _Given(states)),
-            (self._parent, self._name, nn.ModuleList(self._blocks[level:])),
+            (self._parent, self._name, nn.ModuleList(self._blocks[depth:])),
         ]
         if isinstance(getattr(self._encoder, "embeddings_project", None), nn.Module):  # ELECTRA
             replaced.append((self._encoder, "embeddings_project", nn.Identity()))
@@ -83,22 +83,22 @@ class PartialForward:
         with _replacing(replaced):
             return self._encoder(**inputs).last_hidden_state
 
-    def below(self, levels: Sequence[int], inputs: dict[str, Tensor]) -> dict[int, Tensor]:
-        """The hidden states [n, T, hidden_size] that enter each of the blocks `levels`; for `num_blocks`, the last.
+    def to_depths(self, depths: Sequence[int], inputs: dict[str, Tensor]) -> dict[int, Tensor]:
+        """The hidden states [n, T, hidden_size] that enter each of the blocks `depths`; for `num_blocks`, the last.
 
-        No block from the highest level on is run.
+        No block from the highest depth on is run.
         """
         caught: dict[int, Tensor] = {}
 
-        def catch(level: int) -> Any:
+        def catch(depth: int) -> Any:
             def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-                caught[level] = _entering(arguments, named)
+                caught[depth] = _entering(arguments, named)
 
             return hook
 
-        blocks, top = self._blocks, max(levels)
-        within = [level for level in levels if level < top]
-        hooks = [blocks[level].register_forward_pre_hook(catch(level), with_kwargs=True) for level in within]
+        blocks, top = self._blocks, max(depths)
+        within = [depth for depth in depths if depth < top]
+        hooks = [blocks[depth].register_forward_pre_hook(catch(depth), with_kwargs=True) for depth in within]
         try:
             if top == self.num_blocks:
                 caught[top] = self._encoder(**inputs).last_hidden_state

@@ -10,7 +10,7 @@ from mtl_dist.report.markup import DASH, Html, duration, joined, number, table, 
 from mtl_dist.report.records import FIGURES, RATES, RunRecord
 from mtl_dist.report.series import Series, smoothed, window_for
 from mtl_dist.report.unit_map import rows_of, shades_key, unit_map
-from mtl_dist.schedule.phases import short_names
+from mtl_dist.schedule.phases import format_units
 
 NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "loss"}
 
@@ -130,7 +130,7 @@ def group_name(units: Sequence[str]) -> str:
     """Units in a few words: all heads together, runs of blocks as one range."""
     heads = [unit for unit in units if unit.startswith("heads.")]
     others = [unit for unit in units if unit not in heads]
-    words = [short_names(others)] if others else []
+    words = [format_units(others)] if others else []
     if heads:
         words.append(heads[0] if len(heads) == 1 else f"{len(heads)} heads")
     return " ".join(words)
@@ -241,7 +241,7 @@ def planned_rates(rates: dict[str, list[float]]) -> str:
 def short_names_with_heads(units: Sequence[str]) -> str:
     """All units of a phase, single heads only where there are few."""
     heads = sum(unit.startswith("heads.") for unit in units)
-    return short_names(units) if heads <= 4 else group_name(units)
+    return format_units(units) if heads <= 4 else group_name(units)
 
 
 def _figure(value: float | None, name: str) -> Html:

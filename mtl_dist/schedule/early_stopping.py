@@ -29,24 +29,24 @@ def best_of(values: Sequence[float], until: UntilConfig) -> int | None:
     return best
 
 
-def has_run_out(values: Sequence[float], until: UntilConfig) -> bool:
+def patience_exhausted(values: Sequence[float], until: UntilConfig) -> bool:
     """Whether the patience of `until` ends with the last of `values`."""
     best = best_of(values, until)
     return len(values) - (0 if best is None else best + 1) >= until.patience
 
 
-def first_end(until: UntilConfig) -> int:
+def earliest_stop(until: UntilConfig) -> int:
     """Steps after which it can end a phase at the earliest, if what it measures is finite."""
     return (1 + until.patience) * until.every_steps
 
 
-def condition(until: UntilConfig) -> str:
+def describe_until(until: UntilConfig) -> str:
     """When a phase ends before its length is reached, in words."""
     least = f", min_delta {until.min_delta:g}" if until.min_delta else ""
     return f"{until.metric} stops improving (patience {until.patience}, every_steps {until.every_steps}{least})"
 
 
-def why(values: Sequence[float], until: UntilConfig, start: int) -> str:
+def stop_reason(values: Sequence[float], until: UntilConfig, start: int) -> str:
     """Why a phase that began after `start` steps ends with the last of `values`, in words."""
     best = best_of(values, until)
     if best is None:

@@ -88,7 +88,7 @@ class Schedule:
         return step + self.phase_at(step).early
 
 
-def steps_of(phase: PhaseConfig, rows: int, batch_size: int) -> int:
+def phase_steps(phase: PhaseConfig, rows: int, batch_size: int) -> int:
     """Optimizer steps of a phase; an epoch is as many examples as all tasks together have training rows."""
     if phase.steps is not None:
         return phase.steps
@@ -112,7 +112,7 @@ def compile_schedule(recipe: Recipe, num_blocks: int, rows: int) -> Schedule:
     for index, (config, units) in enumerate(zip(recipe.phases, trainable, strict=True)):
         if not units:
             raise UserError(f"phases[{index}].train: model.freeze leaves phase {config.name!r} nothing to train")
-        stop = start + steps_of(config, rows, recipe.batch_size)
+        stop = start + phase_steps(config, rows, recipe.batch_size)
         before = set(phases[-1].units) if phases else set(units)
         unfrozen = tuple(unit for unit in units if unit not in before)
         phases.append(Phase(config.name, start, stop, units, unfrozen, config.until))
@@ -130,7 +130,7 @@ def trainable_units(recipe: Recipe, num_blocks: int) -> list[tuple[str, ...]]:
     ]
 
 
-def short_names(units: Sequence[str]) -> str:
+def format_units(units: Sequence[str]) -> str:
     """Units for a reader: runs of blocks as one range, e.g. `blocks[2:6] heads.domain heads.sentiment`."""
     words: list[str] = []
     blocks = [int(unit.removeprefix("blocks.")) for unit in units if unit.startswith("blocks.")]

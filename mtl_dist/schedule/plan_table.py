@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from mtl_dist.schedule.early_stopping import condition
+from mtl_dist.schedule.early_stopping import describe_until
 from mtl_dist.schedule.learning_rates import LearningRates
-from mtl_dist.schedule.phases import Phase, short_names
+from mtl_dist.schedule.phases import Phase, format_units
 from mtl_dist.schedule.sampler import TaskBalancedSampler
 
 HEADER = ("phase", "steps", "trains", "parameters", "learning rates", "draws (epochs of the task)")
@@ -30,7 +30,7 @@ def plan_table(
             (
                 phase.name,
                 _steps_text(phase),
-                short_names(phase.units),
+                format_units(phase.units),
                 f"{parameters:,} ({parameters / sum(unit_sizes.values()):.1%})",
                 _rates_text(rates, phase),
                 _draws_text(plan.draws(phase.start, phase.stop), sizes),
@@ -42,7 +42,7 @@ def plan_table(
     open_ended = {phase.name: phase.until for phase in schedule.phases if phase.until is not None}
     total = f"{schedule.total_steps} steps{' at most' if open_ended else ''}"
     lines.append(f"{total}; {_draws_text(plan.draws(0, schedule.total_steps), sizes)}")
-    lines += [f"{name} ends early when {condition(until)}" for name, until in open_ended.items()]
+    lines += [f"{name} ends early when {describe_until(until)}" for name, until in open_ended.items()]
     return "\n".join(lines)
 
 
@@ -54,12 +54,12 @@ def _steps_text(phase: Phase) -> str:
 def _rates_text(rates: LearningRates, phase: Phase) -> str:
     """Highest rate of each group of like units in the phase, and the rate it ends at."""
     groups: dict[tuple[float, float], list[str]] = {}
-    for unit, of_unit in highest_and_last(rates, phase).items():
+    for unit, of_unit in peak_and_final_rates(rates, phase).items():
         groups.setdefault(of_unit, []).append(unit)
     return ", ".join(f"{_group_name(units)} {top:.2e} to {end:.2e}" for (top, end), units in groups.items())
 
 
-def highest_and_last(rates: LearningRates, phase: Phase) -> dict[str, tuple[float, float]]:
+def peak_and_final_rates(rates: LearningRates, phase: Phase) -> dict[str, tuple[float, float]]:
     """Of each unit that trains in the phase, the highest rate and the one at the end."""
     last = rates.at(phase.stop - 1)
     each = [rates.at(step) for step in _turning_points(rates, phase)]
@@ -77,7 +77,7 @@ def _turning_points(rates: LearningRates, phase: Phase) -> set[int]:
 
 
 def _group_name(units: Sequence[str]) -> str:
-    return "heads" if all(unit.startswith("heads.") for unit in units) and len(units) > 1 else short_names(units)
+    return "heads" if all(unit.startswith("heads.") for unit in units) and len(units) > 1 else format_units(units)
 
 
 def _draws_text(draws: Mapping[str, int], sizes: Mapping[str, int]) -> str:

@@ -41,7 +41,7 @@ class GlobalBatch:
         return hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest()
 
 
-def shares(sampling: SamplingConfig, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+def task_shares(sampling: SamplingConfig, sizes: Mapping[str, int]) -> dict[str, Fraction]:
     """Each task's exact share of the draws; they sum to 1. `sizes` are training rows by task."""
     weights: Mapping[str, float]
     match sampling.strategy:

@@ -25,13 +25,13 @@ from mtl_dist.models.encoder import (
     load_encoder_config,
 )
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
-from mtl_dist.models.vocab_trimming import PLACEHOLDER, rows_in_use, trim_vocabulary
-from mtl_dist.schedule.early_stopping import first_end
+from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN, trim_vocabulary, trimmed_size
+from mtl_dist.schedule.early_stopping import earliest_stop
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.partition import micro_steps_for
 from mtl_dist.schedule.phases import Schedule, compile_schedule, trainable_units
 from mtl_dist.schedule.plan_table import plan_table
-from mtl_dist.schedule.sampler import TaskBalancedSampler, shares
+from mtl_dist.schedule.sampler import TaskBalancedSampler, task_shares
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.dry_run import try_out
 
@@ -146,7 +146,7 @@ def build_sampler(recipe: Recipe, data: DataBundle) -> TaskBalancedSampler:
         lengths,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        shares=shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
+        shares=task_shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
         batches=recipe.sampling.batches,
         length_window=recipe.sampling.length_window,
     )
@@ -160,14 +160,14 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
     use_fast_dropout(model)
     use_fast_attention(encoder)
-    tokens = torch.full((1, 2), PLACEHOLDER)
-    model.stages.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
+    tokens = torch.full((1, 2), PLACEHOLDER_TOKEN)
+    model.partial_forward.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
     return model
 
 
 def vocabulary_line(model: MultitaskTransformer) -> str:
     """A line on the share of the token embeddings that is trained."""
-    in_use = rows_in_use(model.sentence_transformer.encoder)
+    in_use = trimmed_size(model.sentence_transformer.encoder)
     if in_use is None:
         return "token vectors: all train, for the encoder has a table or code of its own"
     return "token vectors: {} of {} are in use; the others take no part in training".format(*in_use)
@@ -199,9 +199,9 @@ def warnings_of(recipe: Recipe, schedule: Schedule) -> list[str]:
             " the full learning rate is never reached"
         )
     for index, phase in enumerate(schedule.phases):
-        if phase.until is not None and first_end(phase.until) >= phase.steps:
+        if phase.until is not None and earliest_stop(phase.until) >= phase.steps:
             lines.append(
-                f"phases[{index}].until: ends a phase after {first_end(phase.until)} steps or more, and phase"
+                f"phases[{index}].until: ends a phase after {earliest_stop(phase.until)} steps or more, and phase"
                 f" {phase.name!r} has {phase.steps}: it is never cut short"
             )
         if phase.unfrozen and config.unfreeze_warmup_steps >= phase.steps:

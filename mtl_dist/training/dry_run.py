@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtl_dist.errors import UserError, reason
 from mtl_dist.models.multitask import MultitaskTransformer
-from mtl_dist.models.vocab_trimming import PLACEHOLDER
+from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN
 
 _REFUSAL = "does not have a deterministic implementation"
 """Of torch's error, after the name of the operation."""
@@ -23,7 +23,7 @@ def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     model.to(accelerator.device)
-    tokens = torch.full((2, 8), PLACEHOLDER, device=accelerator.device)
+    tokens = torch.full((2, 8), PLACEHOLDER_TOKEN, device=accelerator.device)
     mask = torch.ones_like(tokens)
     mask[1, 6:] = 0
     rows = dict.fromkeys(model.heads, torch.arange(2, device=accelerator.device))

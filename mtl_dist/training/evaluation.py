@@ -38,8 +38,8 @@ class Evaluable(Protocol):
     def evaluating(self) -> AbstractContextManager[None]:
         """Around forward passes that need no gradient."""
 
-    def logits(self, batch: Batch, below: PrefixState | None = None) -> dict[str, Tensor]:
-        """Logits [its rows, num_labels] of every task; `below` as in `MultitaskTransformer.forward`."""
+    def logits(self, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
+        """Logits [its rows, num_labels] of every task; `prefix` as in `MultitaskTransformer.forward`."""
 
 
 def evaluate(
@@ -71,7 +71,7 @@ def evaluate(
                 # A rank without a batch of its own computes the first one along with the others and counts nothing.
                 number = mine if mine < len(batches) else 0
                 batch = data.batch(split, np.full(len(batches[number]), index), batches[number]).to(engine.device)
-                prefix = None if cache is None else cache.prefix_in_evaluation(split, task, number, batch)
+                prefix = None if cache is None else cache.prefix_for_evaluation(split, task, number, batch)
                 logits = engine.logits(batch, prefix)[task]
                 if mine < len(batches):
                     own.add(logits, batch.labels[task], batches[number])

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtl_dist.distributed.consistency import combined
+from mtl_dist.distributed.consistency import combined_digest
 from mtl_dist.errors import TrainingError, UserError, reason
 from mtl_dist.io import write_whole, writing_folder
 from mtl_dist.models.model_card import CARD, run_card
@@ -33,7 +33,7 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of summary.json; every rank calls this. `digests` are those of what the run was made of."""
     engine = context.engine
-    by_rank = context.group.all_gather(combined(engine.parameter_digests()))
+    by_rank = context.group.all_gather(combined_digest(engine.parameter_digests()))
     return {
         **flat_metrics(test, "test"),
         "steps": state.step,
@@ -63,7 +63,7 @@ def _state_digest(context: RunContext, state: TrainState) -> str:
     """One SHA-256 over parameters, optimizer state and TrainState, without what differs between equal runs."""
     counters = {key: value for key, value in asdict(state).items() if key not in NONDETERMINISTIC_FIELDS}
     engine = context.engine
-    return combined({**engine.parameter_digests(), **engine.optimizer_state_digests(), "": json.dumps(counters)})
+    return combined_digest({**engine.parameter_digests(), **engine.optimizer_state_digests(), "": json.dumps(counters)})
 
 
 def save_results(context: RunContext, state: TrainState, summary: Mapping[str, Any], tracker: Tracker) -> None:
@@ -80,9 +80,9 @@ def save_results(context: RunContext, state: TrainState, summary: Mapping[str, A
 def save_model(context: RunContext, folder: Path, weights: dict[str, Tensor], summary: Mapping[str, Any]) -> None:
     """Writes `weights`, by parameter name, with tokenizer and model card to `folder`. Called by one rank."""
     with writing_folder(folder) as partial:
-        context.engine.raw.save_pretrained(partial, weights)
+        context.engine.model.save_pretrained(partial, weights)
         context.data.tokenizer.save_pretrained(partial)
-        card = run_card(context.recipe, context.engine.raw.labels, summary)
+        card = run_card(context.recipe, context.engine.model.labels, summary)
         (partial / CARD).write_text(card, encoding="utf-8")
 
 

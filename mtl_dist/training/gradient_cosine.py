@@ -22,15 +22,15 @@ def uppermost_unit(units: Sequence[str]) -> str | None:
 
 
 class TaskGradients:
-    """Of one step: each task's gradient, summed over micro-steps and, when it is asked for, over ranks."""
+    """Of one step: each task's gradient, sum_over_ranks over micro-steps and, when it is asked for, over ranks."""
 
     def __init__(self, engine: Engine, tasks: Sequence[str]) -> None:
         """`tasks` have rows in the global batch."""
         self._engine = engine
         self._tasks = tasks
         unit = uppermost_unit(engine.units)
-        names = [] if unit is None else engine.raw.unit_parameters()[unit]
-        parameters = dict(engine.raw.named_parameters())
+        names = [] if unit is None else engine.model.unit_parameters()[unit]
+        parameters = dict(engine.model.named_parameters())
         self._parameters = [parameters[name] for name in names]
         self._sums: list[Tensor] = []
 
@@ -51,7 +51,7 @@ class TaskGradients:
         """By `<task>/<other>`; empty where no two can be compared. Every rank calls this and gets the same."""
         if not self._sums:
             return {}
-        whole = dict(zip(self._tasks, self._engine.summed(torch.stack(self._sums)).double(), strict=True))
+        whole = dict(zip(self._tasks, self._engine.sum_over_ranks(torch.stack(self._sums)).double(), strict=True))
         return {f"{one}/{other}": _cosine(whole[one], whole[other]) for one, other in combinations(self._tasks, 2)}
 
 

@@ -72,7 +72,7 @@ def run_on(
         logger.info("note: %s", hint)
     require_equal(group, "start", {f"the {name}": digest for name, digest in plan.digests.items()})
     watchdog = Watchdog(group, recipe.safety.timeout_seconds, Path(recipe.output_dir) / STACKS)
-    context = build_context(plan, accelerator, group, engine_class, watchdog.passing)
+    context = build_context(plan, accelerator, group, engine_class, watchdog.heartbeat)
     identity = {**asdict(recipe), "data_sha256": plan.data.digest}
     state = resume(context, identity)
     execute(context, state, plan.digests, identity, stop_request or StopRequest(), watchdog)
@@ -92,7 +92,7 @@ def resume(context: RunContext, identity: dict[str, Any]) -> TrainState:
     if found is None:
         return TrainState()
     with group.raise_together():
-        tensors = storage.load(found, context.engine.like)
+        tensors = storage.load(found, context.engine.parameter_templates)
     context.engine.load(*tensors)
     state = TrainState(**found.state["train_state"])
     total = context.schedule_of(state).total_steps

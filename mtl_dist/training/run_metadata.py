@@ -17,9 +17,9 @@ import torch
 from mtl_dist.engines.base import Engine
 from mtl_dist.io import write_whole
 from mtl_dist.run_layout import SETUP
-from mtl_dist.schedule.early_stopping import condition
+from mtl_dist.schedule.early_stopping import describe_until
 from mtl_dist.schedule.phases import Phase
-from mtl_dist.schedule.plan_table import highest_and_last
+from mtl_dist.schedule.plan_table import peak_and_final_rates
 from mtl_dist.training.context import RunContext
 
 LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
@@ -43,7 +43,7 @@ def describe(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
         for name, source in context.data.tasks.items()
     }
     return {
-        "model_type": context.engine.raw.sentence_transformer.encoder.config.model_type,
+        "model_type": context.engine.model.sentence_transformer.encoder.config.model_type,
         "tasks": tasks,
         "units": dict(context.unit_sizes),
         "phases": [_phase(context, phase) for phase in context.rates.schedule.phases],
@@ -76,14 +76,14 @@ def write_setup(folder: Path, description: Mapping[str, Any], start: Mapping[str
 
 
 def _phase(context: RunContext, phase: Phase) -> dict[str, Any]:
-    rates = highest_and_last(context.rates, phase)
+    rates = peak_and_final_rates(context.rates, phase)
     return {
         "name": phase.name,
         "start": phase.start,
         "stop": phase.stop,
         "units": list(phase.units),
         "parameters": sum(context.unit_sizes[unit] for unit in phase.units),
-        "until": None if phase.until is None else {**asdict(phase.until), "condition": condition(phase.until)},
+        "until": None if phase.until is None else {**asdict(phase.until), "condition": describe_until(phase.until)},
         "rates": {unit: list(of_unit) for unit, of_unit in rates.items()},
         "draws": context.sampler.draws(phase.start, phase.stop),
     }

@@ -18,14 +18,14 @@ class StopVote:
         self._state = state
         self._stop_request = stop_request
         self._resumable = resumable
-        self._votes = context.group.vote()
+        self._votes = context.group.async_max()
 
     def poll(self, wants_save: bool = False) -> bool:
         """Returns whether any rank wants to save; answers come one call late, so that nothing waits for them.
 
         Raises Interrupted on every rank where any of them was asked to stop.
         """
-        outcome = self._votes.cast(_STOP if self._stop_request.made else _SAVE if wants_save else 0)
+        outcome = self._votes.reduce(_STOP if self._stop_request.made else _SAVE if wants_save else 0)
         if outcome == _STOP:
             signals = [one for one in self._context.group.all_gather(self._stop_request.signal) if one is not None]
             done, total = self._state.step, self._context.schedule_of(self._state).total_steps

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtl_dist.activation_cache.cache import Parts
 from mtl_dist.device import AsyncScalar
 from mtl_dist.errors import Interrupted, TrainingError
-from mtl_dist.models.dropout import seed_masks
+from mtl_dist.models.dropout import seed_dropout_masks
 from mtl_dist.schedule.partition import partition_batch
 from mtl_dist.schedule.phases import Phase, Schedule
 from mtl_dist.schedule.sampler import GlobalBatch
@@ -53,7 +53,7 @@ def seed_device(device: torch.device, seed: int) -> None:
 
     Not by `torch.manual_seed`, which for every kind of device that a machine lacks keeps the call and its stack.
     """
-    seed_masks(seed)
+    seed_dropout_masks(seed)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -102,13 +102,13 @@ class LayerwiseLearningRateTrainer:
         cosines = {} if gradients is None else gradients.cosines()
         absent = [f"heads.{task}" for task in self.recipe.tasks if task not in present]
         logged = self.is_logged(step + 1)
-        norm = AsyncScalar(self.engine.step(self.rates_at(step), absent, logged))
-        unit_norms = self.engine.unit_norms if logged else {}
+        output = self.engine.step(self.rates_at(step), absent, with_unit_norms=logged)
+        norm = AsyncScalar(output.grad_norm)
         self._settle(step, norm, at_once=logged)
         self.train_state.step = step + 1
         # Parts have their longest example first.
         computed = sum(len(part) * int(batch.lengths[part[0]]) for of_ranks in parts for part in of_ranks)
-        return StepResult(batch, sum(losses[1:], losses[0]), norm, computed, unit_norms, cosines)
+        return StepResult(batch, sum(losses[1:], losses[0]), norm, computed, output.unit_norms, cosines)
 
     def _partition(self, batch: GlobalBatch) -> Parts:
         world_size, most = self.context.group.world_size, self.recipe.micro_batch_size
@@ -140,8 +140,8 @@ class LayerwiseLearningRateTrainer:
         positions = parts[micro_step][rank]
         place = f"step {step + 1}, micro-step {micro_step + 1}"
         context.heartbeat(f"{place}: reading rows")
-        prefix = context.cache.below(batch, parts, micro_step)
-        with_tokens = prefix is None or prefix[0] < self.engine.raw.layout.num_blocks
+        prefix = context.cache.prefix_for_micro_step(batch, parts, micro_step)
+        with_tokens = prefix is None or prefix.depth < self.engine.model.layout.num_blocks
         inputs = context.data.batch("train", batch.task_ids[positions], batch.rows[positions], with_tokens)
         inputs = inputs.to(self.engine.device)
         context.heartbeat(f"{place}: forward and backward")
@@ -169,7 +169,7 @@ class LayerwiseLearningRateTrainer:
         self.settle_last_step()
         self._unsettled = step, norm
         could_be_last = self.train_state.nonfinite_in_row + 1 >= self.recipe.optimizer.max_nonfinite_steps
-        if at_once or norm.is_here or could_be_last:
+        if at_once or norm.is_ready or could_be_last:
             self.settle_last_step()
 
     def settle_last_step(self) -> None:

@@ -51,7 +51,7 @@ DATA_PARALLEL = {
     "one task": Same(overrides=ONE_TASK),
     "one task, accumulation 2": Same(2, ONE_TASK),
 }
-WHOLE = {"whole table of tokens": Same(without="setting aside")}
+WHOLE = {"whole table of tokens": Same(without="trimming")}
 FSDP2 = {
     "fsdp2": Same(engine="fsdp2"),
     "fsdp2, accumulation 2": Same(2, engine="fsdp2"),
@@ -72,17 +72,17 @@ BROKEN = {
     "no rewrap": Same(without="rewrap"),
     "no rewrap, no check": Same(without="rewrap and check"),
     "stray rank": Same(without="stray rank"),
-    # Without what is kept, whose forwards torch settles itself.
-    "fsdp2, no settling": Same(overrides=COMPUTED, engine="fsdp2", without="settling"),
-    "fsdp2, no settling, no check": Same(overrides=COMPUTED, engine="fsdp2", without="settling and checks"),
+    # Without the activation cache, after whose forwards torch reshards by itself.
+    "fsdp2, no resharding": Same(overrides=COMPUTED, engine="fsdp2", without="resharding"),
+    "fsdp2, no resharding, no check": Same(overrides=COMPUTED, engine="fsdp2", without="resharding and checks"),
     **{
         f"zero{stage}, no {what}": Same(1, FP32, f"zero{stage}", without)
         for stage in (1, 2, 3)
         for what, without in (
-            ("set-up", "new set-up"),
-            ("set-up, no check", "new set-up and check"),
-            ("moments", "moments"),
-            ("moments, no check", "moments and check"),
+            ("initialization", "new initialization"),
+            ("initialization, no check", "new initialization and check"),
+            ("optimizer state", "optimizer state"),
+            ("optimizer state, no check", "optimizer state and check"),
         )
     },
 }
@@ -114,8 +114,8 @@ class Run:
     def weights(self) -> dict[str, torch.Tensor]:
         return load_file(self.folder / "model" / "model.safetensors")
 
-    def moments(self, step: int) -> dict[str, torch.Tensor]:
-        """AdamW's state after `step` steps, as `<moment>/<parameter>`."""
+    def optimizer_state(self, step: int) -> dict[str, torch.Tensor]:
+        """AdamW's state after `step` steps, as `<key>/<parameter>`."""
         return load_file(self.folder / "checkpoints" / f"step-{step:010d}" / "optimizer.safetensors")
 
 
@@ -180,13 +180,13 @@ def test_losses_digests_and_parameters_are_those_of_one_process(runs: Runs, worl
 
 
 @pytest.mark.parametrize(("world", "name"), COMPARED)
-def test_moments_after_each_thaw_are_those_of_one_process(runs: Runs, world: int, name: str) -> None:
+def test_optimizer_state_after_each_unfreezing_is_that_of_one_process(runs: Runs, world: int, name: str) -> None:
     for step, embeddings_train in ((8, False), (12, True)):
-        moments, expected = runs(world, name).moments(step), reference_of(runs, name).moments(step)
+        state, expected = (run.optimizer_state(step) for run in (runs(world, name), reference_of(runs, name)))
         if name in WHOLE:
             expected.pop(f"decay/{TABLE}", None)
-        require_close(moments, expected, variant_of(name).rounding)
-        assert (f"exp_avg/{TABLE}" in moments) == embeddings_train
+        require_close(state, expected, variant_of(name).rounding)
+        assert (f"exp_avg/{TABLE}" in state) == embeddings_train
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -200,7 +200,7 @@ def test_ranks_end_with_the_same_bytes(runs: Runs, world: int) -> None:
 
 
 def test_phases_train_something_else_each(runs: Runs) -> None:
-    """Guards the tests above from comparing runs in which nothing thaws."""
+    """Guards the tests above from comparing runs in which nothing is unfrozen."""
     trainable = [phase["trainable_parameters"] for phase in runs(2, "accumulation 1").summary()["phases"]]
     assert trainable == sorted(set(trainable))
     assert len(trainable) == 3
@@ -226,16 +226,16 @@ def test_without_rewrap_and_check_the_losses_differ(runs: Runs) -> None:
     assert max(differences[5:]) > 1e-5
 
 
-def test_fsdp2_without_settling_is_stopped(runs: Runs) -> None:
-    first, second = runs(2, "fsdp2, no settling").errors
+def test_fsdp2_without_resharding_is_stopped(runs: Runs) -> None:
+    first, second = runs(2, "fsdp2, no resharding").errors
     assert first == second
     assert first is not None
     assert re.fullmatch("start of phase 'upper': rank 0: .* is to train, and the optimizer does not have it", first)
 
 
-def test_fsdp2_without_settling_and_checks_the_losses_differ(runs: Runs) -> None:
+def test_fsdp2_without_resharding_and_checks_the_losses_differ(runs: Runs) -> None:
     """The negative control of FSDP2: what is unfrozen in the wrong place stays frozen."""
-    broken, reference = runs(2, "fsdp2, no settling, no check").steps(), runs(1, "accumulation 1").steps()
+    broken, reference = runs(2, "fsdp2, no resharding, no check").steps(), runs(1, "accumulation 1").steps()
     losses = zip(broken, reference, strict=True)
     assert max(abs(step["train/loss"] / other["train/loss"] - 1) for step, other in losses) > 1e-5
 
@@ -244,8 +244,8 @@ def test_fsdp2_without_settling_and_checks_the_losses_differ(runs: Runs) -> None
 @pytest.mark.parametrize(
     ("what", "problem"),
     [
-        ("set-up", "is to train, and the optimizer does not have it"),
-        ("moments", "are not those from before"),
+        ("initialization", "is to train, and the optimizer does not have it"),
+        ("optimizer state", "is not the one from before"),
     ],
 )
 def test_zero_with_another_optimizer_than_the_phase_needs_is_stopped(
@@ -258,9 +258,9 @@ def test_zero_with_another_optimizer_than_the_phase_needs_is_stopped(
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_without_a_new_set_up_thawed_blocks_stay_still(runs: Runs, stage: int) -> None:
+def test_zero_without_a_new_initialization_unfrozen_blocks_do_not_train(runs: Runs, stage: int) -> None:
     """The negative control of DeepSpeed."""
-    broken, trained = runs(2, f"zero{stage}, no set-up, no check").weights(), runs(1, "fp32").weights()
+    broken, trained = runs(2, f"zero{stage}, no initialization, no check").weights(), runs(1, "fp32").weights()
     before = load_file(runs(1, "fp32").folder.parents[1] / "encoder" / "model.safetensors")
     encoder = [name for name in broken if name.startswith("bert.")]
     assert encoder
@@ -271,8 +271,8 @@ def test_zero_without_a_new_set_up_thawed_blocks_stay_still(runs: Runs, stage: i
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_without_its_moments_the_losses_differ(runs: Runs, stage: int) -> None:
-    broken, reference = runs(2, f"zero{stage}, no moments, no check").steps(), runs(1, "fp32").steps()
+def test_zero_without_its_optimizer_state_the_losses_differ(runs: Runs, stage: int) -> None:
+    broken, reference = runs(2, f"zero{stage}, no optimizer state, no check").steps(), runs(1, "fp32").steps()
     losses = zip(broken, reference, strict=True)
     assert max(abs(step["train/loss"] / other["train/loss"] - 1) for step, other in losses) > 1e-4
 

@@ -1,4 +1,4 @@
-"""Of processes that have been started: several runs of recipes one after another, among the same processes.
+"""Trains several recipes one after another in the processes of one launch, so that these start only once.
 
 `worker.py FILE`, where FILE is JSON: a list of {"arguments": [...], "accumulation": n, "engine": a name of ENGINES,
 "without": null or a name of BREAKS}. Rank r writes the error that ended each run, or null, to FILE.<r>.
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_dist.config.load import parse
 from mtl_dist.distributed.launch_check import LaunchRequest, start_accelerator
-from mtl_dist.engines import zero as engine_zero
+from mtl_dist.engines import base, zero
 from mtl_dist.engines.base import Engine
 from mtl_dist.engines.ddp import DataParallel
 from mtl_dist.engines.factory import engine_class_of
@@ -34,13 +34,13 @@ from mtl_dist.training.run import run_on
 
 
 def without_rewrap() -> None:
-    """The model stays wrapped as it was at the first phase."""
-    rewrap = DataParallel._rewrap
-    DataParallel._rewrap = lambda self: None if isinstance(self.model, DistributedDataParallel) else rewrap(self)
+    """The model stays wrapped as in the first phase."""
+    wrap = DataParallel.wrap
+    DataParallel.wrap = lambda self: None if isinstance(self.model_wrapped, DistributedDataParallel) else wrap(self)
 
 
-def without_setting_aside() -> None:
-    """The table of tokens trains with every row, as in plain torch."""
+def without_trimming() -> None:
+    """The token embeddings train with every row, as in plain PyTorch."""
     build.trim_vocabulary = lambda encoder, vocabulary: None
 
 
@@ -50,50 +50,50 @@ def without_check() -> None:
 
 
 def with_a_stray_rank() -> None:
-    """Before the second phase the last rank nudges one weight, as a faulty device would."""
+    """Before the second phase the last rank changes one weight slightly, as a faulty device would."""
     enter_phase = Engine.enter_phase
 
     def stray(self: Engine, name: str, units: Sequence[str]) -> None:
         if name == "upper" and self.processes.rank == self.processes.world_size - 1:
             with torch.no_grad():
-                dict(self.raw.named_parameters())["heads.mood.3.bias"][0] += 1e-7
+                dict(self.model.named_parameters())["heads.mood.3.bias"][0] += 1e-7
         enter_phase(self, name, units)
 
     Engine.enter_phase = stray
 
 
-def without_settling() -> None:
-    """What is still gathered at a boundary is switched in place of what is sharded."""
-    FullySharded._settle = Engine._settle
+def without_resharding() -> None:
+    """Parameters that are still gathered at a phase boundary are unfrozen in place of their shards."""
+    FullySharded.reshard_parameters = Engine.reshard_parameters
 
 
 def without_the_optimizer_check() -> None:
-    """Nobody asks whether the optimizer has what is to train."""
-    Engine._check_optimizer = lambda self, when, before: None
+    """No rank checks whether the optimizer holds the trainable parameters and their state."""
+    base.check_optimizer = lambda state, when, before: None
 
 
-def without_a_new_set_up() -> None:
-    """DeepSpeed stays as it was set up for the first phase."""
-    set_up = ZeroRedundancy._set_up
-    ZeroRedundancy._take_down = lambda self: None
-    ZeroRedundancy._set_up = lambda self: set_up(self) if self._deepspeed is None else None
-    # Which without moments would be refused as no state of a run.
-    Engine._decay_set_aside = lambda self, rates, norm: None
+def without_a_new_initialization() -> None:
+    """DeepSpeed stays as it was initialized for the first phase."""
+    initialize = ZeroRedundancy._initialize_deepspeed
+    ZeroRedundancy._destroy_deepspeed = lambda self: None
+    ZeroRedundancy._initialize_deepspeed = lambda self: initialize(self) if self._deepspeed is None else None
+    # A checkpoint with decayed rows of an embedding that has no optimizer state would be refused as corrupt.
+    Engine._decay_unused_rows = lambda self, rates, norm: None
 
 
-def without_keeping_moments() -> None:
-    """DeepSpeed is set up anew, with moments that start at zero."""
-    set_up = ZeroRedundancy._set_up
+def without_keeping_optimizer_state() -> None:
+    """DeepSpeed is initialized anew, with optimizer state that starts at zero."""
+    initialize = ZeroRedundancy._initialize_deepspeed
 
-    def anew(self: ZeroRedundancy) -> None:
-        set_up(self)
+    def forget(self: ZeroRedundancy) -> None:
+        initialize(self)
         self.optimizer.state.clear()
 
-    ZeroRedundancy._set_up = anew
+    ZeroRedundancy._initialize_deepspeed = forget
 
 
 def with_a_stray_measurement() -> None:
-    """The last rank measures another loss, in its last digits."""
+    """The last rank measures a loss that differs in the last digits."""
     measure = Evaluator.measure
 
     def stray(self: Evaluator, split: str, max_mistakes: int = 0) -> dict[str, ClassificationMetrics]:
@@ -117,7 +117,7 @@ def with_a_stray_memory() -> None:
     EarlyStopping.should_stop = stray
 
 
-engine_zero.PERSISTENCE_THRESHOLD = 0  # else tiny parameters would all stay whole
+zero.PERSISTENCE_THRESHOLD = 0  # otherwise tiny parameters would all stay whole
 
 ENGINES = {
     "data parallel": LaunchRequest("a job"),
@@ -130,18 +130,18 @@ ENGINES = {
 BREAKS: dict[str, tuple[Callable[[], None], ...]] = {
     "rewrap": (without_rewrap,),
     "rewrap and check": (without_rewrap, without_check),
-    "settling": (without_settling, without_check),
-    "settling and checks": (without_settling, without_check, without_the_optimizer_check),
-    "new set-up": (without_a_new_set_up,),
-    "new set-up and check": (without_a_new_set_up, without_the_optimizer_check),
-    "moments": (without_keeping_moments,),
-    "moments and check": (without_keeping_moments, without_the_optimizer_check),
-    "setting aside": (without_setting_aside,),
+    "resharding": (without_resharding, without_check),
+    "resharding and checks": (without_resharding, without_check, without_the_optimizer_check),
+    "new initialization": (without_a_new_initialization,),
+    "new initialization and check": (without_a_new_initialization, without_the_optimizer_check),
+    "optimizer state": (without_keeping_optimizer_state,),
+    "optimizer state and check": (without_keeping_optimizer_state, without_the_optimizer_check),
+    "trimming": (without_trimming,),
     "stray rank": (with_a_stray_rank,),
     "stray measurement": (with_a_stray_measurement,),
     "stray memory": (with_a_stray_memory,),
 }
-"""What is taken out of the engines, by name; for a negative control, what would find that out as well."""
+"""Negative controls by name: the mechanism that is removed, and the checks that would report that."""
 
 
 def methods(part: type) -> list[tuple[str, Any]]:
@@ -152,12 +152,12 @@ def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
     parts = (Engine, DataParallel, FullySharded, ZeroRedundancy, Evaluator, EarlyStopping)
     intact: list[tuple[Any, str, Any]] = [(part, name, value) for part in parts for name, value in methods(part)]
-    intact.append((build, "trim_vocabulary", build.trim_vocabulary))
+    intact += [(build, "trim_vocabulary", build.trim_vocabulary), (base, "check_optimizer", base.check_optimizer)]
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):
         accelerator.gradient_accumulation_steps = one["accumulation"]
-        for take_out in BREAKS.get(one["without"], ()):
-            take_out()
+        for remove in BREAKS.get(one["without"], ()):
+            remove()
         try:
             command = parse(one["arguments"])
             engine = engine_class_of(ENGINES[one["engine"]], command.recipe, accelerator.device.type)

@@ -81,7 +81,7 @@ def flip(kind: str, index: int, position: float, bit: int, after: int, rank: int
     def flipping(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
         result = training_step(self, step)
         if step == after:
-            name, parameter = list(self.engine.raw.named_parameters())[index]
+            name, parameter = list(self.engine.model.named_parameters())[index]
             state = self.engine.optimizer.state.get(parameter, {})
             tensor = state["exp_avg"] if kind == "moment" and state else parameter.detach()
             flat = tensor.view(-1).view(torch.int32)
@@ -108,7 +108,7 @@ def flips(draw: random.Random, folder: Path, count: int, compare_every: int | No
             said = next((line for line in job.output().splitlines() if line.startswith("error:")), "nothing")
             name = job.output(rank).partition("flipped ")[2].split("\n")[0]
             next_checks = "|".join(str(step + 1 + later) for later in range(EVERY))
-            what = f"(parameter|moments of) {re.escape(name)} "
+            what = f"(parameter|optimizer state of) {re.escape(name)} "
             named = re.match(rf"error: after step ({next_checks}): rank {rank} differs from rank \d in {what}", said)
             passed = named is not None and 1 in codes
             yield Outcome(f"bit {bit} of a {kind}", f"{name}, rank {rank}, after step {step + 1}", said, passed)

@@ -54,8 +54,8 @@ def test_without_a_temporary_folder_a_full_disk_leaves_half_a_checkpoint(
         (hostile.path_in_a_manifest, checkpoint, "verify", lambda folder, step, *sha256: {}),
         (hostile.link, seal, "_check_names", lambda folder: None),
         (hostile.yaml_tag, basecontainer, "get_yaml_loader", lambda: yaml.UnsafeLoader),
-        (hostile.model_folder, encoder, "comes_with_code", lambda config: False),
-        (hostile.model_folder, model, "comes_with_code", lambda config: False),
+        (hostile.model_folder, encoder, "has_remote_code", lambda config: False),
+        (hostile.model_folder, model, "has_remote_code", lambda config: False),
     ],
 )
 def test_without_a_refusal_hostile_files_are_taken(

@@ -136,7 +136,7 @@ def test_the_host_goes_one_step_ahead_and_no_more(build: Build) -> None:
     enter(setup, 0)
     trainer = LayerwiseLearningRateTrainer(setup, TrainState())
     with torch.no_grad():
-        setup.engine.raw.get_submodule("heads.mood.0").get_parameter("weight")[0, 0] = torch.inf
+        setup.engine.model.get_submodule("heads.mood.0").get_parameter("weight")[0, 0] = torch.inf
     before = setup.engine.parameter_digests()
     counted = []
     for step in range(3):
@@ -158,7 +158,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, po
         for index, phase in enumerate(setup.rates.schedule.phases):
             enter(setup, index)
             for step in range(phase.start, phase.stop):
-                weight = setup.engine.raw.get_submodule("heads.mood.0").get_parameter("weight")
+                weight = setup.engine.model.get_submodule("heads.mood.0").get_parameter("weight")
                 kept = weight.detach().clone()
                 with torch.no_grad():
                     if step == poisoned:
@@ -230,13 +230,13 @@ def test_an_operation_without_a_deterministic_kernel_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
     """Unless the recipe does not ask for one."""
-    pooled = SentenceTransformer.pooled
+    pool = SentenceTransformer.pool
 
     def pooled_again(*given: Any) -> Tensor:
-        vectors = pooled(*given)
+        vectors = pool(*given)
         return adaptive_avg_pool2d(vectors.unsqueeze(0), (len(vectors), vectors.shape[1]))[0]
 
-    monkeypatch.setattr(SentenceTransformer, "pooled", pooled_again)
+    monkeypatch.setattr(SentenceTransformer, "pool", pooled_again)
     settings = (f"safety.deterministic={deterministic}", "cache.mode=never")
     recipe = tiny_recipe(tmp_path, *settings)
     if not deterministic:

@@ -29,7 +29,7 @@ def test_useful_flops_are_those_that_torch_counts(tmp_path: Path, phase: str, un
         np.full(1, 8),
         {"heads.topic": 0.0, "heads.mood": 1.0},
     )
-    model = setup.engine.raw
+    model = setup.engine.model
     model.sentence_transformer.encoder.set_attn_implementation("eager")  # as matrix products, which are counted
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(name in model.unit_parameters()[one] for one in work.trainable[phase]))

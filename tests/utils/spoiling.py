@@ -41,8 +41,8 @@ def spoil(
         at = step
         return training_step(self, step)
 
-    def spoilt(self: Engine, batch: Batch, below: PrefixState | None = None) -> dict[str, Tensor]:
-        result = logits(self, batch, below)
+    def spoilt(self: Engine, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
+        result = logits(self, batch, prefix)
         if at not in steps or not torch.is_grad_enabled():
             return result
         return {task: how(one) for task, one in result.items()}

@@ -137,6 +137,6 @@ class Checkpointer(Callback):
         if found is None:
             return None
         with group.raise_together():
-            tensors = storage.load(found, engine.like)
+            tensors = storage.load(found, engine.parameter_templates)
         engine.load(*tensors)
         return found.step

@@ -3,7 +3,7 @@
 import logging
 
 from mtl_dist.distributed.consistency import require_equal
-from mtl_dist.schedule.early_stopping import has_run_out, value_of, why
+from mtl_dist.schedule.early_stopping import patience_exhausted, stop_reason, value_of
 from mtl_dist.schedule.phases import Phase
 from mtl_dist.training.callbacks.base import Callback
 from mtl_dist.training.callbacks.evaluator import Evaluator
@@ -48,9 +48,12 @@ class EarlyStopping(Callback):
         values = state.measured.setdefault(phase.name, [])
         values.append(value)
         # Rank 0 decides: a rank that decided otherwise would wait in another phase for ever.
-        stop = self._group.all_gather(has_run_out(values, until))[0]
+        stop = self._group.all_gather(patience_exhausted(values, until))[0]
         if stop:
             logger.info(
-                "phase %s ends early, after step %s: %s", phase.name, state.step, why(values, until, phase.start)
+                "phase %s ends early, after step %s: %s",
+                phase.name,
+                state.step,
+                stop_reason(values, until, phase.start),
             )
         return stop

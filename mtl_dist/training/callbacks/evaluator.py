@@ -46,7 +46,7 @@ class Evaluator(Callback):
         """Metrics of every task on `split`, the same on every rank. Raises Interrupted where the run is to stop."""
 
         def before_batch() -> None:
-            self._watchdog.passing(f"after step {self.trainer.train_state.step}: a batch of {split}")
+            self._watchdog.heartbeat(f"after step {self.trainer.train_state.step}: a batch of {split}")
             self._vote.poll()
 
         context = self._context

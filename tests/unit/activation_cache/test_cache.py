@@ -87,16 +87,16 @@ def test_each_text_is_computed_once_for_two_phases(tmp_path: Path, monkeypatch: 
     computed: list[tuple[tuple[int, ...], int]] = []
     run_prefix = MultitaskTransformer.run_prefix
 
-    def noted(self: MultitaskTransformer, levels: Sequence[int], ids: Tensor, *rest: Tensor) -> dict[int, Tensor]:
-        computed.append((tuple(sorted(levels)), len(ids)))
-        return run_prefix(self, levels, ids, *rest)
+    def noted(self: MultitaskTransformer, depths: Sequence[int], ids: Tensor, *rest: Tensor) -> dict[int, Tensor]:
+        computed.append((tuple(sorted(depths)), len(ids)))
+        return run_prefix(self, depths, ids, *rest)
 
     monkeypatch.setattr(MultitaskTransformer, "run_prefix", noted)
     monkeypatch.setattr("mtl_dist.training.callbacks.evaluator.evaluate", lambda *_: {})
     run_here(recipe_of(tmp_path, "run", "unfrozen"))
     assert computed.pop(0) == ((2, 4), 1)  # to learn of what type the states are
-    assert sum(texts for levels, texts in computed if levels == (2, 4)) == len(drawn[0])
-    assert sum(texts for levels, texts in computed if levels == (2,)) == len(drawn[1] - drawn[0])
+    assert sum(texts for depths, texts in computed if depths == (2, 4)) == len(drawn[0])
+    assert sum(texts for depths, texts in computed if depths == (2,)) == len(drawn[1] - drawn[0])
 
 
 def test_after_going_back_nothing_of_the_lost_weights_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

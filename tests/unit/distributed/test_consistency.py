@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtl_dist.distributed.consistency import combined, require_equal, tensor_digest
+from mtl_dist.distributed.consistency import combined_digest, require_equal, tensor_digest
 from mtl_dist.distributed.process_group import ProcessGroup
 
 
@@ -40,7 +40,7 @@ def test_a_digest_is_of_the_values_not_of_how_they_lie_in_memory(dtype: torch.dt
 
 
 def test_digests_combine_in_their_order() -> None:
-    assert combined({"b": "12", "a": "34"}) == hashlib.sha256(b"1234").hexdigest()
+    assert combined_digest({"b": "12", "a": "34"}) == hashlib.sha256(b"1234").hexdigest()
 
 
 def test_one_process_is_equal_to_itself() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl_dist.distributed.exit_codes import LOST, VARIABLE, combined_exit_code, recorded
+from mtl_dist.distributed.exit_codes import LOST_CONTACT, VARIABLE, combined_exit_code, recorded_exit_codes
 
 ROOT = Path(__file__).parents[3]
 
@@ -17,19 +17,19 @@ ROOT = Path(__file__).parents[3]
         (["0", "0"], False, 1, 0),  # a launcher that lost those of other machines at their end
         ([], False, 0, 0),  # --help
         (["75", "75"], False, 1, 75),
-        (["75", LOST], False, 1, 75),
+        (["75", LOST_CONTACT], False, 1, 75),
         (["0", "75"], False, 1, 75),
         (["75"], False, 1, 1),  # the other crashed, and the launcher has asked this one
         ([], False, 1, 1),
         ([], True, -15, 75),  # before there was a process to ask
         (["75"], True, 1, 75),
-        ([LOST, LOST], True, 1, 75),
-        ([LOST, LOST], False, 1, 9),
-        ([LOST], False, 1, 1),
+        ([LOST_CONTACT, LOST_CONTACT], True, 1, 75),
+        ([LOST_CONTACT, LOST_CONTACT], False, 1, 9),
+        ([LOST_CONTACT], False, 1, 1),
         (["1", "75"], True, 1, 1),
         (["75", "2"], True, 1, 2),
         (["1", "2"], False, 1, 2),
-        (["1", LOST], False, 1, 1),
+        (["1", LOST_CONTACT], False, 1, 1),
     ],
 )
 def test_the_code_of_two_processes(records: list[str], asked: bool, launcher: int, code: int) -> None:
@@ -42,7 +42,7 @@ def test_a_process_leaves_its_code(tmp_path: Path, arguments: list[str], code: s
     command = [sys.executable, "launch/train.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert str(done.returncode) == code
-    assert recorded(tmp_path) == [code]
+    assert recorded_exit_codes(tmp_path) == [code]
 
 
 def test_where_the_record_cannot_be_left_the_process_says_so_and_ends(tmp_path: Path) -> None:

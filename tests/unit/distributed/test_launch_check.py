@@ -18,7 +18,7 @@ from mtl_dist.distributed import launch_check as launch_guard
 from mtl_dist.distributed.launch_check import (
     LaunchRequest,
     bf16_hint,
-    check_given,
+    check_launched,
     check_request,
     launcher_command,
     read_request,
@@ -241,7 +241,7 @@ def test_what_an_engine_cannot_run_is_refused(tmp_path: Path) -> None:
     asked = with_section(tmp_path, "DEEPSPEED", zero_stage=2)
     recipe = Recipe(model=ModelConfig(dtype="float64"))
     with pytest.raises(
-        UserError, match=r"^model\.dtype: DeepSpeed keeps weights and moments in float32, not float64; "
+        UserError, match=r"^model\.dtype: DeepSpeed keeps weights and optimizer state in float32, not float64; "
     ):
         engine_class_of(asked, recipe, "cpu")
     recipe = Recipe(tracking=TrackingConfig(gradient_cosine_every_steps=10))
@@ -356,14 +356,14 @@ def test_what_can_be_run_is_let_through(precision: str | None) -> None:
 )
 def test_another_run_than_asked_for_is_refused(asked: LaunchRequest, message: str) -> None:
     with pytest.raises(UserError) as error:
-        check_given(asked, accelerator_here())
+        check_launched(asked, accelerator_here())
     assert str(error.value) == message
 
 
 def test_compilation_that_would_not_happen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")  # what `--dynamo_backend inductor` sets
     with pytest.raises(UserError, match=r"^a\.yaml: dynamo_backend is not supported; leave it out$"):
-        check_given(LaunchRequest("a.yaml"), accelerator_here())
+        check_launched(LaunchRequest("a.yaml"), accelerator_here())
 
 
 def test_a_file_says_gpu_where_it_denies_the_cpu(tmp_path: Path) -> None:
@@ -374,9 +374,9 @@ def test_a_file_says_gpu_where_it_denies_the_cpu(tmp_path: Path) -> None:
 
 
 def test_the_run_that_was_asked_for_goes_on() -> None:
-    check_given(LaunchRequest("a.yaml"), accelerator_here())
-    check_given(LaunchRequest("a.yaml", 1, 1, "no", DistributedType.MULTI_CPU, device="cpu"), accelerator_here())
-    check_given(LaunchRequest("a.yaml", 1, 1, "bf16"), accelerator_here(precision="bf16"))
+    check_launched(LaunchRequest("a.yaml"), accelerator_here())
+    check_launched(LaunchRequest("a.yaml", 1, 1, "no", DistributedType.MULTI_CPU, device="cpu"), accelerator_here())
+    check_launched(LaunchRequest("a.yaml", 1, 1, "bf16"), accelerator_here(precision="bf16"))
 
 
 def test_bf16_is_hinted_at_where_the_cpu_has_it_and_the_run_does_not_use_it() -> None:

@@ -53,8 +53,8 @@ def talk(rank: int, folder: str) -> None:
         "second fails": work(lambda: "zero", lambda: fail(TrainingError("one"))),
         "both fail": work(lambda: fail(UserError("zero")), lambda: fail(TrainingError("one"))),
     }
-    vote = processes.vote()
-    outcomes["votes"] = [vote.cast(wish[rank]) for wish in VOTES]
+    vote = processes.async_max()
+    outcomes["votes"] = [vote.reduce(wish[rank]) for wish in VOTES]
     outcomes["on first"] = outcome(lambda: processes.on_main_process(lambda: Path(folder, f"first {rank}").touch()))
     outcomes["first fails alone"] = outcome(lambda: processes.on_main_process(lambda: fail(UserError("zero"))))
     Path(folder, f"{rank}.json").write_text(json.dumps(outcomes))
@@ -118,8 +118,8 @@ def test_the_first_works_for_all(outcomes: list[dict[str, Any]], tmp_path_factor
 
 
 def test_alone_a_wish_is_granted_at_once() -> None:
-    vote = ProcessGroup().vote()
-    assert [vote.cast(wish) for wish in (0, 2, 1)] == [0, 2, 1]
+    vote = ProcessGroup().async_max()
+    assert [vote.reduce(wish) for wish in (0, 2, 1)] == [0, 2, 1]
 
 
 def test_one_process_needs_no_group() -> None:

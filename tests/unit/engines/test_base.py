@@ -51,7 +51,7 @@ def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, 
     first = fresh(recipe_file, f"model.dtype={dtype}")
     train(first, 1, 2)
     expected = state_of(first.engine)
-    trained = {name for name, parameter in first.engine.raw.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in first.engine.model.named_parameters() if parameter.requires_grad}
     assert {name.split("/")[1] for name in expected[1]} == trained
     assert len(expected[1]) == 3 * len(trained) < 3 * len(expected[0])
     config = first.recipe.checkpoint
@@ -60,7 +60,7 @@ def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, 
     assert found is not None
     second = fresh(recipe_file, f"model.dtype={dtype}", "seed=43")
     train(second, 2, 1)
-    second.engine.load(*checkpoint.load(found, second.engine.like))
+    second.engine.load(*checkpoint.load(found, second.engine.parameter_templates))
     assert state_of(second.engine) == expected
 
 
@@ -80,8 +80,8 @@ def test_training_goes_on_as_if_the_state_had_not_moved(recipe_file: Path) -> No
 def test_digests_follow_every_parameter(recipe_file: Path) -> None:
     engine = fresh(recipe_file).engine
     before = engine.parameter_digests()
-    assert list(before) == sorted(name for name, _ in engine.raw.named_parameters())
+    assert list(before) == sorted(name for name, _ in engine.model.named_parameters())
     with torch.no_grad():
-        dict(engine.raw.named_parameters())["heads.mood.3.bias"][1] += 1e-6
+        dict(engine.model.named_parameters())["heads.mood.3.bias"][1] += 1e-6
     after = engine.parameter_digests()
     assert [name for name in before if after[name] != before[name]] == ["heads.mood.3.bias"]

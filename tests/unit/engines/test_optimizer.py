@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from mtl_dist.config.recipe import OptimizerConfig
-from mtl_dist.engines.optimizer import RateGroups, build_optimizer, set_rates
+from mtl_dist.engines.optimizer import ParameterGroups, build_optimizer, set_rates
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.phases import Phase, Schedule
@@ -146,8 +146,8 @@ def test_units_of_one_rate_are_joined_and_get_the_bits_of_separate_groups() -> N
         torch.manual_seed(0)
         model = nn.ModuleDict({unit: nn.Linear(5, 3) for unit in units})
         optimizer = build_optimizer(model, units, OptimizerConfig(weight_decay=0.1))
-        groups = RateGroups(optimizer)
-        groups.choose(("a", "b"))
+        groups = ParameterGroups(optimizer)
+        groups.select(("a", "b"))
         calls = []
         for rates in of_steps:
             for parameter in groups.parameters():

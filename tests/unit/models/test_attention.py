@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mtl_dist.models import attention as attention_module
 from mtl_dist.models.attention import attention
-from mtl_dist.models.dropout import dropped, seed_masks
+from mtl_dist.models.dropout import fast_dropout, seed_dropout_masks
 
 
 def masks() -> dict[str, Tensor | None]:
@@ -28,12 +28,12 @@ def test_attention_is_softmax_with_dropout(mask: str, monkeypatch: pytest.Monkey
     plain, _ = attention(_Encoder(), query, key, value, of_kind)
     kept, _ = attention(_Encoder(), query, key, value, of_kind, dropout=1e-9)
     torch.testing.assert_close(kept, plain)
-    seed_masks(5)
+    seed_dropout_masks(5)
     some, _ = attention(_Encoder(), query, key, value, of_kind, dropout=0.4)
     identity = torch.eye(6, dtype=torch.float64).expand(3, 2, 6, 6)
     weights, _ = attention(_Encoder(), query, key, identity, of_kind)
-    seed_masks(5)
-    expected = torch.matmul(dropped(weights.transpose(1, 2).contiguous(), 0.4), value).transpose(1, 2)
+    seed_dropout_masks(5)
+    expected = torch.matmul(fast_dropout(weights.transpose(1, 2).contiguous(), 0.4), value).transpose(1, 2)
     torch.testing.assert_close(some, expected)
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from mtl_dist.models import dropout
-from mtl_dist.models.attention import ATTENTION, use_fast_attention
-from mtl_dist.models.dropout import FastDropout, dropped, seed_masks, use_fast_dropout
+from mtl_dist.models.attention import ATTENTION_NAME, use_fast_attention
+from mtl_dist.models.dropout import FastDropout, fast_dropout, seed_dropout_masks, use_fast_dropout
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from tests.utils.tiny import KINDS, tiny_config
 
@@ -18,8 +18,8 @@ MANY = torch.ones(2_000_001)
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_a_part_of_the_elements_goes_and_the_mean_stays(p: float) -> None:
-    seed_masks(1)
-    result = dropped(MANY, p)
+    seed_dropout_masks(1)
+    result = fast_dropout(MANY, p)
     assert result.unique().tolist() == [0.0, pytest.approx(1 / (1 - p), rel=1e-3)]
     deviation = (p / (1 - p) / len(MANY)) ** 0.5  # of the mean
     assert abs(result.mean(dtype=torch.float64).item() - 1) < 5 * deviation
@@ -27,22 +27,22 @@ def test_a_part_of_the_elements_goes_and_the_mean_stays(p: float) -> None:
 
 def test_masks_have_no_pattern() -> None:
     """Neighbours, whose 16 bits are of one draw, go together as often as chance has it; and so at other distances."""
-    seed_masks(2)
-    gone = (dropped(MANY, 0.5) == 0).double() - 0.5
+    seed_dropout_masks(2)
+    gone = (fast_dropout(MANY, 0.5) == 0).double() - 0.5
     for distance in (1, 2, 3, 4, 5, 64, 384):
         correlation = 4 * (gone[distance:] * gone[:-distance]).mean().item()
         assert abs(correlation) < 5 / len(MANY) ** 0.5
 
 
 def test_masks_follow_from_the_seed() -> None:
-    seed_masks(3)
-    first = [dropped(MANY[:9], 0.5), dropped(MANY[:9], 0.5)]
-    seed_masks(3)
-    again = [dropped(MANY[:9], 0.5), dropped(MANY[:9], 0.5)]
-    seed_masks(4)
+    seed_dropout_masks(3)
+    first = [fast_dropout(MANY[:9], 0.5), fast_dropout(MANY[:9], 0.5)]
+    seed_dropout_masks(3)
+    again = [fast_dropout(MANY[:9], 0.5), fast_dropout(MANY[:9], 0.5)]
+    seed_dropout_masks(4)
     assert torch.equal(torch.stack(first), torch.stack(again))
     assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first[0], dropped(MANY[:9], 0.5))
+    assert not torch.equal(first[0], fast_dropout(MANY[:9], 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -84,10 +84,10 @@ def test_an_encoder_is_the_same_but_for_its_masks(kind: str, tmp_path: Path) -> 
     mask[1, 3:] = 0
     assert torch.equal(fast.eval()(ids, mask, "a"), model.eval()(ids, mask, "a"))
     fast.train()
-    seed_masks(6)
+    seed_dropout_masks(6)
     first = fast(ids, mask, "a")
-    seed_masks(6)
+    seed_dropout_masks(6)
     assert torch.equal(fast(ids, mask, "a"), first)
     assert not torch.equal(fast(ids, mask, "a"), first)
     fast.save_pretrained(tmp_path)
-    assert ATTENTION not in (tmp_path / "config.json").read_text()
+    assert ATTENTION_NAME not in (tmp_path / "config.json").read_text()

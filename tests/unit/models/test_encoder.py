@@ -16,12 +16,12 @@ from mtl_dist.config.recipe import ModelConfig
 from mtl_dist.errors import UserError
 from mtl_dist.models.encoder import (
     check_max_length,
+    drop_pooler,
     encoder_skeleton,
     find_encoder_layout,
     load_encoder,
     load_encoder_config,
     new_encoder,
-    without_pooler,
 )
 from tests.utils.hostile import change_config, with_code
 from tests.utils.tiny import KINDS, SPECIAL, WORDS, tiny_config, tiny_encoder
@@ -39,7 +39,7 @@ def encoder(request: pytest.FixtureRequest) -> PreTrainedModel:
     kind, settings = VARIANTS[request.param]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **tiny_config(kind, LAYERS) | settings)
-    return without_pooler(AutoModel.from_config(config)).eval()
+    return drop_pooler(AutoModel.from_config(config)).eval()
 
 
 @pytest.fixture

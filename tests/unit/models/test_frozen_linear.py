@@ -157,4 +157,4 @@ def test_weights_that_are_shared_out_are_not_kept_whole(tmp_path: Path, stage: i
     setup = setup_here(tiny_recipe(tmp_path))
     model = build_model(setup.recipe, load_encoder_config(setup.recipe.model), setup.data)
     engine = ZeroRedundancy(accelerator_here(), ProcessGroup(), model, setup.recipe.optimizer, stage)
-    assert any(isinstance(module, FrozenLinear) for module in engine.raw.modules()) == (stage < 3)
+    assert any(isinstance(module, FrozenLinear) for module in engine.model.modules()) == (stage < 3)

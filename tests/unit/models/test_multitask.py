@@ -87,24 +87,24 @@ def test_logits_are_those_of_each_text_alone(model: MultitaskTransformer, poolin
         )
         for task in LABELS
     }
-    routes = {task: torch.tensor([row for row, name in enumerate(NAMES) if name == task]) for task in LABELS}
+    task_rows = {task: torch.tensor([row for row, name in enumerate(NAMES) if name == task]) for task in LABELS}
     for extra in (0, 5):
         batch = padded(rows, extra)
-        by_name, by_route = model(*batch, NAMES), model(*batch, routes)
+        by_name, by_route = model(*batch, NAMES), model(*batch, task_rows)
         assert list(by_name) == ["mood", "topic"]  # as they first occur
         assert list(by_route) == ["topic", "mood"]
         for task, wanted in expected.items():
             # DeBERTa's LayerNorm computes in float32.
             torch.testing.assert_close(by_name[task], wanted, rtol=1e-5, atol=1e-6)
             assert torch.equal(by_name[task], by_route[task])
-            torch.testing.assert_close(model(*batch, task)[routes[task]], by_name[task], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(model(*batch, task)[task_rows[task]], by_name[task], rtol=1e-9, atol=1e-12)
 
 
 def test_a_task_without_rows_has_no_logits_but_a_graph(tmp_path: Path) -> None:
     """DDP waits for every head's gradient, also where a rank has none of its rows."""
     model = model_of(tmp_path)
-    routes = {"topic": torch.arange(2), "mood": torch.empty(0, dtype=torch.long)}
-    logits = model(*padded(texts(4, 6)), routes)
+    task_rows = {"topic": torch.arange(2), "mood": torch.empty(0, dtype=torch.long)}
+    logits = model(*padded(texts(4, 6)), task_rows)
     assert logits["mood"].shape == (0, len(MOODS))
     torch.cat([one.flatten() for one in logits.values()]).sum().backward()
     assert all(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
+from mtl_dist.models.multitask import MultitaskTransformer, PrefixState, SentenceTransformer
 from tests.utils.tiny import KINDS, tiny_config
 
 LAYERS = 5
@@ -36,16 +36,16 @@ def texts() -> tuple[Tensor, Tensor]:
 def test_the_two_parts_give_what_the_whole_gives(kind: str, special: dict[str, int], pooling: str) -> None:
     model = model_of(kind, special, pooling).eval()
     ids, mask = texts()
-    model.stages.learn({"input_ids": ids, "attention_mask": mask})
-    levels = list(range(1, LAYERS + 1))
+    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
+    depths = list(range(1, LAYERS + 1))
     names = list(dict(model.named_parameters()))
     with torch.no_grad():
         whole = model(ids, mask, "b")
-        together = model.run_prefix(levels, ids, mask)
-        for level in levels:
-            alone = model.run_prefix([level], ids, mask)[level]
-            assert torch.equal(alone, together[level])
-            assert torch.equal(model(ids, mask, "b", below=(level, alone)), whole)
+        together = model.run_prefix(depths, ids, mask)
+        for depth in depths:
+            alone = model.run_prefix([depth], ids, mask)[depth]
+            assert torch.equal(alone, together[depth])
+            assert torch.equal(model(ids, mask, "b", prefix=PrefixState(depth, alone)), whole)
     assert list(dict(model.named_parameters())) == names
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
@@ -54,23 +54,25 @@ def test_what_lies_padded_behind_a_text_changes_nothing() -> None:
     """States are kept without their padding, and zeros are put there."""
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.stages.learn({"input_ids": ids, "attention_mask": mask})
+    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     with torch.no_grad():
         states = model.run_prefix([2], ids, mask)[2]
         padded = states * mask.unsqueeze(-1)
         assert not torch.equal(padded, states)
-        assert torch.equal(model(ids, mask, "a", below=(2, padded)), model(ids, mask, "a", below=(2, states)))
+        assert torch.equal(
+            model(ids, mask, "a", prefix=PrefixState(2, padded)), model(ids, mask, "a", prefix=PrefixState(2, states))
+        )
 
 
 def test_gradients_above_are_those_of_the_whole() -> None:
     """And below there are none."""
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.stages.learn({"input_ids": ids, "attention_mask": mask})
+    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     model(ids, mask, "a").logsumexp(-1).sum().backward()
     whole = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
-    model(ids, mask, "a", below=(3, model.run_prefix([3], ids, mask)[3])).logsumexp(-1).sum().backward()
+    model(ids, mask, "a", prefix=PrefixState(3, model.run_prefix([3], ids, mask)[3])).logsumexp(-1).sum().backward()
     above = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert any(".layer.3." in name for name in above)
     assert not any(".layer.2." in name or "embeddings" in name for name in above)
@@ -81,7 +83,7 @@ def test_gradients_above_are_those_of_the_whole() -> None:
 def test_no_block_at_or_above_the_level_is_run(tmp_path: Path) -> None:
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.stages.learn({"input_ids": ids, "attention_mask": mask})
+    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     ran: list[int] = []
     blocks = model.sentence_transformer.encoder.get_submodule("encoder.layer")
     for index, block in enumerate(blocks.children()):
@@ -89,5 +91,5 @@ def test_no_block_at_or_above_the_level_is_run(tmp_path: Path) -> None:
     model.run_prefix([1, 3], ids, mask)
     assert ran == [0, 1, 2]
     ran.clear()
-    model(ids, mask, "a", below=(3, torch.zeros(4, 12, 16)))
+    model(ids, mask, "a", prefix=PrefixState(3, torch.zeros(4, 12, 16)))
     assert ran == [3, 4]

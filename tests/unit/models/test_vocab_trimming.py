@@ -11,18 +11,18 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import OptimizerConfig
-from mtl_dist.engines import base as engine
+from mtl_dist.engines import consistency
 from mtl_dist.engines.optimizer import adamw
 from mtl_dist.errors import UserError
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.models.vocab_trimming import (
-    PLACEHOLDER,
+    PLACEHOLDER_TOKEN,
     TrimmedEmbedding,
     TrimmedEmbeddings,
     UnusedRows,
-    rows_in_use,
     trim_vocabulary,
+    trimmed_size,
 )
 from mtl_dist.train_state import TrainState
 from mtl_dist.training.context import RunContext
@@ -77,14 +77,14 @@ def test_an_encoder_gives_the_same_states_and_gradients(kind: str) -> None:
             mine = gradients[1][name]
             assert mine is not None
             assert torch.equal(in_use, mine), name
-    assert rows_in_use(part) == (len(used), table_of(whole).num_embeddings)
-    assert rows_in_use(whole) is None
+    assert trimmed_size(part) == (len(used), table_of(whole).num_embeddings)
+    assert trimmed_size(whole) is None
 
 
 def test_a_token_that_is_set_aside_is_refused() -> None:
     encoder = encoder_of("bert", pad=0)
     trim_vocabulary(encoder, VOCABULARY)
-    for token in (PLACEHOLDER, 0, *VOCABULARY):
+    for token in (PLACEHOLDER_TOKEN, 0, *VOCABULARY):
         encoder(torch.tensor([[int(token)]]))
     with pytest.raises(IndexError):
         encoder(torch.tensor([[4]]))
@@ -117,13 +117,13 @@ def test_a_whole_table_comes_back_and_can_be_taken_apart() -> None:
     table = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
     used = torch.tensor([0, 4, 5, 9])
     aside = UnusedRows(table, used)
-    assert torch.equal(aside.whole(table[used]), table)
-    moved = aside.whole(2 * table[used])
+    assert torch.equal(aside.expand(table[used]), table)
+    moved = aside.expand(2 * table[used])
     unused = [1, 2, 3, 6, 7, 8]
     assert torch.equal(moved[used], 2 * table[used])
     assert torch.equal(moved[unused], table[unused])
-    assert torch.equal(aside.rows_in_use(moved), 2 * table[used])
-    moment = aside.whole_moment(table[used])
+    assert torch.equal(aside.select(moved), 2 * table[used])
+    moment = aside.expand_optimizer_state(table[used])
     assert torch.equal(moment[used], table[used])
     assert not moment[unused].any()
 
@@ -141,7 +141,7 @@ def test_what_is_set_aside_decays_as_adamw_has_it() -> None:
             parameter.grad = torch.zeros_like(table)
             parameter.grad[used] = 1.0
             optimizer.step()
-    torch.testing.assert_close(aside.whole(parameter.detach()[used]), parameter.detach(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(aside.expand(parameter.detach()[used]), parameter.detach(), rtol=1e-14, atol=0)
     assert aside.left == (1 - 0.1 * 0.3) * (1 - 0.05 * 0.3)
 
 
@@ -164,13 +164,18 @@ def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path)
     weights, moments = first.engine.weights(), first.engine.optimizer_state()
     original = load_encoder(first.recipe.model, load_encoder_config(first.recipe.model))
     table = table_of(original).weight.detach()
-    assert weights[TABLE].shape == moments[f"exp_avg/{TABLE}"].shape == first.engine.like[TABLE].shape == table.shape
+    assert (
+        weights[TABLE].shape
+        == moments[f"exp_avg/{TABLE}"].shape
+        == first.engine.parameter_templates[TABLE].shape
+        == table.shape
+    )
     left = moments[f"decay/{TABLE}"]
     assert 0.99 < left < 1
     assert torch.equal(weights[TABLE][-UNUSED:], table[-UNUSED:] * float(left))
     assert not moments[f"exp_avg/{TABLE}"][-UNUSED:].any()
     assert moments[f"exp_avg/{TABLE}"].any()
-    held = dict(first.engine.raw.named_parameters())[TABLE]
+    held = dict(first.engine.model.named_parameters())[TABLE]
     assert len(held) <= len(table) - UNUSED
     assert first.engine.parameter_digests() != second.engine.parameter_digests()
     second.engine.load(weights, moments)
@@ -181,11 +186,11 @@ def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path)
 
 def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[dict[str, str]] = []
-    monkeypatch.setattr(engine, "require_equal", lambda processes, when, digests: compared.append(digests))
+    monkeypatch.setattr(consistency, "require_equal", lambda processes, when, digests: compared.append(digests))
     setup = trained(recipe_file)
     setup.engine.check_equal("now")
     assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.optimizer_state()[f"decay/{TABLE}"]))
-    table_of(setup.engine.raw.sentence_transformer.encoder).set_aside.rows[0, 0] += 1e-6
+    table_of(setup.engine.model.sentence_transformer.encoder).unused_rows.rows[0, 0] += 1e-6
     setup.engine.check_equal("later")
     differ = [name for name, digest in compared[-1].items() if compared[-2][name] != digest]
     assert differ == [f"rows of {TABLE} that no text uses"]
@@ -224,17 +229,17 @@ def test_a_saved_model_has_every_row(tmp_path: Path) -> None:
     torch.testing.assert_close(left, left[:1, :1].expand_as(left))
     assert 0.9 < float(left[0, 0]) < 1
     whole = MultitaskTransformer.from_pretrained(tmp_path / "run/model").parameters()
-    in_use = setup_here(recipe).engine.raw.parameters()
+    in_use = setup_here(recipe).engine.model.parameters()
     trained = summary_of(tmp_path / "run")["phases"][-1]["trainable_parameters"]
     assert trained == sum(one.numel() for one in in_use) <= sum(one.numel() for one in whole) - UNUSED * 16
 
 
 def test_models_have_names_for_what_is_set_aside() -> None:
     encoder = encoder_of("bert")
-    like = TrimmedEmbeddings(encoder).like(encoder)
+    like = TrimmedEmbeddings(encoder).meta_like(encoder)
     trim_vocabulary(encoder, VOCABULARY)
     tables = TrimmedEmbeddings(encoder)
-    assert {name: (one.shape, one.dtype) for name, one in tables.like(encoder).items()} == {
+    assert {name: (one.shape, one.dtype) for name, one in tables.meta_like(encoder).items()} == {
         name: (one.shape, one.dtype) for name, one in like.items()
     }
-    assert tables.decays() == {}
+    assert tables.decay_state() == {}

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from mtl_dist.config.metric_names import SIGNS
 from mtl_dist.config.recipe import UntilConfig
-from mtl_dist.schedule.early_stopping import best_of, condition, first_end, has_run_out, value_of, why
+from mtl_dist.schedule.early_stopping import (
+    best_of,
+    describe_until,
+    earliest_stop,
+    patience_exhausted,
+    stop_reason,
+    value_of,
+)
 from mtl_dist.tasks.classification import ClassificationMetrics
 
 # Few values, so that equal ones and gains of exactly `min_delta` are common; halves are exact.
@@ -44,7 +51,7 @@ def ends_after(values: list[float], until: UntilConfig) -> int | None:
 )
 def test_patience_is_early_stoppings(values: list[float], metric: str, patience: int, min_delta: float) -> None:
     until = UntilConfig(metric, patience=patience, min_delta=min_delta)
-    runs_out = [number for number in range(1, len(values) + 1) if has_run_out(values[:number], until)]
+    runs_out = [number for number in range(1, len(values) + 1) if patience_exhausted(values[:number], until)]
     assert (runs_out[0] if runs_out else None) == ends_after(values, until)
 
 
@@ -78,16 +85,16 @@ def test_the_metrics_are_those_of_an_evaluation() -> None:
 
 def test_the_first_chance_to_end_a_phase() -> None:
     until = UntilConfig("loss", patience=2, every_steps=5)
-    assert first_end(until) == 15
-    numbers = [number for number in (1, 2, 3) if has_run_out([1.0] * number, until)]
+    assert earliest_stop(until) == 15
+    numbers = [number for number in (1, 2, 3) if patience_exhausted([1.0] * number, until)]
     assert numbers == [3]
 
 
 def test_words() -> None:
     until = UntilConfig("a/accuracy", patience=2, every_steps=50)
-    assert condition(until) == "a/accuracy stops improving (patience 2, every_steps 50)"
+    assert describe_until(until) == "a/accuracy stops improving (patience 2, every_steps 50)"
     words = "a/accuracy stops improving (patience 2, every_steps 50, min_delta 0.01)"
-    assert condition(replace(until, min_delta=0.01)) == words
+    assert describe_until(replace(until, min_delta=0.01)) == words
     words = "a/accuracy stopped improving; its best was 0.7500 after step 200"
-    assert why([0.5, 0.75, 0.5, 0.75], until, start=100) == words
-    assert why([math.nan, math.inf], until, start=100) == "a/accuracy was never finite"
+    assert stop_reason([0.5, 0.75, 0.5, 0.75], until, start=100) == words
+    assert stop_reason([math.nan, math.inf], until, start=100) == "a/accuracy was never finite"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mtl_dist.config.recipe import ModelConfig, PhaseConfig, Recipe, TaskConfig, UntilConfig, seed_phases
 from mtl_dist.config.selectors import select
 from mtl_dist.errors import UserError
-from mtl_dist.schedule.phases import Phase, Schedule, compile_schedule, short_names, steps_of, trainable_units
+from mtl_dist.schedule.phases import Phase, Schedule, compile_schedule, format_units, phase_steps, trainable_units
 
 TASKS = ("topic", "sentiment")
 HEADS = ("heads.topic", "heads.sentiment")
@@ -83,7 +83,7 @@ def test_freeze_that_leaves_a_phase_nothing() -> None:
     [(1.0, 96, 8, 12), (1.0, 97, 8, 13), (0.5, 97, 8, 7), (3.0, 5, 8, 2), (0.001, 5, 8, 1), (1.1, 100, 10, 11)],
 )
 def test_epochs_are_steps_rounded_up(epochs: float, rows: int, batch_size: int, steps: int) -> None:
-    assert steps_of(PhaseConfig(epochs=epochs), rows, batch_size) == steps
+    assert phase_steps(PhaseConfig(epochs=epochs), rows, batch_size) == steps
 
 
 @settings(deadline=None)
@@ -91,7 +91,7 @@ def test_epochs_are_steps_rounded_up(epochs: float, rows: int, batch_size: int, 
 def test_epochs_count_as_they_are_written(epochs: Decimal, rows: int, batch_size: int) -> None:
     """In binary, 1.1 times 100 rows are a little more than 110."""
     exact = (epochs * rows / batch_size).to_integral_value(ROUND_CEILING)
-    assert steps_of(PhaseConfig(epochs=float(epochs)), rows, batch_size) == exact
+    assert phase_steps(PhaseConfig(epochs=float(epochs)), rows, batch_size) == exact
 
 
 def test_steps_may_be_given_instead() -> None:
@@ -225,11 +225,11 @@ def test_measurements_count_from_the_phases_start_and_not_at_its_end() -> None:
     ],
 )
 def test_short_names(units: tuple[str, ...], words: str) -> None:
-    assert short_names(units) == words
+    assert format_units(units) == words
 
 
 @settings(deadline=None)
 @given(st.sets(st.sampled_from(("embeddings", *BLOCKS, *HEADS))))
 def test_short_names_are_selectors_of_the_same_units(chosen: set[str]) -> None:
     units = tuple(unit for unit in ("embeddings", *BLOCKS, *HEADS) if unit in chosen)
-    assert select(short_names(units).split(), TASKS, 12, "train") == units
+    assert select(format_units(units).split(), TASKS, 12, "train") == units

@@ -20,7 +20,7 @@ from mtl_dist.config.selectors import select
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.phases import compile_schedule
 from mtl_dist.schedule.plan_table import HEADER, plan_table
-from mtl_dist.schedule.sampler import TaskBalancedSampler, shares
+from mtl_dist.schedule.sampler import TaskBalancedSampler, task_shares
 
 SIZES = {"topic": 1000, "mood": 350}
 NUM_BLOCKS = 6
@@ -55,7 +55,7 @@ def made(
         {task: np.ones(rows, dtype=np.int32) for task, rows in SIZES.items()},
         batch_size=recipe.batch_size,
         seed=0,
-        shares=shares(strategy or recipe.sampling, SIZES),
+        shares=task_shares(strategy or recipe.sampling, SIZES),
         batches="mixed",
         length_window=4,
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mtl_dist.config.recipe import SamplingConfig
 from mtl_dist.schedule import sampler as plan_module
-from mtl_dist.schedule.sampler import GlobalBatch, TaskBalancedSampler, cumulative_draws, shares
+from mtl_dist.schedule.sampler import GlobalBatch, TaskBalancedSampler, cumulative_draws, task_shares
 
 modest = settings(deadline=None, derandomize=True, max_examples=50)
 steps = st.integers(0, 60)
@@ -218,20 +218,20 @@ def test_one_task_batches_hold_one_task(arguments: Arguments, step: int) -> None
 def test_shares_are_exact() -> None:
     sizes = {"a": 300, "b": 100, "c": 200}
     weights = {"c": 0.1, "b": 0.3, "a": 0.2}
-    assert shares(SamplingConfig(), sizes) == dict.fromkeys(sizes, Fraction(1, 3))
-    assert shares(SamplingConfig("proportional"), sizes) == {
+    assert task_shares(SamplingConfig(), sizes) == dict.fromkeys(sizes, Fraction(1, 3))
+    assert task_shares(SamplingConfig("proportional"), sizes) == {
         "a": Fraction(1, 2),
         "b": Fraction(1, 6),
         "c": Fraction(1, 3),
     }
-    weighted = shares(SamplingConfig("weighted", weights), sizes)
+    weighted = task_shares(SamplingConfig("weighted", weights), sizes)
     assert list(weighted.items()) == [("a", Fraction(1, 3)), ("b", Fraction(1, 2)), ("c", Fraction(1, 6))]
 
 
 def test_a_whole_pass_over_all_rows_in_each_proportional_batch() -> None:
     sizes = {"a": 7, "b": 1, "c": 12}
     lengths = {task: np.arange(1, size + 1) for task, size in sizes.items()}
-    plan = Arguments(lengths, batch_size=20, shares=shares(SamplingConfig("proportional"), sizes)).plan()
+    plan = Arguments(lengths, batch_size=20, shares=task_shares(SamplingConfig("proportional"), sizes)).plan()
     every_row = Counter((task, row) for task, size in enumerate(sizes.values()) for row in range(size))
     assert all(examples(plan, step, step + 1) == every_row for step in range(10))
 

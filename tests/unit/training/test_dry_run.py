@@ -26,7 +26,7 @@ def test_an_encoder_that_cannot_compute_in_bf16_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("training", [True, False])
 def test_to_try_a_model_out_leaves_no_trace(tmp_path: Path, training: bool) -> None:
-    model = setup_here(tiny_recipe(tmp_path)).engine.raw.train(training)
+    model = setup_here(tiny_recipe(tmp_path)).engine.model.train(training)
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try_out(accelerator_here(precision="bf16"), model)
@@ -36,7 +36,7 @@ def test_to_try_a_model_out_leaves_no_trace(tmp_path: Path, training: bool) -> N
 
 
 def test_another_error_of_a_forward_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = setup_here(tiny_recipe(tmp_path)).engine.raw
+    model = setup_here(tiny_recipe(tmp_path)).engine.model
     monkeypatch.setattr(type(model.sentence_transformer), "pooled", lambda *_: torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         try_out(accelerator_here(), model)
@@ -51,7 +51,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, mo
             " 'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation"
         )
 
-    model = setup_here(tiny_recipe(tmp_path)).engine.raw
+    model = setup_here(tiny_recipe(tmp_path)).engine.model
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     monkeypatch.setattr(torch.Tensor, "backward", refused)
     with pytest.raises(UserError) as error:
@@ -65,7 +65,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, mo
 
 def test_no_gradient_is_held_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine may share gradients out because no device has room for all."""
-    model = setup_here(tiny_recipe(tmp_path)).engine.raw.requires_grad_(True)
+    model = setup_here(tiny_recipe(tmp_path)).engine.model.requires_grad_(True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     most = 0
 
@@ -84,7 +84,7 @@ def test_a_lack_of_memory_is_no_lack_of_bf16(tmp_path: Path, monkeypatch: pytest
     def refused(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model = setup_here(tiny_recipe(tmp_path)).engine.raw
+    model = setup_here(tiny_recipe(tmp_path)).engine.model
     monkeypatch.setattr(type(model.sentence_transformer), "pooled", refused)
     with pytest.raises(torch.OutOfMemoryError):
         try_out(accelerator_here(precision="bf16"), model)

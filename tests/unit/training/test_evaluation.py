@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def setup(folder: Path) -> Iterator[RunContext]:
     setup = setup_here(tiny_recipe(folder, "model.dtype=float64"))
-    model = setup.engine.raw.eval()
+    model = setup.engine.model.eval()
     with torch.no_grad():
         # New heads give all texts the same answer: take off what their logits have in common.
         for index, (task, head) in enumerate(model.heads.items()):
@@ -98,7 +98,7 @@ def by_rows(folder: Path, setup: RunContext, split: str, task: str) -> tuple[np.
     for line in (folder / "data" / f"{task}.{split}.json").read_text().splitlines():
         row = json.loads(line)
         tokens = tokenizer(row["text"], return_tensors="pt")
-        logits = setup.engine.raw(tokens["input_ids"], tokens["attention_mask"], task)[0]
+        logits = setup.engine.model(tokens["input_ids"], tokens["attention_mask"], task)[0]
         label = labels.index(str(row["label"]))
         losses.append(cross_entropy(logits, torch.tensor(label)).item())
         pairs.append((label, int(logits.argmax())))

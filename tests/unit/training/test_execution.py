@@ -71,7 +71,7 @@ def stays_the_same(one: Path, other: Path) -> None:
 def test_the_summary_has_results_phases_and_what_they_came_from(finished: Path) -> None:
     summary = summary_of(finished)
     parameters = dict(MultitaskTransformer.from_pretrained(finished / "model").named_parameters())
-    in_use = setup_here(recipe_of(finished.parent, "in use")).engine.raw.named_parameters()
+    in_use = setup_here(recipe_of(finished.parent, "in use")).engine.model.named_parameters()
     sizes = {name: value.numel() for name, value in in_use}
     assert sizes.keys() == parameters.keys()
     heads = sum(size for name, size in sizes.items() if name.startswith("heads."))

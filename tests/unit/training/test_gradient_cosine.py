@@ -51,7 +51,7 @@ def stepped(setup: RunContext, phase: int) -> StepResult:
 
 def plain_gradients(setup: RunContext, step: int) -> list[dict[str, Tensor]]:
     """The gradient of each task's mean loss in a global batch, by parameter, on a copy of the model."""
-    model, batch = copy.deepcopy(setup.engine.raw), setup.sampler.batch(step)
+    model, batch = copy.deepcopy(setup.engine.model), setup.sampler.batch(step)
     inputs = setup.data.batch("train", batch.task_ids, batch.rows)
     found = []
     for task in TASKS:
@@ -73,7 +73,7 @@ def test_cosine_and_norms_are_those_of_plain_autograd(tmp_path: Path, phase: int
     step = setup.rates.schedule.phases[phase].start
     topic, mood = plain_gradients(setup, step)
     result = stepped(setup, phase)
-    names = setup.engine.raw.unit_parameters()
+    names = setup.engine.model.unit_parameters()
     if (unit := PHASES[phase]) is None:
         assert result.cosines == {}
     else:
@@ -92,7 +92,7 @@ def test_cosine_and_norms_are_those_of_plain_autograd(tmp_path: Path, phase: int
 def test_a_task_that_does_not_pull_has_no_cosine(tmp_path: Path) -> None:
     setup = setup_here(recipe_of(tmp_path))
     with torch.no_grad():
-        dict(setup.engine.raw.named_parameters())["heads.mood.3.weight"].zero_()
+        dict(setup.engine.model.named_parameters())["heads.mood.3.weight"].zero_()
     assert stepped(setup, 1).cosines == {"topic/mood": pytest.approx(math.nan, nan_ok=True)}
 
 

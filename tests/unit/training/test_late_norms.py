@@ -29,7 +29,7 @@ class Late(AsyncScalar):
 
     def __init__(self, number: Tensor) -> None:
         super().__init__(number)
-        self.is_here = False
+        self.is_ready = False
 
 
 def work_behind(patch: pytest.MonkeyPatch) -> None:

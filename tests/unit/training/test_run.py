@@ -78,7 +78,7 @@ def test_unit_sizes_are_those_of_the_model_that_is_trained(tmp_path: Path) -> No
     recipe = tiny_recipe(tmp_path)
     setup = setup_here(recipe)
     sizes = unit_sizes(recipe, check_encoder(recipe)[1], setup.data)
-    model = setup.engine.raw
+    model = setup.engine.model
     assert sizes == {
         unit: sum(parameter.numel() for module in modules for parameter in module.parameters())
         for unit, modules in model.unit_modules().items()

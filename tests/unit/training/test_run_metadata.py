@@ -42,7 +42,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_setup_has_tasks_units_and_planned_phases(folder: Path) -> None:
     setup = setup_of(folder)
-    model = setup_here(parse(["--config", str(folder / "recipe.yaml")]).recipe).engine.raw
+    model = setup_here(parse(["--config", str(folder / "recipe.yaml")]).recipe).engine.model
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     units = {unit: sum(sizes[name] for name in names) for unit, names in model.unit_parameters().items()}
     assert setup["units"] == units

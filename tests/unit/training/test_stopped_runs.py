@@ -9,7 +9,7 @@ import pytest
 
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.distributed.consistency import combined
+from mtl_dist.distributed.consistency import combined_digest
 from mtl_dist.distributed.preemption import StopRequest
 from mtl_dist.engines.base import Engine
 from mtl_dist.errors import Interrupted, TrainingError
@@ -88,7 +88,7 @@ def test_after_too_many_bad_steps_the_weights_are_those_of_the_last_checkpoint(
 
     def noted(self: Engine, name: str, units: Sequence[str]) -> None:
         enter_phase(self, name, units)
-        entered[f"{len(entered)} {name}"] = combined(self.parameter_digests() | self.optimizer_state_digests())
+        entered[f"{len(entered)} {name}"] = combined_digest(self.parameter_digests() | self.optimizer_state_digests())
 
     monkeypatch.setattr(Engine, "enter_phase", noted)
     spoil(range(7, 10), put=monkeypatch.setattr)

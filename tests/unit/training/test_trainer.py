@@ -199,16 +199,16 @@ def test_what_is_thawed_moves_and_every_frozen_byte_stays(build: Build) -> None:
 
 def test_the_first_phase_trains_weights_and_biases_of_heads_only(build: Build) -> None:
     setup = build("optimizer.warmup_steps=0")
-    before = copy.deepcopy(setup.engine.raw)
+    before = copy.deepcopy(setup.engine.model)
     in_phase(setup, 0).training_step(0)
     names = [f"heads.{task}.{layer}.{kind}" for task in TASKS for layer in (0, 3) for kind in ("weight", "bias")]
-    after = dict(setup.engine.raw.named_parameters())
+    after = dict(setup.engine.model.named_parameters())
     assert [name for name, value in before.named_parameters() if not torch.equal(value, after[name])] == names
 
 
 def test_a_head_absent_from_the_batch_is_untouched_though_it_has_moments(build: Build) -> None:
     setup = build("sampling.batches=one_task", "optimizer.warmup_steps=0", "phases.2.steps=8")
-    model, state = setup.engine.raw, setup.engine.optimizer.state
+    model, state = setup.engine.model, setup.engine.optimizer.state
     start = setup.rates.schedule.phases[2].start
     trainer = in_phase(setup, 2)
     seen: set[str] = set()
@@ -253,7 +253,7 @@ def hidden_states(model: MultitaskTransformer, setup: RunContext) -> tuple[Tenso
 def test_frozen_modules_have_no_dropout_and_thawed_ones_do(build: Build, phase: int, still: int) -> None:
     setup = build("model.encoder_dropout=0.5")
     trainer = in_phase(setup, phase)
-    model = setup.engine.raw
+    model = setup.engine.model
     training = hidden_states(model, setup)
     with setup.engine.evaluating():
         expected = hidden_states(model, setup)
@@ -287,7 +287,7 @@ def test_dropout_seeds_differ_by_seed_step_rank_and_micro_step() -> None:
 def poison(setup: RunContext, task: str) -> None:
     """One weight of a head becomes infinite."""
     with torch.no_grad():
-        dict(setup.engine.raw.named_parameters())[f"heads.{task}.0.weight"][0, 0] = torch.inf
+        dict(setup.engine.model.named_parameters())[f"heads.{task}.0.weight"][0, 0] = torch.inf
 
 
 def snapshot(setup: RunContext) -> tuple[dict[str, str], dict[str, str]]:
@@ -336,13 +336,13 @@ def test_bf16_computes_in_bf16_in_every_phase_and_keeps_weights_in_fp32(build: B
     setup = build("model.dtype=float32", precision="bf16")
     plain = build("model.dtype=float32")
     seen: list[torch.dtype] = []
-    block = setup.engine.raw.get_submodule("sentence_transformer.encoder.encoder.layer.0.intermediate.dense")
+    block = setup.engine.model.get_submodule("sentence_transformer.encoder.encoder.layer.0.intermediate.dense")
     block.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     for result, exact in zip(trained(setup), trained(plain), strict=True):
         assert result.losses.tolist() != exact.losses.tolist()
         assert result.losses.tolist() == pytest.approx(exact.losses.tolist(), rel=0.05)
     assert seen == [torch.bfloat16] * TOTAL_STEPS
-    assert {parameter.dtype for parameter in setup.engine.raw.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in setup.engine.model.parameters()} == {torch.float32}
     # Evaluation too, which uses the model without its wrapping.
     batch = setup.data.batch("test", np.zeros(2, dtype=np.int64), np.arange(2))
     with setup.engine.evaluating():
