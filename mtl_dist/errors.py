@@ -25,7 +25,7 @@ class Interrupted(Exception):
     exit_code = 75
 
 
-def reason(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The first line of the error at the bottom of a chain; libraries wrap what went wrong in what they were doing."""
     while error.__cause__ is not None:
         error = error.__cause__

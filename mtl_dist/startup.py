@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Spares the garbage collector what is imported inside: looking through it takes a third of a short command."""
     if "torch" in sys.modules or not gc.isenabled():
         yield

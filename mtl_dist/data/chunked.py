@@ -10,23 +10,23 @@ import numpy as np
 
 from mtl_dist.errors import UserError
 
-PIECE = 1 << 18
+CHUNK_ROWS = 1 << 18
 """Rows of a piece."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def parts(rows: int) -> Iterator[slice]:
+def chunk_slices(rows: int) -> Iterator[slice]:
     """The pieces of so many rows."""
-    return (slice(start, min(start + PIECE, rows)) for start in range(0, rows, PIECE))
+    return (slice(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS))
 
 
 class _Refused(Exception):
     """A piece was."""
 
 
-def by_pieces(
+def map_chunks(
     rows: datasets.Dataset,
     check: Callable[[datasets.Dataset, slice], T],
     combine: Callable[[Iterable[T]], R],
@@ -43,13 +43,13 @@ def by_pieces(
         except UserError as error:
             raise _Refused from error
 
-    if len(rows) > PIECE:
+    if len(rows) > CHUNK_ROWS:
         with suppress(_Refused):
-            return combine(checked(part) for part in parts(len(rows)))
+            return combine(checked(part) for part in chunk_slices(len(rows)))
     return combine([check(rows, slice(0, len(rows)))])
 
 
-def mapped(arrays: Iterable[np.ndarray]) -> np.ndarray:
+def concatenate_on_disk(arrays: Iterable[np.ndarray]) -> np.ndarray:
     """One array of all `arrays`, [n] each and of one type; where there are several, as a mapped file without a name.
 
     Raises UserError where the folder for temporary files takes no more.

@@ -14,7 +14,7 @@ from torch import Tensor
 from mtl_dist.device import to_device_batched
 
 
-class Lists:
+class ListColumn:
     """A column of lists of numbers, read where it lies, a row at a time: `datasets` takes longer than a small step."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -54,19 +54,19 @@ class Split:
     """The token ids that its rows have, sorted, int32."""
 
     @cached_property
-    def typed(self) -> bool:
+    def has_token_type_ids(self) -> bool:
         """Whether its rows have `token_type_ids`."""
         return "token_type_ids" in self.rows.column_names
 
     @cached_property
-    def input_ids(self) -> Lists:
+    def input_ids(self) -> ListColumn:
         """Tokens of each row."""
-        return Lists(self.rows.data.column("input_ids"))
+        return ListColumn(self.rows.data.column("input_ids"))
 
     @cached_property
-    def token_type_ids(self) -> Lists:
-        """Types of each row's tokens, where it is `typed`."""
-        return Lists(self.rows.data.column("token_type_ids"))
+    def token_type_ids(self) -> ListColumn:
+        """Types of each row's tokens, where it has them."""
+        return ListColumn(self.rows.data.column("token_type_ids"))
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def collate(
     shape = (len(rows), int(lengths.max(initial=1)))
     attended = np.arange(shape[1]) < lengths[:, None]
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    typed = any(split.typed for split in splits.values())
+    typed = any(split.has_token_type_ids for split in splits.values())
     token_type_ids = np.zeros(shape, dtype=np.int64) if typed else None
     labels = {}
     for task, at in positions.items():
         labels[task] = torch.from_numpy(splits[task].labels[rows[at]])
         if with_tokens:
-            _fill(input_ids, at, splits[task].input_ids, rows[at])
-            if token_type_ids is not None and splits[task].typed:
-                _fill(token_type_ids, at, splits[task].token_type_ids, rows[at])
+            _copy_rows(input_ids, at, splits[task].input_ids, rows[at])
+            if token_type_ids is not None and splits[task].has_token_type_ids:
+                _copy_rows(token_type_ids, at, splits[task].token_type_ids, rows[at])
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(attended.astype(np.int64)),
@@ -134,7 +134,7 @@ def collate(
     )
 
 
-def _fill(padded: np.ndarray, at: np.ndarray, lists: Lists, rows: np.ndarray) -> None:
+def _copy_rows(padded: np.ndarray, at: np.ndarray, lists: ListColumn, rows: np.ndarray) -> None:
     """Writes the list of each of `rows` at the beginning of a row of `padded`, those of `at`."""
     for place, row in zip(at.tolist(), rows.tolist(), strict=True):
         numbers = lists[row]

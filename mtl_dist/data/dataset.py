@@ -15,9 +15,9 @@ from mtl_dist.config.recipe import EvaluationConfig, Recipe
 from mtl_dist.data.collate import Batch, Split, collate
 from mtl_dist.data.fingerprint import files_state, rows_state
 from mtl_dist.data.sources import check_rows, load_rows
-from mtl_dist.data.startup_memo import StartMemo
+from mtl_dist.data.startup_memo import StartupMemo
 from mtl_dist.data.token_cache import Entry, entry_name, make_root, open_entry, write_entry
-from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer, starts_shown
+from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer, with_progress
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
 
@@ -101,7 +101,7 @@ def _fill_cache(
         if state is None:
             splits = {split: load_rows(key, task, split) for split in names}
             state = rows_state(splits)
-        memo = StartMemo(root, task, recipe.data, tokenizer, state)
+        memo = StartupMemo(root, task, recipe.data, tokenizer, state)
         known = memo.recall(say)
         if known is not None and open_entry(root / known) is not None:
             folders[name] = root / known
@@ -114,7 +114,7 @@ def _fill_cache(
                 say(f"{key}: {folders[name]} is damaged; tokenising again")
             missing[name] = check_rows(key, task, splits, recipe.data.empty_text), tokenize
     for name, (examples, tokenize) in missing.items():
-        write_entry(folders[name], f"tasks.{name}", examples, tokenize, partial(starts_shown, bar=bar, say=say))
+        write_entry(folders[name], f"tasks.{name}", examples, tokenize, partial(with_progress, bar=bar, say=say))
     for name, (memo, state) in memos.items():
         memo.keep(folders[name].name, state, say)
     return folders

@@ -9,10 +9,10 @@ from datasets.data_files import DataFilesList, resolve_pattern
 from mtl_dist.config.recipe import TaskConfig
 from mtl_dist.config.validation import FILE_BUILDERS
 
-State = list[str]
+FileStates = list[str]
 """A line for each file, with its path and what moves whenever it changes."""
 
-SETTLED = 2_000_000_000
+TIMESTAMP_SETTLING_NS = 2_000_000_000
 """Nanoseconds that a file must have been left alone before it is read, if its state is to be believed later: the dates
 of file systems move in jumps, some of two seconds, and a second change within one leaves no trace."""
 
@@ -28,12 +28,12 @@ def local_files(task: TaskConfig, split: str) -> DataFilesList | None:
         return None
     try:
         paths = resolve_pattern(pattern, str(Path.cwd()))
-        return DataFilesList(paths, [(_state(path),) for path in paths])
+        return DataFilesList(paths, [(_state_of_file(path),) for path in paths])
     except OSError:
         return None  # whoever reads them says what is wrong
 
 
-def files_state(task: TaskConfig, splits: Iterable[str]) -> State | None:
+def files_state(task: TaskConfig, splits: Iterable[str]) -> FileStates | None:
     """The state of the files of all `splits`, or None as in `local_files`."""
     lines = []
     for split in splits:
@@ -45,16 +45,16 @@ def files_state(task: TaskConfig, splits: Iterable[str]) -> State | None:
     return lines
 
 
-def rows_state(splits: Mapping[str, datasets.Dataset]) -> State:
+def rows_state(splits: Mapping[str, datasets.Dataset]) -> FileStates:
     """The state of what `datasets` has of rows from elsewhere, e.g. the hub: the arrow files and how it reads them."""
     return [
-        f"{split} {_state(file['filename'])} {rows._fingerprint} {rows.features} {file['filename']}"
+        f"{split} {_state_of_file(file['filename'])} {rows._fingerprint} {rows.features} {file['filename']}"
         for split, rows in splits.items()
         for file in rows.cache_files
     ]
 
 
-def _state(path: str) -> str:
+def _state_of_file(path: str) -> str:
     """Size, dates of the last change and of the inode's in nanoseconds, and inode.
 
     Who puts an old date back changes the inode, and that date cannot be put back.
@@ -63,6 +63,6 @@ def _state(path: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def have_settled(state: State, now: int) -> bool:
+def timestamps_are_reliable(state: FileStates, now: int) -> bool:
     """Whether the files had been left alone for a while at `now`, in nanoseconds since 1970."""
-    return all(max(int(date) for date in line.split(" ")[2:4]) <= now - SETTLED for line in state)
+    return all(max(int(date) for date in line.split(" ")[2:4]) <= now - TIMESTAMP_SETTLING_NS for line in state)

@@ -20,17 +20,17 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 
 from mtl_dist.config.recipe import TaskConfig
 from mtl_dist.config.validation import FILE_BUILDERS
-from mtl_dist.data.chunked import by_pieces, mapped, parts
+from mtl_dist.data.chunked import chunk_slices, concatenate_on_disk, map_chunks
 from mtl_dist.data.diagnostics import find_fault
 from mtl_dist.data.fingerprint import local_files
-from mtl_dist.errors import UserError, did_you_mean, reason
+from mtl_dist.errors import UserError, did_you_mean, root_cause
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Examples:
+class LabeledSplit:
     """The rows of one split that are used."""
 
     columns: datasets.Dataset
@@ -42,11 +42,11 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class TaskExamples:
+class LabeledTask:
     """What a task trains and is measured on, before tokenisation."""
 
     labels: tuple[str, ...]
-    splits: dict[str, Examples]
+    splits: dict[str, LabeledSplit]
     warnings: tuple[str, ...]
 
 
@@ -77,11 +77,11 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
         with _quiet():
             loaded = datasets.load_dataset(task.path, task.name, data_files=files, split=split, **options)
     except Exception as error:  # each reader has its own classes of errors
-        if any(words in reason(error) for words in _NO_ROWS):
+        if any(words in root_cause(error) for words in _NO_ROWS):
             raise UserError(f"{key}: the {split} split has no rows") from error
         if fault := _fault_in_files(task, split):
             raise UserError(f"{key}: {split} {fault}") from error
-        raise UserError(f"{key}: cannot load the {split} split: {reason(error)}") from error
+        raise UserError(f"{key}: cannot load the {split} split: {root_cause(error)}") from error
     rows = cast(datasets.Dataset, loaded)
     for field, columns in (("text", task.text), ("label", [task.label])):
         for column in columns:
@@ -114,14 +114,14 @@ def _quiet() -> Iterator[None]:
 
 def check_rows(
     key: str, task: TaskConfig, splits: Mapping[str, datasets.Dataset], empty_text: Literal["error", "skip"]
-) -> TaskExamples:
+) -> LabeledTask:
     """Checks every row of `splits`, gives labels their class index and draws the training rows.
 
     Raises UserError with split and row for text or labels that are missing, of a wrong type or out of range, for a
     split of which nothing is left, and for fewer than two classes.
     """
     warnings = []
-    checked = {split: _Checked(key, task, split, rows, empty_text) for split, rows in splits.items()}
+    checked = {split: _CheckedSplit(key, task, split, rows, empty_text) for split, rows in splits.items()}
     for split, of in checked.items():
         if of.skipped:
             warnings.append(f"{of.skipped} of {len(of.rows)} {split} rows have no text and are left out")
@@ -132,15 +132,15 @@ def check_rows(
         if split == "train" and task.max_rows is not None:
             drawn = _draw(chosen, task.max_rows)
             chosen, indices = drawn, indices[np.searchsorted(chosen, drawn)]
-        examples[split] = Examples(of.rows, chosen, indices)
+        examples[split] = LabeledSplit(of.rows, chosen, indices)
     # By parts, because bincount makes a copy of what it may not write to.
     of_train, counts = examples["train"].labels, np.zeros(len(names), dtype=np.int64)
-    for part in parts(len(of_train)):
+    for part in chunk_slices(len(of_train)):
         counts += np.bincount(of_train[part], minlength=len(names))
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     if absent:
         warnings.append(f"no training row has the label {', '.join(absent)}")
-    return TaskExamples(names, examples, tuple(warnings))
+    return LabeledTask(names, examples, tuple(warnings))
 
 
 def check_split(
@@ -150,13 +150,13 @@ def check_split(
     rows: datasets.Dataset,
     names: tuple[str, ...],
     empty_text: Literal["error", "skip"],
-) -> Examples:
+) -> LabeledSplit:
     """The rows of one split, checked as `check_rows` does, for a model whose classes are `names` already."""
-    checked = _Checked(key, task, split, rows, empty_text)
-    return Examples(rows, checked.chosen(), checked.class_indices(names))
+    checked = _CheckedSplit(key, task, split, rows, empty_text)
+    return LabeledSplit(rows, checked.chosen(), checked.class_indices(names))
 
 
-class _Checked:
+class _CheckedSplit:
     """A split whose texts and labels have been found to be there, each by itself.
 
     What is held of its rows does not grow with them, unless its labels are JSON or floats.
@@ -171,8 +171,8 @@ class _Checked:
         self.rows = rows
         self._label = task.label
         self._fault = partial(_fault_in_files, task, split)
-        self.usable = by_pieces(
-            rows, lambda piece, _: _rows_with_text(self.place, task.text, piece, empty_text), mapped
+        self.usable = map_chunks(
+            rows, lambda piece, _: _rows_with_text(self.place, task.text, piece, empty_text), concatenate_on_disk
         )
         self.skipped = len(rows) - int(self.usable.sum())
         if self.skipped == len(rows):
@@ -193,11 +193,13 @@ class _Checked:
         kind = self.rows.data.schema.field(self._label).type
         if isinstance(kind, pa.JsonType) or pa.types.is_floating(kind):
             return combine([check(self.rows, slice(0, len(self.rows)))])
-        return by_pieces(self.rows, check, combine)
+        return map_chunks(self.rows, check, combine)
 
     def chosen(self) -> np.ndarray:
         """The usable rows, ascending, int64."""
-        return mapped(part.start + np.flatnonzero(self.usable[part]) for part in parts(len(self.rows)))
+        return concatenate_on_disk(
+            part.start + np.flatnonzero(self.usable[part]) for part in chunk_slices(len(self.rows))
+        )
 
     def class_indices(self, names: tuple[str, ...]) -> np.ndarray:
         """The class of each usable row, int64."""
@@ -206,7 +208,7 @@ class _Checked:
             usable = self.usable[part]
             return _class_indices(self.place, self.label_values(piece, part), names, usable)[usable]
 
-        return self._by_pieces(indices, mapped)
+        return self._by_pieces(indices, concatenate_on_disk)
 
 
 def _refuse(place: str, bad: np.ndarray, what: Callable[[int], str]) -> None:
@@ -351,7 +353,7 @@ def _refuse_out_of_range(place: str, values: np.ndarray, num_labels: int, usable
     _refuse(place, bad, lambda row: f"label {values[row]} is out of range 0..{num_labels - 1}")
 
 
-def _class_names(key: str, task: TaskConfig, splits: Mapping[str, _Checked]) -> tuple[str, ...]:
+def _class_names(key: str, task: TaskConfig, splits: Mapping[str, _CheckedSplit]) -> tuple[str, ...]:
     """The classes in order: those of the recipe, else of the column's own names, else of the training rows."""
     if task.labels is not None:
         return tuple(task.labels)
@@ -372,7 +374,7 @@ def _class_names(key: str, task: TaskConfig, splits: Mapping[str, _Checked]) -> 
     return tuple(names)
 
 
-def _refuse_ids(train: _Checked) -> None:
+def _refuse_ids(train: _CheckedSplit) -> None:
     """Larger numbers are ids or ratings rather than classes; a head that wide would fill the memory."""
     count = len(train.rows)
     distinct = train.labels.to_numpy()

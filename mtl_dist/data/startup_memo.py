@@ -16,26 +16,26 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import DataConfig, TaskConfig
-from mtl_dist.data.fingerprint import State, have_settled
+from mtl_dist.data.fingerprint import FileStates, timestamps_are_reliable
 from mtl_dist.data.token_cache import settings_of
-from mtl_dist.errors import reason
+from mtl_dist.errors import root_cause
 
 FOLDER = "starts"
 """In the cache folder."""
 
 
-class StartMemo:
+class StartupMemo:
     """The memo of one task, its settings and the present state of its files."""
 
     def __init__(
-        self, root: Path, task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, state: State
+        self, root: Path, task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, state: FileStates
     ) -> None:
         # Another version of `datasets` may read the same files otherwise.
         decisive = [state, task.path, task.name, datasets.__version__, settings_of(task, data, tokenizer)]
         name = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:32]
         self.path = root / FOLDER / f"{name}.json"
         self.state = state
-        self._settled = bool(state) and have_settled(state, time.time_ns())
+        self._settled = bool(state) and timestamps_are_reliable(state, time.time_ns())
 
     def recall(self, say: Callable[[str], None]) -> str | None:
         """The entry's name, or None; `say` is told of a memo that cannot be used."""
@@ -46,11 +46,11 @@ class StartMemo:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            say(f"{self.path} cannot be used ({reason(error)}); reading the data again")
+            say(f"{self.path} cannot be used ({root_cause(error)}); reading the data again")
             return None
         return entry
 
-    def keep(self, entry: str, state_now: State | None, say: Callable[[str], None]) -> None:
+    def keep(self, entry: str, state_now: FileStates | None, say: Callable[[str], None]) -> None:
         """Notes `entry`, which was made of the files as they were when this memo was made.
 
         Not if they have changed since, or had only just changed before: then the next start reads them again. Nor does
@@ -65,4 +65,4 @@ class StartMemo:
                 new.write_text(json.dumps({"entry": entry}), encoding="utf-8")
                 new.replace(self.path)
         except OSError as error:
-            say(f"cannot write {self.path} ({reason(error)}): the next start reads all data again")
+            say(f"cannot write {self.path} ({root_cause(error)}): the next start reads all data again")

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import DataConfig, TaskConfig
 from mtl_dist.data.collate import Split
-from mtl_dist.data.sources import Examples, TaskExamples
+from mtl_dist.data.sources import LabeledSplit, LabeledTask
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.errors import UserError
 
@@ -31,11 +31,11 @@ BATCH_ROWS = 1000
 """Rows that are tokenised at a time; the digests depend on it."""
 RECORD_BYTES = 1 << 25
 """Least size of a record batch but the last: opening a file costs time and memory for each that it has."""
-PART = 1 << 18
+READ_CHUNK = 1 << 18
 """Numbers of a file that are read at a time."""
 
-Shown = Callable[[range, str], Iterator[int]]
-"""`tokenizing.starts_shown` with the way of showing settled."""
+ProgressDisplay = Callable[[range, str], Iterator[int]]
+"""`tokenization.with_progress` with the way of showing settled."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Entry:
 def make_root(data: DataConfig) -> Path:
     """The cache folder, made where it is missing. Raises UserError when it cannot be made."""
     root = Path(data.cache_dir or os.environ.get("MTL_DIST_CACHE") or "~/.cache/mtl_dist").expanduser()
-    with _writing(root):
+    with _reporting_write_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     return root
 
 
 @contextmanager
-def _writing(root: Path) -> Iterator[None]:
+def _reporting_write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -118,14 +118,19 @@ def open_split(stem: Path) -> Split:
     )
 
 
-def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: ColumnTokenizer, shown: Shown) -> None:
+def write_entry(
+    folder: Path, key: str, examples: LabeledTask, tokenize: ColumnTokenizer, shown: ProgressDisplay
+) -> None:
     """Tokenises `examples` into `folder`, in place of a damaged entry if one is there; `key` is for messages.
 
     Everything is written to a folder beside it that then takes its name, so that nobody sees half an entry; where
     another machine was faster, its entry stays. Raises UserError when the cache cannot be written.
     """
     digests, hashes = {}, {}
-    with _writing(folder.parent), tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch:
+    with (
+        _reporting_write_errors(folder.parent),
+        tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch,
+    ):
         # A folder within, because a temporary folder is closed to the other users of a shared cache.
         new = Path(scratch) / folder.name
         new.mkdir()
@@ -143,7 +148,7 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
 
 
 def write_split(
-    stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown, hashes: Path
+    stem: Path, place: str, examples: LabeledSplit, tokenize: ColumnTokenizer, shown: ProgressDisplay, hashes: Path
 ) -> str:
     """Writes one split to files whose names begin with `stem`; `place` is for messages.
 
@@ -151,14 +156,14 @@ def write_split(
     many rows there are, only some are in memory at a time.
     """
     digest = hashlib.sha256()
-    vocabulary = _Vocabulary()
+    vocabulary = _TokenIdSet()
     lengths, count = Path(f"{stem}{LENGTHS}"), len(examples.rows)
     with (
-        _RecordBatches(Path(f"{stem}{ROWS}")) as tokens_written,
-        _numbers(lengths, np.int32, (count,)) as add_lengths,
-        _numbers(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
-        _numbers(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
-        _numbers(hashes, np.uint64, (count,)) as add_hashes,
+        _RecordBatchWriter(Path(f"{stem}{ROWS}")) as tokens_written,
+        _npy_writer(lengths, np.int32, (count,)) as add_lengths,
+        _npy_writer(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
+        _npy_writer(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
+        _npy_writer(hashes, np.uint64, (count,)) as add_hashes,
     ):
         for start in shown(range(0, len(examples.rows), BATCH_ROWS), f"{place}: tokenising"):
             rows = examples.rows[start : start + BATCH_ROWS]
@@ -176,9 +181,9 @@ def write_split(
             for column in batch.columns:
                 digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
     ids = vocabulary.ids
-    with _numbers(Path(f"{stem}{VOCABULARY}"), np.int32, ids.shape) as add_ids:
+    with _npy_writer(Path(f"{stem}{VOCABULARY}"), np.int32, ids.shape) as add_ids:
         add_ids(ids)
-    for part in _parts(lengths):
+    for part in _npy_chunks(lengths):
         digest.update(part.tobytes())
     return digest.hexdigest()
 
@@ -194,7 +199,7 @@ def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
 
 
-class _Vocabulary:
+class _TokenIdSet:
     """The token ids that have been met."""
 
     def __init__(self) -> None:
@@ -212,7 +217,7 @@ class _Vocabulary:
         return np.flatnonzero(self._met).astype(np.int32)
 
 
-class _RecordBatches:
+class _RecordBatchWriter:
     """An arrow stream that grows by rows and has them in record batches of RECORD_BYTES or more."""
 
     def __init__(self, path: Path) -> None:
@@ -246,7 +251,7 @@ class _RecordBatches:
 
 
 @contextmanager
-def _numbers(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
+def _npy_writer(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
     """A .npy file of an array of this shape, and what adds the next rows to it.
 
     Not a mapped file: on a full disk, writing to one kills the process.
@@ -261,10 +266,10 @@ def _numbers(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterat
         yield add
 
 
-def _parts(path: Path) -> Iterator[np.ndarray]:
+def _npy_chunks(path: Path) -> Iterator[np.ndarray]:
     """The numbers in a .npy file, some at a time."""
     numbers = np.load(path, mmap_mode="r")
-    return (numbers[start : start + PART] for start in range(0, len(numbers), PART))
+    return (numbers[start : start + READ_CHUNK] for start in range(0, len(numbers), READ_CHUNK))
 
 
 def _overlaps(hashes: Mapping[str, Path]) -> list[str]:
@@ -275,7 +280,7 @@ def _overlaps(hashes: Mapping[str, Path]) -> list[str]:
             continue
         texts, rows = np.unique(np.load(path, mmap_mode="r"), return_counts=True)
         shared = np.zeros(len(texts), dtype=bool)
-        for part in _parts(hashes["train"]):
+        for part in _npy_chunks(hashes["train"]):
             at = np.searchsorted(texts, part).clip(max=len(texts) - 1)
             shared[at[texts[at] == part]] = True
         if shared.any():

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import ModelConfig
-from mtl_dist.errors import UserError, reason
+from mtl_dist.errors import UserError, root_cause
 from mtl_dist.progress import LOG_LINE_SECONDS
 
 
@@ -24,7 +24,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         loaded = AutoTokenizer.from_pretrained(model.encoder, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # hub, file formats and the tokenizers library have their own classes of errors
-        raise UserError(f"model.encoder: cannot load the tokenizer of {model.encoder}: {reason(error)}") from error
+        raise UserError(f"model.encoder: cannot load the tokenizer of {model.encoder}: {root_cause(error)}") from error
     tokenizer = cast(PreTrainedTokenizerBase, loaded)
     complaint = None
     if not tokenizer.is_fast:
@@ -67,7 +67,7 @@ class ColumnTokenizer:
         return lists, np.array(hashes, dtype=np.uint64)
 
 
-def starts_shown(starts: range, label: str, *, bar: bool, say: Callable[[str], None]) -> Iterator[int]:
+def with_progress(starts: range, label: str, *, bar: bool, say: Callable[[str], None]) -> Iterator[int]:
     """Yields `starts`, the first row of each batch, and shows how far they are: a bar, or a line now and then."""
     total, last = starts.stop, time.monotonic()
     with tqdm(total=total, desc=label, unit="row", disable=not bar) as shown:

@@ -18,14 +18,14 @@ from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe, TaskConfig
 from mtl_dist.data.collate import Batch
 from mtl_dist.data.dataset import DataBundle, TaskData
-from mtl_dist.data.sources import Examples, check_split, load_rows
+from mtl_dist.data.sources import LabeledSplit, check_split, load_rows
 from mtl_dist.data.token_cache import open_split, write_split
-from mtl_dist.data.tokenization import ColumnTokenizer, starts_shown
+from mtl_dist.data.tokenization import ColumnTokenizer, with_progress
 from mtl_dist.device import choose_kernels
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.inference.finished_run import CommandParser, FinishedRun, device_here, open_run, progress
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.data is None:
         print(_against_summary(flat_metrics(metrics, SPLIT), run.summary))
     if options.to is not None:
-        write_whole(options.to, json.dumps(_as_json(metrics, model.labels), indent=2) + "\n")
+        write_text_atomically(options.to, json.dumps(_as_json(metrics, model.labels), indent=2) + "\n")
 
 
 def measure(run: FinishedRun, model: MultitaskTransformer, tasks: Mapping[str, TaskConfig]) -> dict[str, TaskMetrics]:
@@ -71,7 +71,7 @@ def measure(run: FinishedRun, model: MultitaskTransformer, tasks: Mapping[str, T
         for name, task in tasks.items():
             stem, place = Path(scratch) / name, f"tasks.{name}: {SPLIT}"
             tokenize = ColumnTokenizer(tokenizer, task.text, recipe.data.max_length)
-            shown = partial(starts_shown, bar=False, say=lambda line: None)
+            shown = partial(with_progress, bar=False, say=lambda line: None)
             write_split(stem, place, examples[name], tokenize, shown, stem.with_suffix(".texts.npy"))
             data[name] = TaskData(name, model.labels[name], {SPLIT: open_split(stem)})
         batch_size = recipe.evaluation.batch_size
@@ -106,7 +106,7 @@ class _Alone:
         return {task: values.to(self._model.sentence_transformer.encoder.dtype) for task, values in logits.items()}
 
 
-def _examples(recipe: Recipe, name: str, task: TaskConfig, labels: tuple[str, ...]) -> Examples:
+def _examples(recipe: Recipe, name: str, task: TaskConfig, labels: tuple[str, ...]) -> LabeledSplit:
     rows = load_rows(f"tasks.{name}", task, SPLIT)
     return check_split(f"tasks.{name}", task, SPLIT, rows, labels, recipe.data.empty_text)
 

@@ -24,7 +24,7 @@ from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.inference.finished_run import CommandParser, FinishedRun, device_here, open_run, progress
 from mtl_dist.inference.text_reader import ENDINGS, FORMATS, TextSource
-from mtl_dist.io import flush, writing
+from mtl_dist.io import fsync, reporting_write_errors
 from mtl_dist.models.multitask import MultitaskTransformer
 
 WINDOW_BATCHES = 32
@@ -174,15 +174,15 @@ def _output(to: Path | None) -> Iterator[TextIO]:
             raise TrainingError("standard output was closed before all was written") from error
         return
     partial = to.with_name(f".{to.name}.partial")
-    with writing(to):
+    with reporting_write_errors(to):
         try:
             with partial.open("w", encoding="utf-8", newline="") as out:
                 yield out
-            flush(partial)
+            fsync(partial)
             partial.rename(to)
         finally:
             partial.unlink(missing_ok=True)
-        flush(to.absolute().parent)
+        fsync(to.absolute().parent)
 
 
 def _writer(out: TextIO, kind: str, labels: Sequence[str]) -> Callable[[Sequence[np.ndarray | None]], None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from mtl_dist.errors import UserError, reason
+from mtl_dist.errors import UserError, root_cause
 from mtl_dist.models.encoder import comes_with_code, find_encoder_layout, new_encoder, without_pooler
 from mtl_dist.models.partial_forward import PartialForward
 
@@ -229,7 +229,7 @@ def _config_of(source: str, revision: str | None, trust_remote_code: bool) -> Pr
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except ValueError as error:  # of an unknown type, or with code
-        raise UserError(f"{source}: cannot be loaded: {reason(error)}") from error
+        raise UserError(f"{source}: cannot be loaded: {root_cause(error)}") from error
     if comes_with_code(config) and not trust_remote_code:
         raise UserError(f"{source}: its config.json names code of its own (auto_map); trust_remote_code=True allows it")
     return config
@@ -242,7 +242,7 @@ def _weights_of(source: str, revision: str | None) -> dict[str, Tensor]:
     try:
         return load_file(str(cached_file(source, WEIGHTS, revision=revision)))
     except SafetensorError as error:
-        raise UserError(f"{source}: {WEIGHTS} cannot be read: {reason(error)}") from error
+        raise UserError(f"{source}: {WEIGHTS} cannot be read: {root_cause(error)}") from error
 
 
 def encoder_inputs(

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtl_dist.errors import UserError, reason
+from mtl_dist.errors import UserError, root_cause
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.models.vocab_trimming import PLACEHOLDER
 
@@ -48,7 +48,8 @@ def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
         if accelerator.mixed_precision == "no":
             raise
         raise UserError(
-            f"model.encoder: cannot compute in mixed_precision {accelerator.mixed_precision}: {reason(error)}; use 'no'"
+            f"model.encoder: cannot compute in mixed_precision {accelerator.mixed_precision}: {root_cause(error)}; "
+            "use 'no'"
         ) from error
     finally:
         model.train(training)

@@ -11,8 +11,8 @@ from mtl_dist.config.load import resolved_yaml
 from mtl_dist.distributed.consistency import combined, require_equal
 from mtl_dist.distributed.preemption import StopRequest
 from mtl_dist.distributed.watchdog import Watchdog
-from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
-from mtl_dist.io import write_whole, writing_folder
+from mtl_dist.errors import Interrupted, TrainingError, UserError, root_cause
+from mtl_dist.io import atomic_folder, write_text_atomically
 from mtl_dist.models.model_card import CARD, run_card
 from mtl_dist.report.page import write_report
 from mtl_dist.run_layout import CHECKPOINTS, MODEL, RECIPE
@@ -66,7 +66,7 @@ class Execution:
 
         Raises Interrupted, on every rank, after a checkpoint, where the run was asked to stop.
         """
-        self.processes.on_main_process(lambda: write_whole(self.folder / RECIPE, resolved_yaml(self.recipe)))
+        self.processes.on_main_process(lambda: write_text_atomically(self.folder / RECIPE, resolved_yaml(self.recipe)))
         start = start_of(self.engine, self.train_state.step, self.setup.micro_steps)
         self.processes.on_main_process(lambda: write_setup(self.folder, self.description, start))
         done = self.train_state.step
@@ -235,7 +235,7 @@ class Execution:
         return True
 
     def _save_model(self, weights: dict[str, Tensor], summary: dict[str, Any]) -> None:
-        with writing_folder(self.folder / MODEL) as folder:
+        with atomic_folder(self.folder / MODEL) as folder:
             self.engine.raw.save_pretrained(folder, weights)
             self.setup.data.tokenizer.save_pretrained(folder)
             card = run_card(self.recipe, self.engine.raw.labels, summary)
@@ -246,7 +246,7 @@ class Execution:
         try:
             write_report(self.folder)
         except Exception as error:  # noqa: BLE001 - a page that cannot be drawn must not make a finished run fail
-            words = str(error) if isinstance(error, UserError | TrainingError) else reason(error)
+            words = str(error) if isinstance(error, UserError | TrainingError) else root_cause(error)
             self.console.say(f"warning: the run is finished, its report is not: {' '.join(words.split())}")
 
     def _state_digest(self) -> str:

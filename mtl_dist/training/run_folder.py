@@ -9,7 +9,7 @@ from typing import Any
 
 from mtl_dist.checkpoint.storage import Checkpoint, changed_keys, newest
 from mtl_dist.errors import UserError
-from mtl_dist.io import write_whole, writing
+from mtl_dist.io import reporting_write_errors, write_text_atomically
 from mtl_dist.run_layout import CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT, SETUP, STACKS, SUMMARY, TENSORBOARD
 from mtl_dist.tracking.console import Console
 
@@ -46,7 +46,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], resume: str, console
                 )
             trim_metrics(folder / METRICS, checkpoint.step)
             return checkpoint
-    with writing(folder / PREVIOUS):
+    with reporting_write_errors(folder / PREVIOUS):
         target = move_aside(folder, entries)
     console.say(f"an earlier run's files moved to {target}")
     return None
@@ -69,7 +69,7 @@ def trim_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     length = 0
-    with writing(path):
+    with reporting_write_errors(path):
         for line in path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n") or _comes_again(line, step):
                 break
@@ -87,4 +87,4 @@ def _comes_again(line: bytes, step: int) -> bool:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes summary.json, whose presence says that the run is finished."""
-    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_text_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

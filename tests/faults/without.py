@@ -14,7 +14,7 @@ from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.data import sources
-from mtl_dist.io import writing
+from mtl_dist.io import reporting_write_errors
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training import run_folder, trainer
 from tests.utils.checkpoints import seal_again
@@ -52,7 +52,7 @@ def save_in_place(
 ) -> Path:
     """`checkpoint.save` without its temporary folder."""
     folder = root / seal.folder_name(step)
-    with writing(folder):
+    with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / seal.WEIGHTS).write_bytes(serialize(dict(weights)))
         (folder / seal.OPTIMIZER).write_bytes(serialize(dict(moments)))

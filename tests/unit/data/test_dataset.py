@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.data import fingerprint as source_files
+from mtl_dist.data import fingerprint
 from mtl_dist.data.dataset import DataBundle, prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
@@ -115,7 +115,7 @@ def test_max_length_cuts_the_tokens(recipe: Recipe) -> None:
 def test_second_time_nothing_is_tokenised_or_written(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_files, "SETTLED", 0)
+    monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 0)
     first, lines = prepared(recipe)
     assert lines == [
         f"tasks.{task}: {split}: tokenising {rows} rows"

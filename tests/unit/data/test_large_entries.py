@@ -60,7 +60,7 @@ def test_lengths_are_a_file_as_numpy_writes_it(tmp_path: Path) -> None:
 def test_shared_texts_are_found_in_every_part_of_the_training_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_cache, "PART", 2)
+    monkeypatch.setattr(token_cache, "READ_CHUNK", 2)
     splits = {
         "train": rows_of(["a", "b", "c", "a", "d"]),
         "validation": rows_of(["x", "y"]),

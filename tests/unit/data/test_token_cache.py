@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mtl_dist.config.recipe import DataConfig, TaskConfig
 from mtl_dist.data import token_cache
-from mtl_dist.data.sources import TaskExamples, check_rows
+from mtl_dist.data.sources import LabeledTask, check_rows
 from mtl_dist.data.token_cache import entry_name, make_root, open_entry, write_entry
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.errors import UserError
@@ -39,7 +39,7 @@ TRAIN = [f"{WORDS[number % 8]} {WORDS[number % 7]}" * (1 + number % 3) for numbe
 SPLITS = {"train": rows_of(TRAIN), "test": rows_of(["good1 good2", "bad1"])}
 
 
-def examples_of(splits: dict[str, datasets.Dataset], task: TaskConfig = TASK) -> TaskExamples:
+def examples_of(splits: dict[str, datasets.Dataset], task: TaskConfig = TASK) -> LabeledTask:
     return check_rows(KEY, task, splits, "skip")
 
 
@@ -97,7 +97,7 @@ def test_entry_of_pairs_has_token_types(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_takes_in_what_comes_late_and_is_large() -> None:
-    vocabulary = token_cache._Vocabulary()
+    vocabulary = token_cache._TokenIdSet()
     for ids in ([7, 3, 3], [], [250_000, 3], [40_000]):
         vocabulary.add(np.array(ids, dtype=np.int32))
     assert vocabulary.ids.tolist() == [3, 7, 40_000, 250_000]
