@@ -80,7 +80,7 @@ def run_on(
     micro_steps = processes.together(
         lambda: micro_steps_for(recipe.batch_size, processes.world_size, recipe.micro_batch_size, accumulation)
     )
-    data = prepare(recipe, processes, console.say)
+    data = prepare(recipe, processes)
     sizes = {task: len(source.splits["train"].lengths) for task, source in data.tasks.items()}
     schedule = processes.together(lambda: compile_schedule(recipe, num_blocks, sum(sizes.values())))
     plan = build_plan(recipe, data)

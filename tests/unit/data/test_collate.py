@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mtl_dist.data.collate import ListColumn, Split, collate
+from mtl_dist.data.collate import collate
+from mtl_dist.data.token_files import ListColumn, Split
 from mtl_dist.data.tokenization import ColumnTokenizer
 from tests.utils.tiny import WORDS, tiny_tokenizer
 

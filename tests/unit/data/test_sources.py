@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.data.sources import LabeledTask, check_rows, load_rows
+from mtl_dist.data.sources import load_rows
+from mtl_dist.data.validation import LabeledTask, check_rows
 from mtl_dist.errors import UserError
 
 Rows = list[dict[str, Any]]

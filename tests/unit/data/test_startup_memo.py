@@ -10,11 +10,11 @@ import pytest
 
 from mtl_dist.config.recipe import DataConfig, Recipe, TaskConfig
 from mtl_dist.data import fingerprint
-from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.data.dataset import DataBundle
 from mtl_dist.data.fingerprint import files_state, rows_state, timestamps_are_reliable
 from mtl_dist.data.sources import load_rows
 from mtl_dist.data.startup_memo import StartupMemo
-from mtl_dist.distributed.process_group import ProcessGroup
+from tests.unit.data.test_dataset import log_lines, prepared
 from tests.utils.tiny import tiny_recipe, tiny_tokenizer
 
 TEXTS = ["cat1 cat2", "bad1", "good1 good2", "sea3"]
@@ -42,11 +42,6 @@ def recipe(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rec
 def put(path: Path, texts: list[str]) -> None:
     lines = [json.dumps({"text": text, "label": row % 2}) + "\n" for row, text in enumerate(texts)]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-def prepared(recipe: Recipe) -> tuple[DataBundle, list[str]]:
-    lines: list[str] = []
-    return prepare(recipe, ProcessGroup(), lines.append), lines
 
 
 def texts_of(data: DataBundle) -> list[str]:
@@ -127,12 +122,12 @@ def test_a_file_that_changes_while_it_is_read_leaves_no_memo(recipe: Recipe, tmp
     assert state is not None
     memo = StartupMemo(tmp_path, task, recipe.data, tiny_tokenizer(), state)
     put(tmp_path / "train.json", ["art1"])
-    said: list[str] = []
-    memo.keep("entry", files_state(task, ["train", "test"]), said.append)
-    assert memo.recall(said.append) is None
-    memo.keep("entry", state, said.append)
-    assert memo.recall(said.append) == "entry"
-    assert said == []
+    with log_lines() as lines:
+        memo.save("entry", files_state(task, ["train", "test"]))
+        assert memo.load() is None
+        memo.save("entry", state)
+        assert memo.load() == "entry"
+    assert not lines
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"entry": 5}', '{"entry": null}'])
