@@ -86,7 +86,7 @@ class Work:
 def work_of(recipe: Recipe) -> Work:
     """The work of an epoch, from the recipe's encoder and rows."""
     config, _ = check_encoder(recipe)
-    data: DataBundle = prepare(recipe, ProcessGroup(), lambda line: None)
+    data: DataBundle = prepare(recipe, ProcessGroup())
     model = build_model(recipe, config, data)
     parameters = dict(model.named_parameters())
     units = {unit: names for unit, names in model.unit_parameters().items() if unit != "embeddings"}

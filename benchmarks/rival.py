@@ -103,7 +103,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, side: Side, out: Path, share: float, device: str) -> None:
         self.recipe, self.side, self.out, self.share, self.device = recipe, side, out, share, device
-        self.data = prepare(recipe, ProcessGroup(), print)
+        self.data = prepare(recipe, ProcessGroup())
         self.rows = examples_of(self.data, "train")
         self.test = examples_of(self.data, "test")
         set_seed(recipe.seed)

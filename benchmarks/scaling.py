@@ -19,7 +19,7 @@ LAST = 2
 
 def tokens_of(recipe: Recipe, steps: int) -> int:
     """Of the samples of the first `steps` steps."""
-    plan = build_sampler(recipe, prepare(recipe, ProcessGroup(), lambda line: None))
+    plan = build_sampler(recipe, prepare(recipe, ProcessGroup()))
     return sum(int(plan.batch(step).lengths.sum()) for step in range(steps))
 
 

@@ -12,7 +12,7 @@ from mtl_dist.cluster.job import Job
 from mtl_dist.cluster.node_agent import finished
 from mtl_dist.config.load import parse, resolved_yaml
 from mtl_dist.errors import TrainingError, UserError, did_you_mean
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 
 
 class _Files(NamedTuple):
@@ -75,7 +75,7 @@ def _submit(backend: str, job: Job, dry: bool) -> int:
         jobs.require_same(job)
         return 0
     jobs.write_recipe(job)
-    write_whole(path, text)
+    write_text_atomically(path, text)
     print(files.submit(job, path))
     return 0
 

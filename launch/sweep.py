@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mtl_dist.errors import TrainingError, UserError, reason
+from mtl_dist.errors import TrainingError, UserError, root_cause
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def sweep(config: dict[str, Any], most_runs: int | None) -> None:
     try:
         sweep_id = wandb.sweep(config)
     except Exception as error:  # wandb.Error, requests' own, and others
-        raise TrainingError(f"W&B does not take the sweep: {reason(error)}") from error
+        raise TrainingError(f"W&B does not take the sweep: {root_cause(error)}") from error
     wandb.agent(sweep_id, project=config.get("project"), count=most_runs)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from mtl_dist.config.load import parse
 from mtl_dist.distributed.exit_codes import LOST_CONTACT, record_exit_code
 from mtl_dist.distributed.preemption import StopRequest
-from mtl_dist.errors import Interrupted, TrainingError, UserError, reason
-from mtl_dist.startup import importing
+from mtl_dist.errors import Interrupted, TrainingError, UserError, root_cause
+from mtl_dist.startup import without_garbage_collection
 
 SECONDS_FOR_RANK_0 = 20.0
 """How long other ranks that stop with an error leave the word to rank 0."""
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command = parse(arguments)
         # Imported here because --help and mistakes in the recipe should not wait for torch.
-        with importing():
+        with without_garbage_collection():
             from mtl_dist.training.run import run
 
         run(command, stop_request)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         if not _another_process_is_gone(error):
             raise
         code = Interrupted.exit_code if stop_request.made else TrainingError.exit_code
-        print(f"error: lost contact with another process of the run ({reason(error)})", file=sys.stderr)
+        print(f"error: lost contact with another process of the run ({root_cause(error)})", file=sys.stderr)
         record_exit_code(LOST_CONTACT)
         return code
     return _recorded(0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mtl_dist.errors import TrainingError, UserError, did_you_mean
-from mtl_dist.startup import importing
+from mtl_dist.startup import without_garbage_collection
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("cli.report", "one HTML page on a run, or on several compared"),
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         # No command uses DeepSpeed, which transformers loads as it saves, and which else warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # Imported by name because most commands need torch, and --help should not wait for it.
-        with importing():
+        with without_garbage_collection():
             module = import_module(f"mtl_dist.{COMMANDS[name][0]}")
         module.main(arguments[1:])
     except (UserError, TrainingError) as error:

@@ -1,23 +1,23 @@
-"""The ways in which a run ends early on purpose, and the words for them."""
+"""Exceptions that end a run on purpose, their exit codes, and helpers for error messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in the recipe, the data or the launch: one line, naming the key or file; exit code 2."""
+    """A mistake in the recipe, the data or the launch: one line of message that names the key or file; exit code 2."""
 
     exit_code = 2
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on though everything asked for was valid: one line; exit code 1."""
+    """A failure of a run whose recipe, data and launch are valid: one line of message; exit code 1."""
 
     exit_code = 1
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop and can go on later; exit code 75, which launchers may start again on.
+    """A run that was asked to stop and can be resumed; exit code 75, on which launchers may restart it.
 
     75 is EX_TEMPFAIL of sysexits.h: "the user is invited to retry".
     """
@@ -25,8 +25,8 @@ class Interrupted(Exception):
     exit_code = 75
 
 
-def reason(error: BaseException) -> str:
-    """The first line of the error at the bottom of a chain; libraries wrap what went wrong in what they were doing."""
+def root_cause(error: BaseException) -> str:
+    """First line of the message of the innermost `__cause__`; libraries often wrap the error that went wrong first."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
@@ -34,7 +34,7 @@ def reason(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about an unknown `word`: the closest of `known` after `prefix`, or all if none is close."""
+    """End of a message about an unknown `word`: the closest known word after `prefix`, or all if none is close."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
     if close:

@@ -1,4 +1,4 @@
-"""Writing to a disk that may be full, read-only or cut off at any moment: files are whole, or not there."""
+"""Writing to a disk that may be full, read-only or cut off at any moment: a file is complete, or does not exist."""
 
 import os
 import shutil
@@ -8,57 +8,60 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mtl_dist.errors import TrainingError, UserError, reason
+from mtl_dist.errors import TrainingError, UserError, root_cause
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around all that writes `path`: what the disk refuses becomes one TrainingError that names both."""
+def reporting_write_errors(path: Path) -> Iterator[None]:
+    """Turns an error of the file system while `path` is written into a TrainingError that names path and cause."""
     try:
         yield
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise TrainingError(f"cannot write {path}: {reason(error)}") from error
+        raise TrainingError(f"cannot write {path}: {root_cause(error)}") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, sees all of it or the old one. Raises TrainingError."""
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that readers see the old or the new content, after a crash too. Raises TrainingError."""
     partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
+    with reporting_write_errors(path):
         try:
             partial.write_text(text, encoding="utf-8")
-            flush(partial)
+            fsync(partial)
             partial.rename(path)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-        flush(path.parent)
+        fsync(path.parent)
 
 
 @contextmanager
-def writing_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `final` once it is whole, or is gone. Raises TrainingError."""
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Yields a temporary folder that replaces `final` when the block ends, and is deleted when the block raises.
+
+    Raises TrainingError if the folder cannot be written.
+    """
     partial = final.with_name(f".{final.name}.partial")
-    with writing(final):
+    with reporting_write_errors(final):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
-            flush_all(partial)
+            fsync_tree(partial)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            # The tokenizers library has no class of its own for a full disk.
+            # The tokenizers library raises a bare Exception on a full disk.
             if isinstance(error, Exception) and not isinstance(error, UserError | TrainingError):
-                raise TrainingError(f"cannot write {final}: {reason(error)}") from error
+                raise TrainingError(f"cannot write {final}: {root_cause(error)}") from error
             raise
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        flush(final.parent)
+        fsync(final.parent)
 
 
-def flush(path: Path) -> None:
-    """Returns once a file's content, or a folder's list of names, is on the disk itself."""
+def fsync(path: Path) -> None:
+    """Waits until the content of a file, or the entries of a folder, are on the storage device."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -66,14 +69,14 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def flush_all(folder: Path) -> None:
-    """Flushes all that is in `folder`, and then the folder."""
+def fsync_tree(folder: Path) -> None:
+    """Calls `fsync` for everything in `folder`, then for the folder itself."""
     for path in [*sorted(folder.rglob("*")), folder]:
-        flush(path)
+        fsync(path)
 
 
-def remove(path: Path) -> None:
-    """Removes a folder with all that is in it; of a link only the link itself."""
+def remove_path(path: Path) -> None:
+    """Deletes a file, or a folder with all its content; of a symbolic link only the link."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:

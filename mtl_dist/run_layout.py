@@ -1,9 +1,9 @@
-"""What the files of a run folder are called. Imports nothing, so that what reads a finished run starts at once."""
+"""Names of the files in a run folder. Imports nothing, so that commands on a finished run start fast."""
 
 RECIPE, METRICS, SUMMARY, MODEL, CHECKPOINTS = "recipe.yaml", "metrics.jsonl", "summary.json", "model", "checkpoints"
 SETUP = "setup.json"
-"""What the run is made of: tasks, units, planned phases, and each time that it was started."""
+"""Description of the run: tasks, parameter units, planned phases, and the environment of each start."""
 REPORT = "report.html"
 STACKS = "stacks"
-"""Where every rank stood when the run ended because they waited for one of them."""
+"""Folder with the stack traces of all ranks, written when a run ends because a rank stopped responding."""
 TENSORBOARD = "tensorboard"

@@ -1,31 +1,31 @@
-"""How far a run has come: what a checkpoint holds beside weights and moments."""
+"""Training progress: what a checkpoint stores beside model weights and optimizer state."""
 
 from dataclasses import dataclass, field
 
 NONDETERMINISTIC_FIELDS = ("phase_seconds", "wandb_id")
-"""Fields of a TrainState that differ between equal runs."""
+"""Fields of TrainState that differ between two otherwise identical runs."""
 
 
 @dataclass
 class TrainState:
-    """What a run has done so far; a checkpoint holds it."""
+    """Progress of a run, saved in every checkpoint. The field names are part of the checkpoint format."""
 
     step: int = 0
-    """Steps done."""
+    """Training steps done so far."""
     nonfinite_total: int = 0
-    """Steps skipped because the gradient was not finite."""
+    """Steps skipped so far because the gradient was not finite."""
     nonfinite_in_row: int = 0
-    """Such steps since the last finite one."""
+    """Consecutive steps just skipped because the gradient was not finite; 0 after a finite gradient."""
     rollbacks: list[list[int]] = field(default_factory=list)
-    """The times that the run went back to earlier weights, as [steps these had done, steps done then]. What was learnt
-    between them is lost, and its samples are not drawn again."""
+    """One `[restored step, step]` pair per rollback: the step of the checkpoint whose weights were restored, and the
+    step at which that happened. The updates in between are lost; the sampler does not draw their samples again."""
     evaluated: int = 0
-    """Steps done when the last evaluation at a phase's end was made."""
+    """Value of `step` at the last evaluation at the end of a phase."""
     wandb_id: str = ""
-    """Of the run at Weights & Biases, which goes on with this one; empty without."""
+    """ID of the Weights & Biases run, so that a resumed run continues it; empty without W&B."""
     phase_seconds: dict[str, float] = field(default_factory=dict)
-    """Training time of each phase, evaluation and saving left out."""
+    """Training time of each phase by name, in seconds, without evaluation and checkpointing."""
     measured: dict[str, list[float]] = field(default_factory=dict)
-    """What a phase's `until` has measured, by phase and in order."""
+    """Values of the metric that early stopping (`until`) monitors, by phase, in the order of the evaluations."""
     stops: dict[str, int] = field(default_factory=dict)
-    """Phases that their `until` has ended, each with the steps of the run that were done by then."""
+    """Value of `step` at the end of each phase that early stopping (`until`) ended, by phase."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
-from mtl_dist.io import writing
+from mtl_dist.io import reporting_write_errors
 
 
 def shared_bytes(size: int, processes: ProcessGroup, folder: Path | None) -> mmap.mmap:
@@ -52,7 +52,7 @@ def _make(size: int, folder: Path | None) -> int:
 def _open(path: str | None, handle: int, size: int) -> mmap.mmap:
     if path is None:
         return mmap.mmap(handle, size)
-    with writing(Path(path)):
+    with reporting_write_errors(Path(path)):
         other = os.open(path, os.O_RDWR)
         try:
             return mmap.mmap(other, size)

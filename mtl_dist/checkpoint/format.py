@@ -15,8 +15,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from safetensors import SafetensorError, safe_open
 
 from mtl_dist.engines.state import ADAMW_STATE
-from mtl_dist.errors import reason
-from mtl_dist.io import flush
+from mtl_dist.errors import root_cause
+from mtl_dist.io import fsync
 from mtl_dist.models.vocab_trimming import DECAY
 from mtl_dist.train_state import TrainState
 
@@ -61,8 +61,8 @@ def seal(folder: Path, step: int, digests: Mapping[str, str]) -> None:
     """
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digests[name]} for name in FILES}
     (folder / MANIFEST).write_text(manifest_text(step, files), encoding="utf-8")
-    flush(folder / MANIFEST)
-    flush(folder)
+    fsync(folder / MANIFEST)
+    fsync(folder)
 
 
 def read_state(folder: Path, step: int) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _tensors(folder: Path, name: str) -> Tensors:
             slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}  # noqa: SIM118 - no mapping
             held = {tensor: (tuple(part.get_shape()), part.get_dtype()) for tensor, part in slices.items()}
     except SafetensorError as error:
-        raise CorruptCheckpoint(f"{name}: {reason(error)}") from error
+        raise CorruptCheckpoint(f"{name}: {root_cause(error)}") from error
     for tensor, (_, dtype) in held.items():
         if dtype not in TYPES:
             raise CorruptCheckpoint(f"{name}: {tensor[:80]!r} is of type {dtype}, not one of {', '.join(TYPES)}")

@@ -31,7 +31,7 @@ from mtl_dist.checkpoint.tensor_io import write_tensors
 from mtl_dist.config.metric_names import SIGNS
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import TrainingError, UserError
-from mtl_dist.io import flush, remove, writing
+from mtl_dist.io import fsync, remove_path, reporting_write_errors
 
 PARTIAL = ".partial-"
 # Keys that may change between stop and resume, because they cannot change the run's samples or weights.
@@ -76,11 +76,11 @@ def save(
     where it cannot be written or cannot be read again; older checkpoints are as before then.
     """
     final, partial = root / folder_name(step), root / f"{PARTIAL}{step:010d}"
-    with writing(final):
+    with reporting_write_errors(final):
         root.mkdir(parents=True, exist_ok=True)
         # A run folder has one writer, and it has not begun yet: these are what killed ones have left.
         for leftover in root.glob(f"{PARTIAL}*"):
-            remove(leftover)
+            remove_path(leftover)
         partial.mkdir()
         try:
             digests = {
@@ -91,7 +91,7 @@ def save(
             seal(partial, step, digests)
             verify(partial, step, read_hashed)
         except Exception as error:
-            remove(partial)
+            remove_path(partial)
             if isinstance(error, CorruptCheckpoint):
                 raise TrainingError(f"cannot write {final}: read again, it is not what was written: {error}") from error
             raise
@@ -145,9 +145,9 @@ def _publish(partial: Path, final: Path) -> None:
     Where another one has it, the run has gone on from an older one since, which is still there.
     """
     if final.is_symlink() or final.exists():
-        remove(final)
+        remove_path(final)
     partial.rename(final)
-    flush(final.parent)
+    fsync(final.parent)
 
 
 def _prune(root: Path, step: int, config: CheckpointConfig) -> None:
@@ -165,7 +165,7 @@ def _prune(root: Path, step: int, config: CheckpointConfig) -> None:
     best = _best(past, config.keep_best) if config.keep_best else []
     kept = {*list(past)[: config.keep], *best}
     for folder in folders.keys() - kept:
-        remove(folder)
+        remove_path(folder)
 
 
 def _best(folders: Mapping[Path, int], figure: str) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mtl_dist.errors import UserError
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 from mtl_dist.report.page import page_of_run, page_of_runs
 from mtl_dist.report.records import read_run
 from mtl_dist.run_layout import REPORT
@@ -34,5 +34,5 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--to: {path.parent} is no folder")
     if path.is_dir():
         raise UserError(f"--to: {path} is a folder; name a file in it")
-    write_whole(path, page_of_runs(runs) if several else page_of_run(runs[0]))
+    write_text_atomically(path, page_of_runs(runs) if several else page_of_run(runs[0]))
     print(f"written to {path}")

@@ -15,7 +15,7 @@ import yaml
 
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import UserError
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 from mtl_dist.run_layout import SUMMARY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +224,7 @@ def write_recipe(job: Job) -> None:
         job.run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir: cannot make {job.run}: {error.strerror}") from error
-    write_whole(job.recipe_path, job.resolved)
+    write_text_atomically(job.recipe_path, job.resolved)
 
 
 def require_same(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""From files or hub data sets to tokenized, memory-mapped rows, and from rows to padded batches.
+"""From files or Hugging Face datasets to tokenized, memory-mapped rows, and from rows to padded batches.
 
-Which rows make up a batch is decided in `schedule`.
+Does not decide which rows make up a batch; `schedule` does.
 """

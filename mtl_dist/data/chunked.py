@@ -1,4 +1,4 @@
-"""Work on all rows of a split, piece by piece, so that memory does not grow with them."""
+"""Checks of whole columns in chunks of rows, so that memory does not grow with the size of a split."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -10,56 +10,56 @@ import numpy as np
 
 from mtl_dist.errors import UserError
 
-PIECE = 1 << 18
-"""Rows of a piece."""
+CHUNK_ROWS = 1 << 18
+"""Rows per chunk."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def parts(rows: int) -> Iterator[slice]:
-    """The pieces of so many rows."""
-    return (slice(start, min(start + PIECE, rows)) for start in range(0, rows, PIECE))
+def chunk_slices(rows: int) -> Iterator[slice]:
+    """Consecutive slices of at most CHUNK_ROWS rows, which together cover `rows` rows."""
+    return (slice(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS))
 
 
-class _Refused(Exception):
-    """A piece was."""
+class _ChunkRefused(Exception):
+    """Raised when the check of a single chunk raises UserError."""
 
 
-def by_pieces(
+def map_chunks(
     rows: datasets.Dataset,
     check: Callable[[datasets.Dataset, slice], T],
     combine: Callable[[Iterable[T]], R],
 ) -> R:
-    """What `combine` makes of `check` for each piece of `rows`, which is told its place in the whole.
+    """Calls `check` with each chunk of `rows` and its position in them, and combines the results.
 
-    Where a piece is refused, the whole is checked at once: for the row's number and how many are like it, and because
-    a piece can be too little to judge by.
+    If a chunk is refused, all rows are checked at once: the message then has the row's number in the whole split and
+    the number of rows like it, and some properties, such as the type of a column, cannot be judged by one chunk.
     """
 
-    def checked(part: slice) -> T:
+    def checked(chunk: slice) -> T:
         try:
-            return check(cast(datasets.Dataset, rows.select(range(part.start, part.stop))), part)
+            return check(cast(datasets.Dataset, rows.select(range(chunk.start, chunk.stop))), chunk)
         except UserError as error:
-            raise _Refused from error
+            raise _ChunkRefused from error
 
-    if len(rows) > PIECE:
-        with suppress(_Refused):
-            return combine(checked(part) for part in parts(len(rows)))
+    if len(rows) > CHUNK_ROWS:
+        with suppress(_ChunkRefused):
+            return combine(checked(chunk) for chunk in chunk_slices(len(rows)))
     return combine([check(rows, slice(0, len(rows)))])
 
 
-def mapped(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """One array of all `arrays`, [n] each and of one type; where there are several, as a mapped file without a name.
+def concatenate_on_disk(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Concatenates arrays of shape [n] and one dtype; several of them into an unnamed temporary file, memory-mapped.
 
-    Raises UserError where the folder for temporary files takes no more.
+    Raises UserError if the folder for temporary files cannot be written.
     """
     left = iter(arrays)
     first, second = next(left), next(left, None)
     if second is None:
         return first
     try:
-        # Written as a file, for on a full disk writing to a mapped one kills the process.
+        # Not written through the memory map: on a full disk, that would kill the process with SIGBUS.
         with tempfile.TemporaryFile() as file:
             for array in (first, second):
                 file.write(array.tobytes())

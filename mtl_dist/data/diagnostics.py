@@ -1,6 +1,6 @@
-"""Where in a text file of data the fault is that its reader has stumbled over: readers name no row, or a wrong one.
+"""Search for the line of a data file that made its reader fail; the readers name no row, or a wrong one.
 
-Only called once something is wrong, for it reads line by line.
+Only called after a reader has failed, because it parses line by line.
 """
 
 import glob
@@ -9,35 +9,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mtl_dist.config.recipe import TaskConfig
+
 INT64 = range(-(2**63), 2**63)
 
 
-def find_fault(builder: str, pattern: str, columns: list[str]) -> str | None:
-    """The first line at fault of the local files of a split, in words; None if none is, or they are not such files.
+def find_faulty_line_of_split(task: TaskConfig, split: str) -> str | None:
+    """Location and fault of the first faulty line of a task's split, as `find_faulty_line` returns them."""
+    return find_faulty_line(task.path, task.data_files.get(split, ""), [*task.text, task.label])
 
-    `builder` is json (one object a line; rows count from 0) or csv; `columns` are those that are read.
+
+def find_faulty_line(builder: str, pattern: str, columns: list[str]) -> str | None:
+    """Location and fault of the first faulty line of the local files that match `pattern`.
+
+    `builder` is the reader of `datasets`: json (one object per line; rows count from 0) or csv. `columns` are the
+    columns that are used. Returns None if no line is faulty or the files are not local text files.
     """
     if builder not in ("json", "csv") or "://" in pattern:
         return None
     types: dict[str, type] = {}
     row = 0
     for path, number, line in _lines(pattern):
-        place = f"row {row} (from 0)" if builder == "json" else f"line {number} of {path}"
+        location = f"row {row} (from 0)" if builder == "json" else f"line {number} of {path}"
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            return f"{place}: byte {error.start} of its line is not UTF-8"
+            return f"{location}: byte {error.start} of its line is not UTF-8"
         if builder == "json" and text.strip():
             if row == 0 and text.lstrip().startswith("["):
-                return None  # one array over many lines
+                return None  # one JSON array over many lines
             if fault := _fault_of_object(text, columns, types):
-                return f"{place}: {fault}"
+                return f"{location}: {fault}"
             row += 1
     return None
 
 
 def _lines(pattern: str) -> Iterator[tuple[str, int, bytes]]:
-    """File, number from 1 and content of each line."""
+    """Yields file name, line number (from 1) and content of each line."""
     for path in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -45,11 +53,11 @@ def _lines(pattern: str) -> Iterator[tuple[str, int, bytes]]:
 
 
 def _fault_of_object(text: str, columns: list[str], types: dict[str, type]) -> str | None:
-    """`types` are those of the columns so far, and are added to."""
+    """Fault of one line of JSON, or None. `types` has the types of the columns in earlier rows and is updated."""
     pairs: list[tuple[str, Any]] = []
 
     def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        pairs[:] = found  # of the outermost object at last
+        pairs[:] = found  # the outermost object comes last
         return dict(found)
 
     try:
@@ -68,6 +76,7 @@ def _fault_of_object(text: str, columns: list[str], types: dict[str, type]) -> s
 
 
 def _fault_of_value(name: str, value: Any, types: dict[str, type]) -> str | None:
+    """Fault of one value of column `name`, or None."""
     if isinstance(value, str) and not value.isprintable():
         try:
             value.encode()

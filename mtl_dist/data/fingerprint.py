@@ -1,4 +1,4 @@
-"""The local files that a task is read from, and their state: what tells that none of them has changed since."""
+"""State of the local files that a task is read from, by which a change of any of them is noticed."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,32 +9,34 @@ from datasets.data_files import DataFilesList, resolve_pattern
 from mtl_dist.config.recipe import TaskConfig
 from mtl_dist.config.validation import FILE_BUILDERS
 
-State = list[str]
-"""A line for each file, with its path and what moves whenever it changes."""
+FileStates = list[str]
+"""One line per file, with its path and metadata that change whenever the file is changed."""
 
-SETTLED = 2_000_000_000
-"""Nanoseconds that a file must have been left alone before it is read, if its state is to be believed later: the dates
-of file systems move in jumps, some of two seconds, and a second change within one leaves no trace."""
+TIMESTAMP_SETTLING_NS = 2_000_000_000
+"""Nanoseconds that must pass after the last change of a file before its timestamps identify its content.
+
+The resolution of file system timestamps is up to two seconds; a second change within it leaves no trace.
+"""
 
 
 def local_files(task: TaskConfig, split: str) -> DataFilesList | None:
-    """The files of one split; None where it is read from elsewhere or the files are not there.
+    """Files of one split with their state; None if the split is not read from local files or they do not exist.
 
-    `datasets` keeps a copy of what it has read and knows a file by its path and date only. In this list it finds the
-    whole state, and so reads again what has kept its date.
+    `datasets` caches what it has read by path and modification time. Given this list, it uses the whole state instead,
+    and thus notices a change that kept the modification time.
     """
     pattern = task.data_files.get(split, "")
     if task.path not in FILE_BUILDERS or not pattern or "://" in pattern:
         return None
     try:
         paths = resolve_pattern(pattern, str(Path.cwd()))
-        return DataFilesList(paths, [(_state(path),) for path in paths])
+        return DataFilesList(paths, [(_state_of_file(path),) for path in paths])
     except OSError:
-        return None  # whoever reads them says what is wrong
+        return None  # the reader of the files reports the error
 
 
-def files_state(task: TaskConfig, splits: Iterable[str]) -> State | None:
-    """The state of the files of all `splits`, or None as in `local_files`."""
+def files_state(task: TaskConfig, splits: Iterable[str]) -> FileStates | None:
+    """State of the files of all `splits`; None if `local_files` returns None for one of them."""
     lines = []
     for split in splits:
         files = local_files(task, split)
@@ -45,24 +47,27 @@ def files_state(task: TaskConfig, splits: Iterable[str]) -> State | None:
     return lines
 
 
-def rows_state(splits: Mapping[str, datasets.Dataset]) -> State:
-    """The state of what `datasets` has of rows from elsewhere, e.g. the hub: the arrow files and how it reads them."""
+def rows_state(splits: Mapping[str, datasets.Dataset]) -> FileStates:
+    """State of rows that are not read from local files, e.g. from the hub: of the arrow files in the `datasets` cache.
+
+    The fingerprint and features by which `datasets` reads these files are part of the state.
+    """
     return [
-        f"{split} {_state(file['filename'])} {rows._fingerprint} {rows.features} {file['filename']}"
+        f"{split} {_state_of_file(file['filename'])} {rows._fingerprint} {rows.features} {file['filename']}"
         for split, rows in splits.items()
         for file in rows.cache_files
     ]
 
 
-def _state(path: str) -> str:
-    """Size, dates of the last change and of the inode's in nanoseconds, and inode.
+def _state_of_file(path: str) -> str:
+    """Size, modification time (mtime) and metadata change time (ctime) in nanoseconds, and inode number.
 
-    Who puts an old date back changes the inode, and that date cannot be put back.
+    Setting mtime back to an earlier value changes ctime, which cannot be set.
     """
     found = Path(path).stat()
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def have_settled(state: State, now: int) -> bool:
-    """Whether the files had been left alone for a while at `now`, in nanoseconds since 1970."""
-    return all(max(int(date) for date in line.split(" ")[2:4]) <= now - SETTLED for line in state)
+def timestamps_are_reliable(state: FileStates, now: int) -> bool:
+    """Whether every file's last change is TIMESTAMP_SETTLING_NS or more before `now`, in nanoseconds since 1970."""
+    return all(max(int(date) for date in line.split(" ")[2:4]) <= now - TIMESTAMP_SETTLING_NS for line in state)

@@ -1,44 +1,46 @@
-"""Which entry of the token cache a task had at its last start, so that data that has not changed is not read again.
+"""Memo of the cache entry that a task used at its last start, so that unchanged data is not read again.
 
-An entry is named by what its rows hold, which only reading them all can tell. So a start leaves a memo beside the
-entries with the name that it found. The memo's own name is a digest of the settings and of the state of the files: one
-that changes in any way has no memo. The names of entries stay free of all this.
+The name of a cache entry is a digest of its rows, so computing it takes reading them all. A memo next to the entries
+stores that name. The memo's own name is a digest of the settings and of the state of the source files: after any
+change of a file, no memo is found.
 """
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import DataConfig, TaskConfig
-from mtl_dist.data.fingerprint import State, have_settled
+from mtl_dist.data.fingerprint import FileStates, timestamps_are_reliable
 from mtl_dist.data.token_cache import settings_of
-from mtl_dist.errors import reason
+from mtl_dist.errors import root_cause
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "starts"
-"""In the cache folder."""
+"""Folder of the memos in the cache folder."""
 
 
-class StartMemo:
-    """The memo of one task, its settings and the present state of its files."""
+class StartupMemo:
+    """Memo of one task for its settings and the current state of its source files."""
 
     def __init__(
-        self, root: Path, task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, state: State
+        self, root: Path, task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, state: FileStates
     ) -> None:
-        # Another version of `datasets` may read the same files otherwise.
-        decisive = [state, task.path, task.name, datasets.__version__, settings_of(task, data, tokenizer)]
-        name = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        # Another version of `datasets` may read the same files differently.
+        inputs = [state, task.path, task.name, datasets.__version__, settings_of(task, data, tokenizer)]
+        name = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:32]
         self.path = root / FOLDER / f"{name}.json"
         self.state = state
-        self._settled = bool(state) and have_settled(state, time.time_ns())
+        self._state_is_reliable = bool(state) and timestamps_are_reliable(state, time.time_ns())
 
-    def recall(self, say: Callable[[str], None]) -> str | None:
-        """The entry's name, or None; `say` is told of a memo that cannot be used."""
+    def load(self) -> str | None:
+        """Name of the cache entry; None, with a log line, if the memo cannot be used, and None if there is none."""
         try:
             entry = json.loads(self.path.read_text(encoding="utf-8"))["entry"]
             if not isinstance(entry, str):
@@ -46,17 +48,17 @@ class StartMemo:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            say(f"{self.path} cannot be used ({reason(error)}); reading the data again")
+            logger.info(f"{self.path} cannot be used ({root_cause(error)}); reading the data again")
             return None
         return entry
 
-    def keep(self, entry: str, state_now: State | None, say: Callable[[str], None]) -> None:
-        """Notes `entry`, which was made of the files as they were when this memo was made.
+    def save(self, entry: str, state_now: FileStates | None) -> None:
+        """Stores the name `entry` of the cache entry that was made from the files in the state of this memo.
 
-        Not if they have changed since, or had only just changed before: then the next start reads them again. Nor does
-        a run end because its cache takes no memo, as one that is read-only does not; `say` is told.
+        Stores nothing if the files have changed since, or had changed too recently for their timestamps to be
+        reliable; the next start then reads them again. A cache that cannot be written is logged and is no error.
         """
-        if not self._settled or state_now != self.state:
+        if not self._state_is_reliable or state_now != self.state:
             return
         try:
             self.path.parent.mkdir(exist_ok=True)
@@ -65,4 +67,4 @@ class StartMemo:
                 new.write_text(json.dumps({"entry": entry}), encoding="utf-8")
                 new.replace(self.path)
         except OSError as error:
-            say(f"cannot write {self.path} ({reason(error)}): the next start reads all data again")
+            logger.info(f"cannot write {self.path} ({root_cause(error)}): the next start reads all data again")

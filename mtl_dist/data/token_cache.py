@@ -1,48 +1,39 @@
-"""Tokenised tasks on disk: one folder a task, named by what it was made from, written whole or not at all."""
+"""Cache of tokenized tasks: one folder per task, named by a digest of its content, written completely or not at all."""
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import DataConfig, TaskConfig
-from mtl_dist.data.collate import Split
-from mtl_dist.data.sources import Examples, TaskExamples
+from mtl_dist.data.token_files import BATCH_ROWS, Split, npy_chunks, open_split, write_split
 from mtl_dist.data.tokenization import ColumnTokenizer
+from mtl_dist.data.validation import LabeledTask
 from mtl_dist.errors import UserError
+from mtl_dist.progress import Progress, no_progress
 
 FORMAT = 3
-"""Raised whenever the same input would be written otherwise, so that older entries are not used."""
-META, ROWS, LENGTHS, LABELS = "meta.json", ".arrow", ".lengths.npy", ".labels.npy"
-HASHES, VOCABULARY = ".hashes.npy", ".vocabulary.npy"
-BATCH_ROWS = 1000
-"""Rows that are tokenised at a time; the digests depend on it."""
-RECORD_BYTES = 1 << 25
-"""Least size of a record batch but the last: opening a file costs time and memory for each that it has."""
-PART = 1 << 18
-"""Numbers of a file that are read at a time."""
-
-Shown = Callable[[range, str], Iterator[int]]
-"""`tokenizing.starts_shown` with the way of showing settled."""
+"""Version of the file format; increased with every change of what is written, so that older entries are not used."""
+META = "meta.json"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tokenised task as it was found."""
+    """One tokenized task in the cache."""
 
     labels: tuple[str, ...]
+    """Class names in the order of their indices."""
     splits: dict[str, Split]
     digests: dict[str, str]
     """SHA-256 of each split's tokens and labels."""
@@ -50,15 +41,15 @@ class Entry:
 
 
 def make_root(data: DataConfig) -> Path:
-    """The cache folder, made where it is missing. Raises UserError when it cannot be made."""
+    """Creates the cache folder if it does not exist, and returns it. Raises UserError if it cannot be created."""
     root = Path(data.cache_dir or os.environ.get("MTL_DIST_CACHE") or "~/.cache/mtl_dist").expanduser()
-    with _writing(root):
+    with _reporting_write_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     return root
 
 
 @contextmanager
-def _writing(root: Path) -> Iterator[None]:
+def _reporting_write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -68,17 +59,17 @@ def _writing(root: Path) -> Iterator[None]:
 def entry_name(
     task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, datasets.Dataset]
 ) -> str:
-    """Digest of all that decides what an entry holds: the columns' content, the tokenizer and the settings.
+    """Digest of everything that determines the content of an entry: rows, tokenizer and settings.
 
-    It has no paths or dates in it, so that machines with the same data have the same entries.
+    Independent of paths and dates, so that machines with the same data have the same entry names.
     """
-    rows = {split: [str(rows.features), _content(rows)] for split, rows in splits.items()}
-    decisive = settings_of(task, data, tokenizer) | {"rows": rows}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    rows = {split: [str(rows.features), _digest_of_rows(rows)] for split, rows in splits.items()}
+    inputs = settings_of(task, data, tokenizer) | {"rows": rows}
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def settings_of(task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that decides what is written of given rows."""
+    """Everything but the rows that determines the content of an entry."""
     return {
         "format": FORMAT,
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
@@ -89,17 +80,18 @@ def settings_of(task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokeniz
     }
 
 
-def _content(rows: datasets.Dataset) -> str:
+def _digest_of_rows(rows: datasets.Dataset) -> str:
+    """Hash of the content of all columns, independent of how arrow divides them into chunks."""
     digest = xxhash.xxh3_128()
     for table in rows.iter(batch_size=10 * BATCH_ROWS):
-        # Joined with nothing, for joining copies and so drops what slicing leaves behind: offsets, bytes of other rows.
+        # Concatenated with an empty table, because that copies, which drops the offsets and foreign bytes of a slice.
         for batch in pa.concat_tables([table, table[:0]]).combine_chunks().to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()
 
 
 def open_entry(folder: Path) -> Entry | None:
-    """The entry in `folder`; None if there is none or a file of it is missing, unreadable or of another size."""
+    """Opens the entry in `folder`; returns None if it, or a file of it, is missing, unreadable or of a wrong size."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
@@ -110,31 +102,27 @@ def open_entry(folder: Path) -> Entry | None:
     return Entry(tuple(meta["labels"]), splits, meta["digests"], tuple(meta["warnings"]))
 
 
-def open_split(stem: Path) -> Split:
-    """A split that `write_split` wrote, memory-mapped."""
-    return Split(
-        datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
-        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES, VOCABULARY)),
-    )
+def write_entry(
+    folder: Path, key: str, task: LabeledTask, tokenize: ColumnTokenizer, progress: Progress = no_progress
+) -> None:
+    """Tokenizes `task` into `folder`, replacing a corrupt entry; `key` (`tasks.<name>`) begins messages.
 
-
-def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: ColumnTokenizer, shown: Shown) -> None:
-    """Tokenises `examples` into `folder`, in place of a damaged entry if one is there; `key` is for messages.
-
-    Everything is written to a folder beside it that then takes its name, so that nobody sees half an entry; where
-    another machine was faster, its entry stays. Raises UserError when the cache cannot be written.
+    Writes to a temporary folder next to it, which is then renamed, so that no other process sees an incomplete entry.
+    If another process has published the entry in the meantime, that one is kept. Raises UserError if the cache cannot
+    be written.
     """
-    digests, hashes = {}, {}
-    with _writing(folder.parent), tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch:
-        # A folder within, because a temporary folder is closed to the other users of a shared cache.
+    digests, text_hashes = {}, {}
+    root = folder.parent
+    with _reporting_write_errors(root), tempfile.TemporaryDirectory(prefix=".writing-", dir=root) as scratch:
+        # A subfolder, because the temporary folder itself is closed to the other users of a shared cache.
         new = Path(scratch) / folder.name
         new.mkdir()
-        for split, rows in examples.splits.items():
-            hashes[split] = Path(scratch) / f"{split}.hashes.npy"
-            digests[split] = write_split(new / split, f"{key}: {split}", rows, tokenize, shown, hashes[split])
+        for split, rows in task.splits.items():
+            text_hashes[split] = Path(scratch) / f"{split}.hashes.npy"
+            digests[split] = write_split(new / split, f"{key}: {split}", rows, tokenize, text_hashes[split], progress)
         meta = {
-            "labels": examples.labels,
-            "warnings": [*examples.warnings, *_overlaps(hashes)],
+            "labels": task.labels,
+            "warnings": [*task.warnings, *_overlaps(text_hashes)],
             "digests": digests,
             "files": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
         }
@@ -142,148 +130,24 @@ def write_entry(folder: Path, key: str, examples: TaskExamples, tokenize: Column
         _publish(new, folder)
 
 
-def write_split(
-    stem: Path, place: str, examples: Examples, tokenize: ColumnTokenizer, shown: Shown, hashes: Path
-) -> str:
-    """Writes one split to files whose names begin with `stem`; `place` is for messages.
-
-    Returns the SHA-256 of the split's content. A 64-bit hash of each row's text goes to the file `hashes`. However
-    many rows there are, only some are in memory at a time.
-    """
-    digest = hashlib.sha256()
-    vocabulary = _Vocabulary()
-    lengths, count = Path(f"{stem}{LENGTHS}"), len(examples.rows)
-    with (
-        _RecordBatches(Path(f"{stem}{ROWS}")) as tokens_written,
-        _numbers(lengths, np.int32, (count,)) as add_lengths,
-        _numbers(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
-        _numbers(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
-        _numbers(hashes, np.uint64, (count,)) as add_hashes,
-    ):
-        for start in shown(range(0, len(examples.rows), BATCH_ROWS), f"{place}: tokenising"):
-            rows = examples.rows[start : start + BATCH_ROWS]
-            tokens, texts = tokenize(examples.columns[rows])
-            batch = pa.record_batch(tokens | {"label": examples.labels[start : start + BATCH_ROWS], "row": rows})
-            tokens_written.add(batch)
-            vocabulary.add(batch["input_ids"].values.to_numpy())
-            of_rows = batch["input_ids"].value_lengths().to_numpy()
-            add_lengths(of_rows)
-            add_labels(batch["label"].to_numpy())
-            add_token_hashes(_token_hashes(batch))
-            add_hashes(texts)
-            if not of_rows.all():
-                raise UserError(f"{place} row {rows[of_rows.argmin()]} (from 0): the tokenizer makes no token of it")
-            for column in batch.columns:
-                digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
-    ids = vocabulary.ids
-    with _numbers(Path(f"{stem}{VOCABULARY}"), np.int32, ids.shape) as add_ids:
-        add_ids(ids)
-    for part in _parts(lengths):
-        digest.update(part.tobytes())
-    return digest.hexdigest()
-
-
-def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
-    """[rows, 2] uint64: 128 bits of each row's tokens and types, so that no two unlike texts ever share them."""
-    names = [name for name in ("input_ids", "token_type_ids") if name in batch.schema.names]
-    columns = [(batch[name].offsets.to_numpy(), batch[name].values.to_numpy()) for name in names]
-    digests = []
-    for row in range(len(batch)):
-        parts = [values[offsets[row] : offsets[row + 1]].tobytes() for offsets, values in columns]
-        digests.append(xxhash.xxh3_128_digest(b"".join(parts)))
-    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
-
-
-class _Vocabulary:
-    """The token ids that have been met."""
-
-    def __init__(self) -> None:
-        self._met = np.zeros(1 << 15, dtype=bool)
-
-    def add(self, ids: np.ndarray) -> None:
-        size = int(ids.max(initial=0)) + 1
-        if size > len(self._met):
-            self._met = np.pad(self._met, (0, size - len(self._met)))
-        self._met[ids] = True
-
-    @property
-    def ids(self) -> np.ndarray:
-        """Sorted, int32."""
-        return np.flatnonzero(self._met).astype(np.int32)
-
-
-class _RecordBatches:
-    """An arrow stream that grows by rows and has them in record batches of RECORD_BYTES or more."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._files = ExitStack()
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        self._waiting: list[pa.RecordBatch] = []
-        self._bytes = 0
-
-    def __enter__(self) -> Self:
-        self._sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._files:
-            if kind is None:
-                self._write()
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self._waiting.append(batch)
-        self._bytes += batch.nbytes
-        if self._bytes >= RECORD_BYTES:
-            self._write()
-
-    def _write(self) -> None:
-        if self._waiting:
-            batch = pa.concat_batches(self._waiting)
-            self._writer = self._writer or self._files.enter_context(pa.ipc.new_stream(self._sink, batch.schema))
-            self._writer.write_batch(batch)
-            self._waiting, self._bytes = [], 0
-
-
-@contextmanager
-def _numbers(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
-    """A .npy file of an array of this shape, and what adds the next rows to it.
-
-    Not a mapped file: on a full disk, writing to one kills the process.
-    """
-    with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-
-        def add(numbers: np.ndarray) -> None:
-            file.write(numbers.astype(dtype, copy=False).tobytes())
-
-        yield add
-
-
-def _parts(path: Path) -> Iterator[np.ndarray]:
-    """The numbers in a .npy file, some at a time."""
-    numbers = np.load(path, mmap_mode="r")
-    return (numbers[start : start + PART] for start in range(0, len(numbers), PART))
-
-
-def _overlaps(hashes: Mapping[str, Path]) -> list[str]:
-    """A line for each split that shares texts with the training split; `hashes` are files of the rows' hashes."""
+def _overlaps(text_hashes: Mapping[str, Path]) -> list[str]:
+    """One warning per split that shares texts with the training split, from the .npy files of the rows' text hashes."""
     lines = []
-    for split, path in hashes.items():
+    for split, path in text_hashes.items():
         if split == "train":
             continue
         texts, rows = np.unique(np.load(path, mmap_mode="r"), return_counts=True)
         shared = np.zeros(len(texts), dtype=bool)
-        for part in _parts(hashes["train"]):
-            at = np.searchsorted(texts, part).clip(max=len(texts) - 1)
-            shared[at[texts[at] == part]] = True
+        for chunk in npy_chunks(text_hashes["train"]):
+            indices = np.searchsorted(texts, chunk).clip(max=len(texts) - 1)
+            shared[indices[texts[indices] == chunk]] = True
         if shared.any():
             lines.append(f"{rows[shared].sum()} of {rows.sum()} {split} rows have a text that is also in train")
     return lines
 
 
 def _publish(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`, unless that is an intact entry already."""
     try:
         new.rename(folder)
     except OSError:

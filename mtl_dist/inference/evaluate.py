@@ -6,7 +6,6 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,22 @@ from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe, TaskConfig
 from mtl_dist.data.collate import Batch
 from mtl_dist.data.dataset import DataBundle, TaskData
-from mtl_dist.data.sources import Examples, check_split, load_rows
-from mtl_dist.data.token_cache import open_split, write_split
-from mtl_dist.data.tokenization import ColumnTokenizer, starts_shown
+from mtl_dist.data.sources import load_rows
+from mtl_dist.data.token_files import open_split, write_split
+from mtl_dist.data.tokenization import ColumnTokenizer
+from mtl_dist.data.validation import LabeledSplit, check_split
 from mtl_dist.device import choose_kernels
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError, did_you_mean
-from mtl_dist.inference.finished_run import CommandParser, FinishedRun, device_here, open_run, progress
-from mtl_dist.io import write_whole
+from mtl_dist.inference.finished_run import CommandParser, FinishedRun, device_here, open_run
+from mtl_dist.io import write_text_atomically
 from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
+from mtl_dist.progress import show_progress
+from mtl_dist.run_layout import RECIPE, SUMMARY
 from mtl_dist.tasks.classification import ClassificationMetrics
 from mtl_dist.training.evaluation import evaluate, flat_metrics
-from mtl_dist.training.run_folder import RECIPE, SUMMARY
 
 SPLIT = "test"
 READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.data is None:
         print(_against_summary(flat_metrics(metrics, SPLIT), run.summary))
     if options.to is not None:
-        write_whole(options.to, json.dumps(_as_json(metrics, model.labels), indent=2) + "\n")
+        write_text_atomically(options.to, json.dumps(_as_json(metrics, model.labels), indent=2) + "\n")
 
 
 def measure(
@@ -74,14 +75,13 @@ def measure(
         for name, task in tasks.items():
             stem, place = Path(scratch) / name, f"tasks.{name}: {SPLIT}"
             tokenize = ColumnTokenizer(tokenizer, task.text, recipe.data.max_length)
-            shown = partial(starts_shown, bar=False, say=lambda line: None)
-            write_split(stem, place, examples[name], tokenize, shown, stem.with_suffix(".texts.npy"))
+            write_split(stem, place, examples[name], tokenize, stem.with_suffix(".texts.npy"))
             data[name] = TaskData(name, model.labels[name], {SPLIT: open_split(stem)})
         batch_size = recipe.evaluation.batch_size
         batches = sum(-(-len(one.splits[SPLIT].lengths) // batch_size) for one in data.values())
         choose_kernels(device_here(), recipe.safety.deterministic)
         alone = _Alone(model.to(device_here()), run.summary.get("mixed_precision", "no"))
-        with progress("evaluate", "batches", batches) as advance:
+        with show_progress("evaluate", "batches", batches) as advance:
             return evaluate(
                 alone, DataBundle(data, tokenizer, "", ()), SPLIT, batch_size, before_batch=lambda: advance(1)
             )
@@ -109,7 +109,7 @@ class _Alone:
         return {task: values.to(self._model.sentence_transformer.encoder.dtype) for task, values in logits.items()}
 
 
-def _examples(recipe: Recipe, name: str, task: TaskConfig, labels: tuple[str, ...]) -> Examples:
+def _examples(recipe: Recipe, name: str, task: TaskConfig, labels: tuple[str, ...]) -> LabeledSplit:
     rows = load_rows(f"tasks.{name}", task, SPLIT)
     return check_split(f"tasks.{name}", task, SPLIT, rows, labels, recipe.data.empty_text)
 

@@ -15,7 +15,7 @@ from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.inference.finished_run import CommandParser, FinishedRun, open_run
 from mtl_dist.inference.pooled_classifier import PooledClassifier, PooledClassifierConfig
 from mtl_dist.inference.sequence_classification import stock_classifier
-from mtl_dist.io import writing_folder
+from mtl_dist.io import atomic_folder
 from mtl_dist.models.encoder import has_remote_code, quiet_transformers
 from mtl_dist.models.model_card import CARD, model_card
 from mtl_dist.models.multitask import SETTINGS, MultitaskTransformer
@@ -81,7 +81,7 @@ def export_classifier(run: FinishedRun, task: str, folder: Path, with_code: bool
     tokenizer = _tokenizer_for(run, model)
     trust, note = (", trust_remote_code=True", _CODE_NOTE) if with_code else ("", _STOCK_NOTE)
     usage = _PIPELINE.format(trust=trust) + note
-    with writing_folder(folder) as partial, quiet_transformers():
+    with atomic_folder(folder) as partial, quiet_transformers():
         classifier.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         labels = {task: model.labels[task]}
@@ -101,7 +101,7 @@ def export_encoder(run: FinishedRun, folder: Path) -> float:
     tokenizer = _tokenizer_for(run, model)
     labels = model.labels
     card = model_card(run.recipe, labels, run.summary, "sentence-transformers", "sentence-similarity", _EMBEDDINGS)
-    with writing_folder(folder) as partial, quiet_transformers():
+    with atomic_folder(folder) as partial, quiet_transformers():
         encoder.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         for name, content in _sentence_settings(run, encoder).items():

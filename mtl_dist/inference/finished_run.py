@@ -2,16 +2,11 @@
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.load import parse
@@ -19,7 +14,6 @@ from mtl_dist.config.recipe import ModelConfig, Recipe
 from mtl_dist.data.tokenization import load_tokenizer
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.models.multitask import MultitaskTransformer
-from mtl_dist.progress import LOG_LINE_SECONDS
 from mtl_dist.training.run_folder import MODEL, RECIPE, SUMMARY
 
 
@@ -85,20 +79,3 @@ def open_run(folder: str | Path) -> FinishedRun:
 def device_here() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def progress(what: str, unit: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows on standard error how much is done: a bar on a terminal, else a line now and then and at the end."""
-    done, last, bar = 0, time.monotonic(), sys.stderr.isatty()
-    with tqdm(total=total, desc=what, unit=unit.removesuffix("s"), disable=not bar) as shown:
-
-        def advance(more: int) -> None:
-            nonlocal done, last
-            done += more
-            shown.update(more)
-            if not bar and (time.monotonic() - last >= LOG_LINE_SECONDS or done == total):
-                last = time.monotonic()
-                print(f"{what} {done}{'' if total is None else f'/{total}'} {unit}", file=sys.stderr, flush=True)
-
-        yield advance

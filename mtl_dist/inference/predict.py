@@ -22,10 +22,11 @@ from torch import Tensor
 
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.errors import TrainingError, UserError
-from mtl_dist.inference.finished_run import CommandParser, FinishedRun, device_here, open_run, progress
+from mtl_dist.inference.finished_run import CommandParser, FinishedRun, device_here, open_run
 from mtl_dist.inference.text_reader import ENDINGS, FORMATS, TextSource
-from mtl_dist.io import flush, writing
+from mtl_dist.io import fsync, reporting_write_errors
 from mtl_dist.models.multitask import MultitaskTransformer
+from mtl_dist.progress import show_progress
 
 WINDOW_BATCHES = 32
 """Batches whose rows are exchanged to put like lengths together."""
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     # The whole file is checked before the model is loaded, so that a bad row far down costs no hours.
     total = sum(1 for _ in _rows_of(options.file, source)) if Path(options.file).is_file() else None
     predictor = Predictor(run, task, source.columns, options.batch_size)
-    with _output(options.to) as out, progress("predict", "rows", total) as advance:
+    with _output(options.to) as out, show_progress("predict", "rows", total) as advance:
         write = _writer(out, out_kind, predictor.labels)
         for scores in predictor.scores(_rows_of(options.file, source)):
             write(scores)
@@ -174,15 +175,15 @@ def _output(to: Path | None) -> Iterator[TextIO]:
             raise TrainingError("standard output was closed before all was written") from error
         return
     partial = to.with_name(f".{to.name}.partial")
-    with writing(to):
+    with reporting_write_errors(to):
         try:
             with partial.open("w", encoding="utf-8", newline="") as out:
                 yield out
-            flush(partial)
+            fsync(partial)
             partial.rename(to)
         finally:
             partial.unlink(missing_ok=True)
-        flush(to.absolute().parent)
+        fsync(to.absolute().parent)
 
 
 def _writer(out: TextIO, kind: str, labels: Sequence[str]) -> Callable[[Sequence[np.ndarray | None]], None]:

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from mtl_dist.errors import TrainingError, UserError, reason
+from mtl_dist.errors import TrainingError, UserError, root_cause
 from mtl_dist.inference.finished_run import CommandParser
 from mtl_dist.models.multitask import WEIGHTS
 from mtl_dist.training.run_folder import MODEL, RECIPE
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         validate_repo_id(options.repo)
     except HFValidationError as error:
-        raise UserError(f"{options.repo} is no name at the hub: {reason(error)}") from error
+        raise UserError(f"{options.repo} is no name at the hub: {root_cause(error)}") from error
     if get_token() is None:
         raise UserError("push: no token for the hub; `hf auth login` keeps one, or set HF_TOKEN")
     api = HfApi()
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     except OfflineModeIsEnabled as error:
         raise UserError("push: HF_HUB_OFFLINE is set, and the hub is not reached so") from error
     except (HfHubHTTPError, OSError) as error:
-        raise TrainingError(f"push: {options.repo}: {reason(error)}") from error
+        raise TrainingError(f"push: {options.repo}: {root_cause(error)}") from error
     print(f"{folder} is at {done.commit_url}")
 
 

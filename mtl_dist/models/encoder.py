@@ -19,7 +19,7 @@ from transformers import logging as transformers_logging
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from mtl_dist.config.recipe import ModelConfig
-from mtl_dist.errors import UserError, reason
+from mtl_dist.errors import UserError, root_cause
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -69,7 +69,9 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
     except Exception as error:  # hub, file formats and remote code have their own classes of errors
         found = "" if Path(model.encoder).is_dir() else "no folder here, and "
         hint = "; model.trust_remote_code=true allows it" if "trust_remote_code" in str(error) else ""
-        raise UserError(f"model.encoder: {model.encoder}: {found}cannot be loaded: {reason(error)}{hint}") from error
+        raise UserError(
+            f"model.encoder: {model.encoder}: {found}cannot be loaded: {root_cause(error)}{hint}"
+        ) from error
     if has_remote_code(config) and not model.trust_remote_code:
         raise UserError(
             f"model.encoder: {model.encoder}: its config.json names code of its own (auto_map);"
@@ -115,7 +117,7 @@ def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) 
         with torch.device("meta"), quiet_transformers():
             encoder = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a model's own code makes of its settings
-        raise UserError(f"model.encoder: cannot build a {config.model_type!r} encoder: {reason(error)}") from error
+        raise UserError(f"model.encoder: cannot build a {config.model_type!r} encoder: {root_cause(error)}") from error
     return drop_pooler(encoder)
 
 
@@ -145,7 +147,7 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
                 output_loading_info=True,
             )
     except Exception as error:  # hub and file formats have their own classes of errors
-        raise UserError(f"model.encoder: cannot load the weights of {model.encoder}: {reason(error)}") from error
+        raise UserError(f"model.encoder: cannot load the weights of {model.encoder}: {root_cause(error)}") from error
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise UserError(f"model.encoder: {model.encoder} has no weights for {missing[0]} ({len(missing)} missing)")

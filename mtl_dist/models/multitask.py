@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from mtl_dist.errors import UserError, reason
+from mtl_dist.errors import UserError, root_cause
 from mtl_dist.models.encoder import drop_pooler, find_encoder_layout, has_remote_code, new_encoder
 from mtl_dist.models.partial_forward import PartialForward
 from mtl_dist.tasks.classification import classification_head
@@ -234,7 +234,7 @@ def _config_of(source: str, revision: str | None, trust_remote_code: bool) -> Pr
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except ValueError as error:  # of an unknown type, or with code
-        raise UserError(f"{source}: cannot be loaded: {reason(error)}") from error
+        raise UserError(f"{source}: cannot be loaded: {root_cause(error)}") from error
     if has_remote_code(config) and not trust_remote_code:
         raise UserError(f"{source}: its config.json names code of its own (auto_map); trust_remote_code=True allows it")
     return config
@@ -247,7 +247,7 @@ def _weights_of(source: str, revision: str | None) -> dict[str, Tensor]:
     try:
         return load_file(str(cached_file(source, WEIGHTS, revision=revision)))
     except SafetensorError as error:
-        raise UserError(f"{source}: {WEIGHTS} cannot be read: {reason(error)}") from error
+        raise UserError(f"{source}: {WEIGHTS} cannot be read: {root_cause(error)}") from error
 
 
 def encoder_inputs(

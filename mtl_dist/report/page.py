@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 from mtl_dist.report import sections, sections_end
 from mtl_dist.report.compare import compared
 from mtl_dist.report.markup import DASH, Html, duration, joined, tag
@@ -43,7 +43,7 @@ def page_of_runs(runs: list[RunRecord]) -> str:
 def write_report(folder: Path) -> Path:
     """Writes the report of a run into its folder. Raises UserError where that is no run, TrainingError for the disk."""
     path = folder / REPORT
-    write_whole(path, page_of_run(read_run(folder)))
+    write_text_atomically(path, page_of_run(read_run(folder)))
     return path
 
 

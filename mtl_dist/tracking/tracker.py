@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.distributed.process_group import ProcessGroup
-from mtl_dist.errors import TrainingError, reason
-from mtl_dist.io import writing
+from mtl_dist.errors import TrainingError, root_cause
+from mtl_dist.io import reporting_write_errors
 from mtl_dist.run_layout import METRICS
 from mtl_dist.tracking.accelerate_backend import AccelerateTracker
 from mtl_dist.tracking.console import Console
@@ -100,7 +100,7 @@ class Tracker:
             if self._on_error == "stop":
                 raise
             if len(self._unwritten) == 1:
-                self._console.say(f"{error}; training goes on (checkpoint.on_error), its lines are written later")
+                self._console.say(f"{error}; training continues (checkpoint.on_error), its lines are written later")
         self._tell(lambda sink: sink.log(line, tables))
 
     def alert(self, title: str, text: str, step: int | None = None) -> None:
@@ -127,18 +127,18 @@ class Tracker:
     def flush(self) -> None:
         """Sees to it that lines survive a power cut. Raises TrainingError, on rank 0 alone, where the disk refuses."""
         if self._file is not None:
-            with writing(self._path):
+            with reporting_write_errors(self._path):
                 os.fsync(self._file.fileno())
 
     def _open(self) -> None:
         if self._console.speaks:
-            with writing(self._path):
+            with reporting_write_errors(self._path):
                 self._file = self._path.open("ab", buffering=0)
 
     def _write(self) -> None:
         """Writes the lines that are left to write, each whole or not at all."""
         while self._file is not None and self._unwritten:
-            with writing(self._path):
+            with reporting_write_errors(self._path):
                 before, line = os.fstat(self._file.fileno()).st_size, self._unwritten[0]
                 try:
                     while line:
@@ -162,4 +162,4 @@ class Tracker:
             action()
         except Exception as error:  # noqa: BLE001 - whatever a service does must not end a training run
             self._sinks = [sink for sink in self._sinks if sink.name != name]
-            self._console.say(f"{name} is off from here: {reason(error)}; metrics.jsonl goes on")
+            self._console.say(f"{name} is off from here: {root_cause(error)}; metrics.jsonl goes on")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.errors import reason
+from mtl_dist.errors import root_cause
 from mtl_dist.tracking.tables import FinalTables, MisclassifiedText
 from mtl_dist.tracking.wandb_offline_file import last_row
 
@@ -213,5 +213,5 @@ def _started(folder: Path, recipe: Recipe, wandb_id: str, say: Callable[[str], N
         return start(None if decided else "offline")
     except wandb.Error as error:
         wandb.teardown()  # or its service would say that the run's id is in use
-        say(f"W&B is offline: {reason(error)}; `wandb sync` sends later what is in {folder}/wandb")
+        say(f"W&B is offline: {root_cause(error)}; `wandb sync` sends later what is in {folder}/wandb")
         return start("offline")

@@ -79,7 +79,7 @@ def plan_run(recipe: Recipe, group: ProcessGroup, accumulation: int) -> RunPlan:
         num_blocks = find_encoder_layout(skeleton).num_blocks
     with group.raise_together():
         micro_steps = micro_steps_for(recipe.batch_size, group.world_size, recipe.micro_batch_size, accumulation)
-    data = prepare(recipe, group, logger.info)
+    data = prepare(recipe, group)
     with group.raise_together():
         rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
         schedule = compile_schedule(recipe, num_blocks, rows)

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtl_dist.errors import UserError, reason
+from mtl_dist.errors import UserError, root_cause
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN
 
@@ -42,13 +42,14 @@ def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
         if operation != str(error):
             raise UserError(
                 f"safety.deterministic: this encoder needs {operation.split()[-1]}, which has no deterministic kernel"
-                " on this device; set false, and a run that goes on from a checkpoint can differ in the last bits from"
+                " on this device; set false, and a run that resumes from a checkpoint can differ in the last bits from"
                 " one that was never stopped"
             ) from error
         if accelerator.mixed_precision == "no":
             raise
         raise UserError(
-            f"model.encoder: cannot compute in mixed_precision {accelerator.mixed_precision}: {reason(error)}; use 'no'"
+            f"model.encoder: cannot compute in mixed_precision {accelerator.mixed_precision}: {root_cause(error)};"
+            " use 'no'"
         ) from error
     finally:
         model.train(training)

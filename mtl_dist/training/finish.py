@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from mtl_dist.distributed.consistency import combined_digest
-from mtl_dist.errors import TrainingError, UserError, reason
-from mtl_dist.io import write_whole, writing_folder
+from mtl_dist.errors import TrainingError, UserError, root_cause
+from mtl_dist.io import atomic_folder, write_text_atomically
 from mtl_dist.models.model_card import CARD, run_card
 from mtl_dist.report.page import write_report
 from mtl_dist.run_layout import MODEL, SUMMARY
@@ -79,7 +79,7 @@ def save_results(context: RunContext, state: TrainState, summary: Mapping[str, A
 
 def save_model(context: RunContext, folder: Path, weights: dict[str, Tensor], summary: Mapping[str, Any]) -> None:
     """Writes `weights`, by parameter name, with tokenizer and model card to `folder`. Called by one rank."""
-    with writing_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         context.engine.model.save_pretrained(partial, weights)
         context.data.tokenizer.save_pretrained(partial)
         card = run_card(context.recipe, context.engine.model.labels, summary)
@@ -88,7 +88,7 @@ def save_model(context: RunContext, folder: Path, weights: dict[str, Tensor], su
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes summary.json, whose presence says that the run is finished."""
-    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_text_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 def _write_report(folder: Path) -> None:
@@ -96,5 +96,5 @@ def _write_report(folder: Path) -> None:
     try:
         write_report(folder)
     except Exception as error:  # noqa: BLE001 - a page that cannot be drawn must not make a finished run fail
-        words = str(error) if isinstance(error, UserError | TrainingError) else reason(error)
+        words = str(error) if isinstance(error, UserError | TrainingError) else root_cause(error)
         logger.warning("the run is finished, its report is not: %s", " ".join(words.split()))

@@ -18,7 +18,7 @@ from mtl_dist.distributed.watchdog import Watchdog
 from mtl_dist.engines.ddp import DataParallel
 from mtl_dist.engines.factory import EngineClass, engine_class_of
 from mtl_dist.errors import Interrupted, TrainingError, UserError
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 from mtl_dist.run_layout import RECIPE, STACKS
 from mtl_dist.tracking.accelerate_backend import check_trackers
 from mtl_dist.tracking.console import Console, Progress, show_log_lines
@@ -116,7 +116,7 @@ def execute(
     folder = Path(context.recipe.output_dir)
     description = describe(context, digests)
     start = start_of(context.engine, state.step, context.micro_steps)
-    context.group.on_main_process(lambda: write_whole(folder / RECIPE, resolved_yaml(context.recipe)))
+    context.group.on_main_process(lambda: write_text_atomically(folder / RECIPE, resolved_yaml(context.recipe)))
     context.group.on_main_process(lambda: write_setup(folder, description, start))
     console = Console(context.group.is_main)
     tracker = Tracker(folder, context.recipe, console, context.group, state.wandb_id, state.step)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtl_dist.checkpoint.storage import Checkpoint, changed_keys, newest
 from mtl_dist.errors import UserError
-from mtl_dist.io import writing
+from mtl_dist.io import reporting_write_errors
 from mtl_dist.run_layout import CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT, SETUP, STACKS, SUMMARY, TENSORBOARD
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], resume: str) -> Chec
                 )
             trim_metrics(folder / METRICS, checkpoint.step)
             return checkpoint
-    with writing(folder / PREVIOUS):
+    with reporting_write_errors(folder / PREVIOUS):
         target = move_aside(folder, entries)
     logger.info("an earlier run's files moved to %s", target)
     return None
@@ -71,7 +71,7 @@ def trim_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     length = 0
-    with writing(path):
+    with reporting_write_errors(path):
         for line in path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n") or _comes_again(line, step):
                 break

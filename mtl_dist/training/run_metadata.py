@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mtl_dist.engines.base import Engine
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 from mtl_dist.run_layout import SETUP
 from mtl_dist.schedule.early_stopping import describe_until
 from mtl_dist.schedule.phases import Phase
@@ -72,7 +72,7 @@ def write_setup(folder: Path, description: Mapping[str, Any], start: Mapping[str
     path = folder / SETUP
     # A run that starts anew finds none: the one before has been moved aside.
     earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
-    write_whole(path, json.dumps({**description, "starts": [*earlier, start]}) + "\n")
+    write_text_atomically(path, json.dumps({**description, "starts": [*earlier, start]}) + "\n")
 
 
 def _phase(context: RunContext, phase: Phase) -> dict[str, Any]:

@@ -62,5 +62,5 @@ def test_a_launch_says_it_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: cannot write {tmp_path / case / 'run' / 'model'}: ")
-    said = [line for line in done.stdout.splitlines() if "training goes on (checkpoint.on_error)" in line]
+    said = [line for line in done.stdout.splitlines() if "training continues (checkpoint.on_error)" in line]
     assert len(said) == 3  # one at the end of each phase

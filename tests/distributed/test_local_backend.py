@@ -93,7 +93,7 @@ def test_a_run_goes_on_to_the_same_end(tmp_path: Path, processes: int) -> None:
         first = ranks(command)
         assert len(first) == processes
         first[-1].send_signal(signal.SIGTERM)
-        until(lambda: True if "going on from" in said(tmp_path) else None)
+        until(lambda: True if "resuming from" in said(tmp_path) else None)
         assert not set(first) & set(ranks(command))
         done = len(steps(tmp_path))
         until(lambda: True if len(steps(tmp_path)) > done else None)

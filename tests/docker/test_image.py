@@ -142,7 +142,7 @@ def test_a_stop_saves_and_ends_with_75_and_the_same_command_goes_on(image: Image
     done = len(steps(run))
     code, said, warned = image.start(*words, volumes=volumes).wait()
     assert code == 0, said + warned
-    assert f"going on from step-{done:010d}" in said
+    assert f"resuming from step-{done:010d}" in said
     assert trained(run)["world_size"] == processes
     assert [line["step"] for line in steps(run)] == list(range(1, trained(run)["steps"] + 1))
     assert trained(run)["steps"] > done

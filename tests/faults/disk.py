@@ -168,7 +168,7 @@ def judged(recipe: Recipe, blow: Blow, goes_on: bool) -> tuple[str, bool]:
             kept = contents(folder / CHECKPOINTS)
     lines = [line for line in said.getvalue().splitlines() if "cannot write" in line]
     if goes_on:
-        return f"went on: {lines}", error is None and len(lines) == 1 and "training goes on" in lines[0]
+        return f"went on: {lines}", error is None and len(lines) == 1 and "training continues" in lines[0]
     if error is None:
         return "went on, and should not", False
     found, skipped = newest(folder / CHECKPOINTS)

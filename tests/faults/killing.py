@@ -111,7 +111,7 @@ def draw_early_kill(draw: random.Random) -> Kill:
 def samples_wrong(runs: Runs, way: Way, name: str) -> str:
     """Whether each step had the plan's samples, and each pass over a task each of its rows once; "" if so."""
     recipe = parse(runs.arguments(way, name)).recipe
-    data = prepare(recipe, ProcessGroup(), lambda line: None)
+    data = prepare(recipe, ProcessGroup())
     plan = build_sampler(recipe, data)
     steps = steps_of(runs.folder / name)
     if [line["plan/digest"] for line in steps] != [plan.batch(step).digest for step in range(len(steps))]:

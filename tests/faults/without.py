@@ -13,8 +13,8 @@ from mtl_dist.checkpoint import format as seal
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.config.recipe import CheckpointConfig
-from mtl_dist.data import sources
-from mtl_dist.io import writing
+from mtl_dist.data import columns, diagnostics, labels, validation
+from mtl_dist.io import reporting_write_errors
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training import run_folder, trainer
 from tests.utils.checkpoints import seal_again
@@ -52,7 +52,7 @@ def save_in_place(
 ) -> Path:
     """`checkpoint.save` without its temporary folder."""
     folder = root / seal.folder_name(step)
-    with writing(folder):
+    with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / seal.WEIGHTS).write_bytes(serialize(dict(weights)))
         (folder / seal.OPTIMIZER).write_bytes(serialize(dict(moments)))
@@ -77,9 +77,10 @@ def guarding() -> None:
 
 def refusing_rows() -> None:
     """Rows are taken as they are."""
-    sources._refuse = lambda place, bad, what: None
+    for module in (columns, labels, validation):
+        module.refuse_rows = lambda location, bad, describe: None
 
 
 def finding_rows() -> None:
     """A reader's own words on a file are all that there are."""
-    sources.find_fault = lambda builder, pattern, columns: None
+    diagnostics.find_faulty_line = lambda builder, pattern, columns: None

@@ -73,7 +73,7 @@ def moved(runs: Runs, move: Move, step: int, name: str) -> str:
     codes = job.wait()
     if set(codes) != {0}:
         return f"exit codes {codes}: {job.output()[-2000:]}"
-    if "going on from step-" not in job.output():
+    if "resuming from step-" not in job.output():
         return "it did not go on from a checkpoint"
     reference = runs.reference(Way(1, move.before.overrides))
     return first_distance(steps_of(runs.folder / name), reference.steps, move.rounding)

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BEGIN = "import gc\nfrom mtl_dist.startup import importing\n"
+BEGIN = "import gc\nfrom mtl_dist.startup import without_garbage_collection\n"
+GUARD = "with without_garbage_collection():\n"
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "with importing():\n assert not gc.isenabled()\n import colorsys\nassert gc.get_freeze_count() > 1000",
-        "try:\n with importing():\n  import is_not_there\nexcept ImportError:\n pass",
-        "import torch\nwith importing():\n assert gc.isenabled()\nassert gc.get_freeze_count() == 0",
+        f"{GUARD} assert not gc.isenabled()\n import colorsys\nassert gc.get_freeze_count() > 1000",
+        f"try:\n {GUARD}  import is_not_there\nexcept ImportError:\n pass",
+        f"import torch\n{GUARD} assert gc.isenabled()\nassert gc.get_freeze_count() == 0",
     ],
     ids=["imported", "not found", "imported before"],
 )

@@ -37,7 +37,7 @@ def run_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cp
 def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> RunContext:
     """What `run_on` puts together before the first step of `recipe`."""
     processes = ProcessGroup()
-    data = prepare(recipe, processes, lambda line: None)
+    data = prepare(recipe, processes)
     model = build_model(recipe, load_encoder_config(recipe.model), data)
     accelerator = accelerator_here(accumulation, precision, on_cpu)
     choose_kernels(accelerator.device, recipe.safety.deterministic)

@@ -100,7 +100,7 @@ class Checkpointer(Callback):
         except TrainingError as error:
             if self._config.on_error == "stop":
                 raise
-            logger.info("%s; training goes on (checkpoint.on_error), the next checkpoint is tried as planned", error)
+            logger.info("%s; training continues (checkpoint.on_error), the next checkpoint is tried as planned", error)
         self._last_save = time.monotonic()
 
     def on_divergence(self) -> bool:

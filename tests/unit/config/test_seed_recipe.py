@@ -55,7 +55,7 @@ def test_it_loads_and_compiles(hub: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(hub)  # where its ids are folders
     recipe = parse(["--config", str(SEED), "data.max_length=30", f"data.cache_dir={hub / 'cache'}"]).recipe
     _, skeleton = check_encoder(recipe)
-    data = prepare(recipe, ProcessGroup(), lambda line: None)
+    data = prepare(recipe, ProcessGroup())
     assert {task: source.labels for task, source in data.tasks.items()} == {"topic": TOPICS, "sentiment": MOODS}
     assert [len(source.splits["train"].lengths) for source in data.tasks.values()] == [40, 40]
     schedule = compile_schedule(recipe, skeleton.config.num_hidden_layers, rows=80)

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtl_dist.data import chunked as pieces
-from mtl_dist.data.chunked import mapped
+from mtl_dist.data import chunked
+from mtl_dist.data.chunked import concatenate_on_disk
 from mtl_dist.errors import UserError
 from tests.unit.data.test_sources import a_task, checked, contents, row
 
@@ -64,7 +64,7 @@ def test_pieces_come_to_the_same_as_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, size: int
 ) -> None:
     whole = outcome(tmp_path / "whole", CASES[case])
-    monkeypatch.setattr(pieces, "PIECE", size)
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", size)
     assert outcome(tmp_path / "pieces", CASES[case]) == whole
 
 
@@ -82,7 +82,7 @@ def test_types_that_differ_from_piece_to_piece_are_seen_without_a_look_at_the_fi
     task = a_task(tmp_path, [row(f"t{number}", number if number < 6 else f"x{number}") for number in range(12)])
     task.data_files["train"] = f"file://{task.data_files['train']}"
     for size in (100, 3):
-        monkeypatch.setattr(pieces, "PIECE", size)
+        monkeypatch.setattr(chunked, "CHUNK_ROWS", size)
         with pytest.raises(UserError, match=r"row 6 \(from 0\): label 'x6': use integers only, or strings only"):
             checked(task)
 
@@ -90,7 +90,7 @@ def test_types_that_differ_from_piece_to_piece_are_seen_without_a_look_at_the_fi
 def test_many_rows_are_mapped_files_of_the_same_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = checked(a_task(tmp_path, ROWS, ROWS), "skip").splits["train"]
     assert not isinstance(few.rows, np.memmap)
-    monkeypatch.setattr(pieces, "PIECE", 6)
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 6)
     many = checked(a_task(tmp_path, ROWS, ROWS), "skip").splits["train"]
     assert isinstance(many.rows, np.memmap)
     assert isinstance(many.labels, np.memmap)
@@ -99,12 +99,12 @@ def test_many_rows_are_mapped_files_of_the_same_types(tmp_path: Path, monkeypatc
 
 def test_pieces_of_which_nothing_is_left() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    assert mapped([nothing, nothing]).tolist() == []
-    assert mapped([nothing, np.array([3, 4])]).tolist() == [3, 4]
+    assert concatenate_on_disk([nothing, nothing]).tolist() == []
+    assert concatenate_on_disk([nothing, np.array([3, 4])]).tolist() == [3, 4]
 
 
 def test_folder_for_temporary_files_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE", 6)
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 6)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(UserError) as error:
         checked(a_task(tmp_path, ROWS), "skip")

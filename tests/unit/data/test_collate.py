@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mtl_dist.data.collate import Lists, Split, collate
+from mtl_dist.data.collate import collate
+from mtl_dist.data.token_files import ListColumn, Split
 from mtl_dist.data.tokenization import ColumnTokenizer
 from tests.utils.tiny import WORDS, tiny_tokenizer
 
@@ -127,10 +128,10 @@ def test_lists_are_read_from_every_piece_of_a_column() -> None:
     lists = [list(range(first, first + first % 4)) for first in range(12)]
     whole = pa.array(lists, type=pa.list_(pa.int32()))
     column = pa.chunked_array([whole[:0], whole[:5], whole[5:6], whole[6:6], whole[6:]])
-    read = Lists(column)
+    read = ListColumn(column)
     assert [read[row].tolist() for row in range(len(lists))] == lists
 
 
 def test_lists_are_views_of_the_column() -> None:
     column = pa.chunked_array([pa.array([[1, 2], [3]], type=pa.list_(pa.int32()))])
-    assert np.shares_memory(Lists(column)[1], column.chunk(0).values.to_numpy())
+    assert np.shares_memory(ListColumn(column)[1], column.chunk(0).values.to_numpy())

@@ -1,5 +1,10 @@
 import json
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
@@ -10,7 +15,7 @@ import pytest
 import torch
 
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.data import fingerprint as source_files
+from mtl_dist.data import fingerprint
 from mtl_dist.data.dataset import DataBundle, prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
@@ -30,10 +35,36 @@ def recipe(folder: Path, tmp_path: Path) -> Recipe:
     return tiny_recipe(folder, f"data.cache_dir={tmp_path / 'cache'}")
 
 
+class LinesByThread(logging.Handler):
+    """Collects the log lines of the package, by the name of the thread that logged them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[str, list[str]] = defaultdict(list)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert record.levelno == logging.INFO
+        self.lines[str(record.threadName)].append(record.getMessage())
+
+
+@contextmanager
+def log_lines() -> Iterator[dict[str, list[str]]]:
+    """Yields the lines that the package logs inside, by thread."""
+    logger, handler = logging.getLogger("mtl_dist"), LinesByThread()
+    level = logger.level
+    logger.setLevel("INFO")
+    logger.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def prepared(recipe: Recipe) -> tuple[DataBundle, list[str]]:
-    """The data, and what was said meanwhile."""
-    lines: list[str] = []
-    return prepare(recipe, ProcessGroup(), lines.append), lines
+    """The data, and the lines logged while it was prepared."""
+    with log_lines() as lines:
+        return prepare(recipe, ProcessGroup()), lines[threading.current_thread().name]
 
 
 def refusal(recipe: Recipe) -> str:
@@ -115,7 +146,7 @@ def test_max_length_cuts_the_tokens(recipe: Recipe) -> None:
 def test_second_time_nothing_is_tokenised_or_written(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_files, "SETTLED", 0)
+    monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 0)
     first, lines = prepared(recipe)
     assert lines == [
         f"tasks.{task}: {split}: tokenising {rows} rows"
@@ -251,13 +282,13 @@ def on_two_machines(recipe: Recipe, tmp_path: Path) -> list[tuple[DataBundle | U
 
     def rank_main(rank: int) -> tuple[DataBundle | UserError, list[str]]:
         own = replace(recipe, data=replace(recipe.data, cache_dir=str(tmp_path / f"machine{rank // 2}")))
-        lines: list[str] = []
+        own_lines = lines[threading.current_thread().name]
         try:
-            return prepare(own, ThreadProcesses(rank, barrier, values), lines.append), lines
+            return prepare(own, ThreadProcesses(rank, barrier, values)), own_lines
         except UserError as error:
-            return error, lines
+            return error, own_lines
 
-    with ThreadPoolExecutor(4) as pool:
+    with log_lines() as lines, ThreadPoolExecutor(4) as pool:
         return list(pool.map(rank_main, range(4)))
 
 

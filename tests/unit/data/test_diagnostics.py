@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from mtl_dist.data.diagnostics import find_fault
+from mtl_dist.data.diagnostics import find_faulty_line
 
 GOOD = b'{"text": "a", "label": 0}\n'
 
 
 def fault_of(path: Path, content: bytes, builder: str = "json") -> str | None:
     path.write_bytes(content)
-    return find_fault(builder, str(path), ["text", "label"])
+    return find_faulty_line(builder, str(path), ["text", "label"])
 
 
 LINES = [
@@ -36,7 +36,7 @@ def test_faulty_line_of_json_is_named_with_its_row(tmp_path: Path, line: bytes, 
 def test_rows_are_counted_over_all_files_of_a_split(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(GOOD * 3)
     (tmp_path / "b.json").write_bytes(GOOD + b"x")
-    assert str(find_fault("json", f"{tmp_path}/*.json", ["text"])).startswith("row 4 (from 0): no valid JSON")
+    assert str(find_faulty_line("json", f"{tmp_path}/*.json", ["text"])).startswith("row 4 (from 0): no valid JSON")
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_line_of_csv_that_is_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("builder", "pattern"), [("parquet", "x.parquet"), ("json", "hf://x.json"), ("json", "")])
 def test_nothing_is_said_of_what_is_no_local_text_file(builder: str, pattern: str) -> None:
-    assert find_fault(builder, pattern, ["text"]) is None
+    assert find_faulty_line(builder, pattern, ["text"]) is None

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from mtl_dist.data import token_cache
+from mtl_dist.data import token_files
 from tests.unit.data.test_token_cache import SPLITS, rows_of, written
 from tests.utils.tiny import WORDS
 
@@ -40,8 +40,8 @@ def test_a_file_has_few_record_batches_however_many_rows_are_tokenised_at_a_time
 ) -> None:
     one = written(tmp_path / "one", LARGE)
     assert record_batches(one.splits["train"].rows) == [ROWS]
-    monkeypatch.setattr(token_cache, "BATCH_ROWS", 100)
-    monkeypatch.setattr(token_cache, "RECORD_BYTES", 30_000)
+    monkeypatch.setattr(token_files, "BATCH_ROWS", 100)
+    monkeypatch.setattr(token_files, "MIN_RECORD_BATCH_BYTES", 30_000)
     several = written(tmp_path / "several", LARGE)
     sizes = record_batches(several.splits["train"].rows)
     assert 2 < len(sizes) < 12
@@ -60,7 +60,7 @@ def test_lengths_are_a_file_as_numpy_writes_it(tmp_path: Path) -> None:
 def test_shared_texts_are_found_in_every_part_of_the_training_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_cache, "PART", 2)
+    monkeypatch.setattr(token_files, "READ_CHUNK", 2)
     splits = {
         "train": rows_of(["a", "b", "c", "a", "d"]),
         "validation": rows_of(["x", "y"]),

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.data.sources import TaskExamples, check_rows, load_rows
+from mtl_dist.data.sources import load_rows
+from mtl_dist.data.validation import LabeledTask, check_rows
 from mtl_dist.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -50,7 +51,7 @@ def a_task(folder: Path, train: Any, test: Any = GOOD, kind: str = "json", **fie
     return TaskConfig(path=kind, data_files=files, **fields)
 
 
-def checked(task: TaskConfig, empty_text: Literal["error", "skip"] = "error") -> TaskExamples:
+def checked(task: TaskConfig, empty_text: Literal["error", "skip"] = "error") -> LabeledTask:
     splits = {split: load_rows("tasks.t", task, split) for split in ("train", "test")}
     return check_rows("tasks.t", task, splits, empty_text)
 
@@ -61,7 +62,7 @@ def refusal(task: TaskConfig, empty_text: Literal["error", "skip"] = "error") ->
     return str(error.value)
 
 
-def contents(examples: TaskExamples) -> dict[str, list[tuple[str, str]]]:
+def contents(examples: LabeledTask) -> dict[str, list[tuple[str, str]]]:
     """Text and class name of every row that is used."""
     return {
         split: [

@@ -9,12 +9,12 @@ import datasets
 import pytest
 
 from mtl_dist.config.recipe import DataConfig, Recipe, TaskConfig
-from mtl_dist.data import fingerprint as source_files
-from mtl_dist.data.dataset import DataBundle, prepare
-from mtl_dist.data.fingerprint import files_state, have_settled, rows_state
+from mtl_dist.data import fingerprint
+from mtl_dist.data.dataset import DataBundle
+from mtl_dist.data.fingerprint import files_state, rows_state, timestamps_are_reliable
 from mtl_dist.data.sources import load_rows
-from mtl_dist.data.startup_memo import StartMemo
-from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.data.startup_memo import StartupMemo
+from tests.unit.data.test_dataset import log_lines, prepared
 from tests.utils.tiny import tiny_recipe, tiny_tokenizer
 
 TEXTS = ["cat1 cat2", "bad1", "good1 good2", "sea3"]
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """One task with files of its own, which count as settled at once, and a copy of `datasets` of its own."""
-    monkeypatch.setattr(source_files, "SETTLED", 0)
+    monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 0)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     recipe = tiny_recipe(folder, f"data.cache_dir={tmp_path / 'cache'}")
     task = recipe.tasks["mood"]
@@ -42,11 +42,6 @@ def recipe(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rec
 def put(path: Path, texts: list[str]) -> None:
     lines = [json.dumps({"text": text, "label": row % 2}) + "\n" for row, text in enumerate(texts)]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-def prepared(recipe: Recipe) -> tuple[DataBundle, list[str]]:
-    lines: list[str] = []
-    return prepare(recipe, ProcessGroup(), lines.append), lines
 
 
 def texts_of(data: DataBundle) -> list[str]:
@@ -105,34 +100,34 @@ def test_files_that_have_changed_are_read_again_though_size_and_date_are_the_sam
 def test_a_file_that_had_just_been_written_is_read_again(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_files, "SETTLED", 10**18)
+    monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 10**18)
     prepared(recipe)
     assert memos(tmp_path) == []
-    monkeypatch.setattr(source_files, "SETTLED", 0)
+    monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 0)
     prepared(recipe)
     assert len(memos(tmp_path)) == 1
 
 
 def test_a_file_has_settled_two_seconds_after_its_last_date() -> None:
     second = 10**9
-    assert have_settled([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second)
-    assert not have_settled([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second - 1)
-    assert not have_settled([f"train 9 {4 * second} {5 * second} 77 a b"], 7 * second - 1)
-    assert not have_settled(["train 9 0 0 77 a", f"test 9 {5 * second} 0 78 b"], 6 * second)
+    assert timestamps_are_reliable([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second)
+    assert not timestamps_are_reliable([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second - 1)
+    assert not timestamps_are_reliable([f"train 9 {4 * second} {5 * second} 77 a b"], 7 * second - 1)
+    assert not timestamps_are_reliable(["train 9 0 0 77 a", f"test 9 {5 * second} 0 78 b"], 6 * second)
 
 
 def test_a_file_that_changes_while_it_is_read_leaves_no_memo(recipe: Recipe, tmp_path: Path) -> None:
     task = recipe.tasks["mood"]
     state = files_state(task, ["train", "test"])
     assert state is not None
-    memo = StartMemo(tmp_path, task, recipe.data, tiny_tokenizer(), state)
+    memo = StartupMemo(tmp_path, task, recipe.data, tiny_tokenizer(), state)
     put(tmp_path / "train.json", ["art1"])
-    said: list[str] = []
-    memo.keep("entry", files_state(task, ["train", "test"]), said.append)
-    assert memo.recall(said.append) is None
-    memo.keep("entry", state, said.append)
-    assert memo.recall(said.append) == "entry"
-    assert said == []
+    with log_lines() as lines:
+        memo.save("entry", files_state(task, ["train", "test"]))
+        assert memo.load() is None
+        memo.save("entry", state)
+        assert memo.load() == "entry"
+    assert not lines
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"entry": 5}', '{"entry": null}'])
@@ -179,11 +174,11 @@ def test_each_setting_has_a_memo_of_its_own() -> None:
         (task, DataConfig(empty_text="skip"), state),
         (task, data, ["train 1 2 3 5 a"]),
     ]
-    paths = {StartMemo(Path(), *of[:2], tiny_tokenizer(), of[2]).path for of in [(task, data, state), *changed]}
+    paths = {StartupMemo(Path(), *of[:2], tiny_tokenizer(), of[2]).path for of in [(task, data, state), *changed]}
     assert len(paths) == 1 + len(changed)
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["new"])
-    assert StartMemo(Path(), task, data, tokenizer, state).path not in paths
+    assert StartupMemo(Path(), task, data, tokenizer, state).path not in paths
 
 
 def test_rows_that_are_no_local_files_have_a_memo_by_the_copy_that_datasets_has(recipe: Recipe, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from mtl_dist.config.recipe import DataConfig, TaskConfig
 from mtl_dist.data import token_cache
-from mtl_dist.data.sources import TaskExamples, check_rows
 from mtl_dist.data.token_cache import entry_name, make_root, open_entry, write_entry
+from mtl_dist.data.token_files import _TokenIdSet
 from mtl_dist.data.tokenization import ColumnTokenizer
+from mtl_dist.data.validation import LabeledTask, check_rows
 from mtl_dist.errors import UserError
 from tests.utils.disks import nearly_full, small_disk, why_not
 from tests.utils.tiny import WORDS, tiny_tokenizer
@@ -24,10 +26,6 @@ from tests.utils.tiny import WORDS, tiny_tokenizer
 KEY = "tasks.t"
 DATA = DataConfig(max_length=20)
 TASK = TaskConfig(path="json")
-
-
-def shown(starts: range, label: str) -> Iterator[int]:
-    return iter(starts)
 
 
 def rows_of(texts: list[str], labels: list[int] | None = None) -> datasets.Dataset:
@@ -39,7 +37,7 @@ TRAIN = [f"{WORDS[number % 8]} {WORDS[number % 7]}" * (1 + number % 3) for numbe
 SPLITS = {"train": rows_of(TRAIN), "test": rows_of(["good1 good2", "bad1"])}
 
 
-def examples_of(splits: dict[str, datasets.Dataset], task: TaskConfig = TASK) -> TaskExamples:
+def examples_of(splits: dict[str, datasets.Dataset], task: TaskConfig = TASK) -> LabeledTask:
     return check_rows(KEY, task, splits, "skip")
 
 
@@ -48,7 +46,7 @@ def tokenize_with(tokenizer: PreTrainedTokenizerFast, text: tuple[str, ...] = ("
 
 
 def written(folder: Path, splits: dict[str, datasets.Dataset] = SPLITS) -> token_cache.Entry:
-    write_entry(folder, KEY, examples_of(splits), tokenize_with(tiny_tokenizer()), shown)
+    write_entry(folder, KEY, examples_of(splits), tokenize_with(tiny_tokenizer()))
     entry = open_entry(folder)
     assert entry is not None
     return entry
@@ -89,7 +87,7 @@ def test_entry_of_pairs_has_token_types(tmp_path: Path) -> None:
     pairs = datasets.Dataset.from_dict({"a": ["cat1", "cat2 cat3"], "b": ["sea1", "law1"], "label": [0, 1]})
     task = TaskConfig(path="json", text=["a", "b"])
     examples = examples_of(dict.fromkeys(("train", "test"), pairs.with_format("arrow")), task)
-    write_entry(tmp_path / "entry", KEY, examples, tokenize_with(tiny_tokenizer(), ("a", "b")), shown)
+    write_entry(tmp_path / "entry", KEY, examples, tokenize_with(tiny_tokenizer(), ("a", "b")))
     entry = open_entry(tmp_path / "entry")
     assert entry is not None
     types = [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]]
@@ -97,7 +95,7 @@ def test_entry_of_pairs_has_token_types(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_takes_in_what_comes_late_and_is_large() -> None:
-    vocabulary = token_cache._Vocabulary()
+    vocabulary = _TokenIdSet()
     for ids in ([7, 3, 3], [], [250_000, 3], [40_000]):
         vocabulary.add(np.array(ids, dtype=np.int32))
     assert vocabulary.ids.tolist() == [3, 7, 40_000, 250_000]
@@ -109,18 +107,19 @@ def test_entry_is_memory_mapped(tmp_path: Path) -> None:
     assert {file["filename"] for file in train.rows.cache_files} == {str(tmp_path / "entry" / "train.arrow")}
 
 
-def test_progress_is_asked_for_every_split(tmp_path: Path) -> None:
-    asked: list[tuple[range, str]] = []
+def test_progress_is_shown_for_every_split(tmp_path: Path) -> None:
+    calls: list[tuple[str, str, int]] = []
+    advanced: list[int] = []
 
-    def noted(starts: range, label: str) -> Iterator[int]:
-        asked.append((starts, label))
-        return iter(starts)
+    @contextmanager
+    def recorded(label: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+        calls.append((label, unit, total))
+        yield advanced.append
 
-    write_entry(tmp_path / "entry", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()), noted)
-    assert asked == [
-        (range(0, 20, 1000), "tasks.t: train: tokenising"),
-        (range(0, 2, 1000), "tasks.t: test: tokenising"),
-    ]
+    splits = SPLITS | {"train": rows_of(TRAIN * 60)}
+    write_entry(tmp_path / "entry", KEY, examples_of(splits), tokenize_with(tiny_tokenizer()), recorded)
+    assert calls == [("tasks.t: train: tokenising", "rows", 1200), ("tasks.t: test: tokenising", "rows", 2)]
+    assert advanced == [1000, 200, 2]
 
 
 def test_texts_shared_with_training_are_counted_row_by_row(tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_row_of_which_the_tokenizer_makes_nothing(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.post_processor = None  # it adds [CLS] and [SEP]
     splits = {"train": SPLITS["train"], "test": rows_of(["", "cat1", "*", "**"])}
     with pytest.raises(UserError) as error:
-        write_entry(tmp_path / "entry", KEY, examples_of(splits), tokenize_with(tokenizer), shown)
+        write_entry(tmp_path / "entry", KEY, examples_of(splits), tokenize_with(tokenizer))
     assert str(error.value) == "tasks.t: test row 2 (from 0): the tokenizer makes no token of it"
     assert list(tmp_path.iterdir()) == []
 
@@ -178,7 +177,7 @@ def test_digest_sees_where_a_row_ends(tmp_path: Path) -> None:
     digests = []
     for name, texts in (("a", ["cat1 cat2", "cat3"]), ("b", ["cat1", "cat2 cat3"])):
         splits = dict.fromkeys(("train", "test"), rows_of(texts))
-        write_entry(tmp_path / name, KEY, examples_of(splits), tokenize_with(tokenizer), shown)
+        write_entry(tmp_path / name, KEY, examples_of(splits), tokenize_with(tokenizer))
         entry = open_entry(tmp_path / name)
         assert entry is not None
         digests.append(entry.digests["test"])
@@ -303,14 +302,15 @@ class Interrupted(Exception):
 
 
 def test_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
-    def broken(starts: range, label: str) -> Iterator[int]:
-        yield starts[0]
+    @contextmanager
+    def interrupted(label: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda more: None
         assert [child.name[:9] for child in tmp_path.iterdir()] == [".writing-"]
         if "test" in label:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        write_entry(tmp_path / "entry", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()), broken)
+        write_entry(tmp_path / "entry", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()), interrupted)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -347,7 +347,7 @@ def test_cache_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
-        write_entry(tmp_path / "file" / "e", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()), shown)
+        write_entry(tmp_path / "file" / "e", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()))
     assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file (Not a directory)"
 
 

@@ -1,14 +1,12 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from transformers import BertConfig, ByT5Tokenizer
 
 from mtl_dist.config.recipe import ModelConfig
-from mtl_dist.data import tokenization as tokenizing
-from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer, starts_shown
+from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer
 from mtl_dist.errors import UserError
 from tests.utils.tiny import tiny_tokenizer
 
@@ -108,26 +106,3 @@ def test_tokenizer_without_fast_version(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
     complaint = "is not a fast one; add its tokenizer.json"
     assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"
-
-
-def test_without_a_terminal_one_line_says_what_begins() -> None:
-    lines: list[str] = []
-    assert list(starts_shown(range(0, 25, 10), "t: train", bar=False, say=lines.append)) == [0, 10, 20]
-    assert lines == ["t: train 25 rows"]
-
-
-def test_without_a_terminal_a_line_every_ten_seconds_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(tokenizing, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    lines: list[str] = []
-    for _ in starts_shown(range(0, 65, 10), "t: train", bar=False, say=lines.append):
-        clock.now += 4.0
-    assert lines == ["t: train 65 rows", "t: train 30/65 rows", "t: train 60/65 rows"]
-
-
-def test_on_a_terminal_a_bar_ends_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing, "LOG_LINE_SECONDS", 0.0)
-    lines: list[str] = []
-    assert list(starts_shown(range(0, 25, 10), "t: train", bar=True, say=lines.append)) == [0, 10, 20]
-    assert lines == []
-    assert "25/25" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_lines_on_a_full_disk_are_whole_or_not_there(
             assert [line["step"] for line in lines_of(disk)] == list(range(1, 101))
         tracker.finish(None)
     (said,) = capsys.readouterr().out.splitlines() or [""]
-    continued = f"{refusal}; training goes on (checkpoint.on_error), its lines are written later"
+    continued = f"{refusal}; training continues (checkpoint.on_error), its lines are written later"
     assert said == (continued if on_error == "continue" else "")
 
 

@@ -58,7 +58,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, mo
         try_out(accelerator_here(), model)
     assert str(error.value) == (
         "safety.deterministic: this encoder needs grid_sampler_2d_backward_cuda, which has no deterministic kernel on"
-        " this device; set false, and a run that goes on from a checkpoint can differ in the last bits from one that"
+        " this device; set false, and a run that resumes from a checkpoint can differ in the last bits from one that"
         " was never stopped"
     )
 

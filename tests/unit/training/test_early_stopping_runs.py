@@ -170,7 +170,7 @@ def test_the_console_says_why_a_phase_ended(folder: Path, whole: Recipe, capsys:
 
 
 def saved_at(line: str) -> int:
-    """Step of a line `going on from step-..., step 3 of 28`."""
+    """Step of a line `resuming from step-..., step 3 of 28`."""
     return int(line.split(", step ")[1].split()[0])
 
 
@@ -203,7 +203,7 @@ def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not_been(
                 run_here(recipe)
         capsys.readouterr()
         run_here(recipe)
-        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("going on")]
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming")]
         assert all(line.endswith(f" of {total_after(whole, stops, saved_at(line))}") for line in said)
         run = Path(recipe.output_dir)
         assert metrics_of(run) == metrics_of(reference), step

@@ -102,7 +102,7 @@ def test_a_thaws_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
     )
     line = (
         f"optimizer.unfreeze_warmup_steps: {warmup}, and phase 'all' has 3 steps:"
-        " what thaws there never reaches its full learning rate"
+        " what is unfrozen there never reaches its full learning rate"
     )
     config = OptimizerConfig(warmup_steps=0, unfreeze_warmup_steps=warmup)
     assert warned(config, *phases) == [line] * warns

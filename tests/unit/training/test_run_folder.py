@@ -9,7 +9,7 @@ from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint.storage import Checkpoint
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import TrainingError, UserError
-from mtl_dist.io import write_whole
+from mtl_dist.io import write_text_atomically
 from mtl_dist.tracking.tracker import METRICS
 from mtl_dist.training.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
 from tests.utils.checkpoints import flip_a_bit, state_at
@@ -184,11 +184,11 @@ def test_a_run_killed_before_its_first_line_has_no_metrics_to_trim(tmp_path: Pat
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / SUMMARY
-    write_whole(path, "the first\n")
+    write_text_atomically(path, "the first\n")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "cut off in the middle \ud800")
+        write_text_atomically(path, "cut off in the middle \ud800")
     assert path.read_text() == "the first\n"
-    write_whole(path, "the second\n")
+    write_text_atomically(path, "the second\n")
     assert path.read_text() == "the second\n"
     assert files_in(tmp_path) == {SUMMARY}
 
@@ -197,9 +197,9 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         path = disk / SUMMARY
-        write_whole(path, "the first\n")
+        write_text_atomically(path, "the first\n")
         with nearly_full(disk, 4096), pytest.raises(TrainingError) as error:
-            write_whole(path, "x" * 9000)
+            write_text_atomically(path, "x" * 9000)
         assert str(error.value) == f"cannot write {path}: No space left on device"
         assert path.read_text() == "the first\n"
         assert files_in(disk) == {SUMMARY}

@@ -41,7 +41,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, round_: 
     recipe = recipe_of(tmp_path, "stopped", *UNTIL)
     with pytest.MonkeyPatch.context() as patch:
         stop_in_round(patch, round_)
-        with pytest.raises(Interrupted, match=r"^stopped by SIGTERM after step \d+ of 12; the same command goes on"):
+        with pytest.raises(Interrupted, match=r"^stopped by SIGTERM after step \d+ of 12; the same command resumes"):
             run_here(recipe)
     assert not (tmp_path / "stopped" / "summary.json").exists()
     run_here(recipe)

@@ -1,0 +1,238 @@
+"""One tokenized split on disk: written in batches of rows, read back memory-mapped."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from mtl_dist.data.tokenization import ColumnTokenizer
+from mtl_dist.data.validation import LabeledSplit
+from mtl_dist.errors import UserError
+from mtl_dist.progress import Progress, no_progress
+
+ROWS, LENGTHS, LABELS, HASHES, VOCABULARY = ".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy", ".vocabulary.npy"
+"""Suffixes of the files of a split; the fields of Split describe their content."""
+BATCH_ROWS = 1000
+"""Rows tokenized at a time; the digest of a split depends on it."""
+MIN_RECORD_BATCH_BYTES = 1 << 25
+"""Size from which a record batch is written: opening an arrow file costs time and memory per record batch."""
+READ_CHUNK = 1 << 18
+"""Rows of a .npy file read at a time."""
+
+
+class ListColumn:
+    """Row-wise, zero-copy access to an arrow column of lists of numbers.
+
+    Indexing through `datasets` would take longer than a training step of a small encoder.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        """`column` holds lists without nulls."""
+        self._first_rows: list[int] = []
+        """Number of the first row of each chunk."""
+        self._chunks: list[tuple[np.ndarray, np.ndarray]] = []
+        """Offsets, [rows + 1], and values of each chunk: row i has values[offsets[i] : offsets[i + 1]]."""
+        first = 0
+        for chunk in column.chunks:
+            self._first_rows.append(first)
+            self._chunks.append((chunk.offsets.to_numpy(), chunk.values.to_numpy()))
+            first += len(chunk)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """The list of one row as a view; `row` is in range."""
+        index = bisect_right(self._first_rows, row) - 1
+        offsets, values = self._chunks[index]
+        within = row - self._first_rows[index]
+        return values[offsets[within] : offsets[within + 1]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of one task, tokenized and memory-mapped."""
+
+    rows: datasets.Dataset
+    """In arrow format: `input_ids` (list of int32), `label` (class index), `row` (row in the source, from 0) and, for
+    sentence pairs if the tokenizer returns them, `token_type_ids` (list of int32)."""
+    lengths: np.ndarray
+    """Number of tokens of each row, [rows] int32."""
+    labels: np.ndarray
+    """Class index of each row, [rows] int64."""
+    hashes: np.ndarray
+    """128-bit hash of each row's tokens, [rows, 2] uint64."""
+    vocabulary: np.ndarray
+    """Distinct token IDs of all rows, sorted, int32."""
+
+    @cached_property
+    def has_token_type_ids(self) -> bool:
+        """Whether the rows have `token_type_ids`."""
+        return "token_type_ids" in self.rows.column_names
+
+    @cached_property
+    def input_ids(self) -> ListColumn:
+        """Token IDs of each row."""
+        return ListColumn(self.rows.data.column("input_ids"))
+
+    @cached_property
+    def token_type_ids(self) -> ListColumn:
+        """Token type IDs of each row; only if `has_token_type_ids`."""
+        return ListColumn(self.rows.data.column("token_type_ids"))
+
+
+def open_split(stem: Path) -> Split:
+    """Opens a split that `write_split` wrote, memory-mapped. Raises OSError or ValueError if a file is not usable."""
+    return Split(
+        datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
+        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES, VOCABULARY)),
+    )
+
+
+def write_split(
+    stem: Path,
+    location: str,
+    split: LabeledSplit,
+    tokenize: ColumnTokenizer,
+    text_hashes: Path,
+    progress: Progress = no_progress,
+) -> str:
+    """Tokenizes one split into files whose names begin with `stem`; `location` begins messages.
+
+    Returns the SHA-256 of the split's tokens and labels. Writes a 64-bit hash of each row's text to the .npy file
+    `text_hashes`. Memory use does not grow with the number of rows. Raises UserError for a row without tokens.
+    """
+    digest = hashlib.sha256()
+    vocabulary = _TokenIdSet()
+    lengths, count = Path(f"{stem}{LENGTHS}"), len(split.rows)
+    with (
+        _RecordBatchWriter(Path(f"{stem}{ROWS}")) as record_batches,
+        _npy_writer(lengths, np.int32, (count,)) as add_lengths,
+        _npy_writer(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
+        _npy_writer(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
+        _npy_writer(text_hashes, np.uint64, (count,)) as add_text_hashes,
+        progress(f"{location}: tokenising", "rows", count) as advance,
+    ):
+        for batch, hashes in _tokenized_batches(location, split, tokenize):
+            record_batches.add(batch)
+            vocabulary.add(batch["input_ids"].values.to_numpy())
+            add_lengths(batch["input_ids"].value_lengths().to_numpy())
+            add_labels(batch["label"].to_numpy())
+            add_token_hashes(_token_hashes(batch))
+            add_text_hashes(hashes)
+            for column in batch.columns:
+                digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
+            advance(len(batch))
+    ids = vocabulary.ids
+    with _npy_writer(Path(f"{stem}{VOCABULARY}"), np.int32, ids.shape) as add_ids:
+        add_ids(ids)
+    for chunk in npy_chunks(lengths):
+        digest.update(chunk.tobytes())
+    return digest.hexdigest()
+
+
+def _tokenized_batches(
+    location: str, split: LabeledSplit, tokenize: ColumnTokenizer
+) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Yields the columns of `Split.rows` and the text hashes of BATCH_ROWS rows at a time."""
+    for start in range(0, len(split.rows), BATCH_ROWS):
+        rows = split.rows[start : start + BATCH_ROWS]
+        tokens, hashes = tokenize(split.columns[rows])
+        batch = pa.record_batch(tokens | {"label": split.labels[start : start + BATCH_ROWS], "row": rows})
+        lengths = batch["input_ids"].value_lengths().to_numpy()
+        if not lengths.all():
+            raise UserError(f"{location} row {rows[lengths.argmin()]} (from 0): the tokenizer makes no token of it")
+        yield batch, hashes
+
+
+def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
+    """128-bit hash of each row's tokens and token types, [rows, 2] uint64; long enough to rule out collisions."""
+    names = [name for name in ("input_ids", "token_type_ids") if name in batch.schema.names]
+    columns = [(batch[name].offsets.to_numpy(), batch[name].values.to_numpy()) for name in names]
+    digests = []
+    for row in range(len(batch)):
+        parts = [values[offsets[row] : offsets[row + 1]].tobytes() for offsets, values in columns]
+        digests.append(xxhash.xxh3_128_digest(b"".join(parts)))
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+
+
+class _TokenIdSet:
+    """Set of token IDs, stored as one bool per ID."""
+
+    def __init__(self) -> None:
+        self._contains = np.zeros(1 << 15, dtype=bool)
+
+    def add(self, ids: np.ndarray) -> None:
+        """Adds IDs, [n] int; they may repeat."""
+        size = int(ids.max(initial=0)) + 1
+        if size > len(self._contains):
+            self._contains = np.pad(self._contains, (0, size - len(self._contains)))
+        self._contains[ids] = True
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All IDs of the set, sorted, int32."""
+        return np.flatnonzero(self._contains).astype(np.int32)
+
+
+class _RecordBatchWriter:
+    """Writer of an arrow stream that joins small record batches to ones of MIN_RECORD_BATCH_BYTES or more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files = ExitStack()
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        self._sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._files:
+            if kind is None:
+                self._write()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Appends the rows of `batch`."""
+        self._waiting.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes >= MIN_RECORD_BATCH_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            batch = pa.concat_batches(self._waiting)
+            self._writer = self._writer or self._files.enter_context(pa.ipc.new_stream(self._sink, batch.schema))
+            self._writer.write_batch(batch)
+            self._waiting, self._bytes = [], 0
+
+
+@contextmanager
+def _npy_writer(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Opens a .npy file for an array of this shape; yields a function that appends the next rows.
+
+    Not a memory map: on a full disk, writing to one kills the process with SIGBUS.
+    """
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def add(rows: np.ndarray) -> None:
+            file.write(rows.astype(dtype, copy=False).tobytes())
+
+        yield add
+
+
+def npy_chunks(path: Path) -> Iterator[np.ndarray]:
+    """Yields the rows of a .npy file, READ_CHUNK at a time."""
+    rows = np.load(path, mmap_mode="r")
+    return (rows[start : start + READ_CHUNK] for start in range(0, len(rows), READ_CHUNK))
