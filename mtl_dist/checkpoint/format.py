@@ -1,7 +1,7 @@
-"""What a checkpoint's folder holds, sealed by a manifest, and the check that it still is what was written.
+"""The files of a checkpoint, their manifest, and the verification that they are still what was written.
 
-Nothing in it can run code: two safetensors files and JSON. The check trusts neither names nor sizes nor the manifest
-itself, and looks at everything before a caller gets any of it.
+A checkpoint is two safetensors files and JSON, so nothing in it can run code. Verification trusts neither names nor
+sizes nor the manifest itself, and checks everything before a caller gets any of it.
 """
 
 import hashlib
@@ -25,39 +25,39 @@ FORMATS_READ = (3, FORMAT)
 """Format 3 calls the train state `progression` and has `optimizer.thaw_warmup_steps` in its identity."""
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, STATE)
-"""What the manifest lists."""
+"""The files that the manifest lists."""
 MAX_MANIFEST_BYTES = 1 << 16
 MAX_HEADER_BYTES = 1 << 24
-"""Of a safetensors file: room for some 100,000 tensors."""
+"""Longest header of a safetensors file that is accepted: room for some 100,000 tensors."""
 
 Tensors = dict[str, tuple[tuple[int, ...], str]]
-"""Shape and safetensors' name of the type, by name."""
+"""Shape and type (as safetensors calls it) of each tensor, by name."""
 TYPES = ("F32", "F64")
-STEP_OF_ADAMW: tuple[tuple[int, ...], str] = ((), "F32")
-LEFT_OF_DECAY: tuple[tuple[int, ...], str] = ((), "F64")
+ADAMW_STEP: tuple[tuple[int, ...], str] = ((), "F32")
+UNUSED_ROWS_DECAY: tuple[tuple[int, ...], str] = ((), "F64")
 
 
 class CorruptCheckpoint(Exception):
-    """Why a checkpoint cannot be used, in one line."""
+    """A checkpoint that cannot be used; the message is one line that says why."""
 
 
 def folder_name(step: int) -> str:
-    """The name of the checkpoint of `step`."""
+    """Name of the folder of the checkpoint of `step`."""
     return f"step-{step:010d}"
 
 
 def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name. Raises CorruptCheckpoint where it has none."""
+    """Returns the step in a checkpoint's name. Raises CorruptCheckpoint where it is not such a name."""
     digits = re.fullmatch(r"step-([0-9]{10,18})", folder.name)
     if digits is None or folder.name != folder_name(int(digits[1])):
         raise CorruptCheckpoint("its name is not that of a checkpoint")
     return int(digits[1])
 
 
-def seal(folder: Path, step: int, digests: Mapping[str, str]) -> None:
-    """Writes the manifest of FILES in `folder`, which are on the disk; then it is, too.
+def write_manifest(folder: Path, step: int, digests: Mapping[str, str]) -> None:
+    """Writes the manifest of the FILES in `folder` and flushes it to the disk, where the files are already.
 
-    `digests` has the SHA-256 of what each was to be.
+    `digests` has the SHA-256 of the content that each file was to have.
     """
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digests[name]} for name in FILES}
     (folder / MANIFEST).write_text(manifest_text(step, files), encoding="utf-8")
@@ -66,7 +66,7 @@ def seal(folder: Path, step: int, digests: Mapping[str, str]) -> None:
 
 
 def read_state(folder: Path, step: int) -> dict[str, Any]:
-    """The state of the checkpoint of `step`, with manifest and state verified. Raises CorruptCheckpoint."""
+    """Returns the state of the checkpoint of `step`; verifies manifest and state. Raises CorruptCheckpoint."""
     return _state(folder, step, _manifest(folder, step))
 
 
@@ -77,13 +77,13 @@ def sha256_of(path: Path) -> str:
 
 
 def verify(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
-    """As `read_state`, with every file verified by the digest that `sha256` reads from it. Raises CorruptCheckpoint."""
+    """As `read_state`, and verifies every file by the digest that `sha256` computes. Raises CorruptCheckpoint."""
     files = _manifest(folder, step)
     state = _state(folder, step, files)
     for name in (WEIGHTS, OPTIMIZER):
         _check_content(folder, name, files[name], sha256)
-    weights, moments = (_tensors(folder, name) for name in (WEIGHTS, OPTIMIZER))
-    _check_optimizer_state(weights, moments)
+    weights, optimizer_state = (_tensors(folder, name) for name in (WEIGHTS, OPTIMIZER))
+    _check_optimizer_state(weights, optimizer_state)
     return state
 
 
@@ -94,7 +94,7 @@ def manifest_text(step: int, files: Mapping[str, Any], form: int = FORMAT) -> st
 
 
 def _manifest(folder: Path, step: int) -> dict[str, Any]:
-    """What the manifest says of each file, after all that can be told without reading those."""
+    """Returns the manifest's entry of each file, after every check that does not read those files."""
     try:
         _check_names(folder)
         if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
@@ -102,25 +102,27 @@ def _manifest(folder: Path, step: int) -> dict[str, Any]:
         content = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise CorruptCheckpoint(f"unreadable: {error.strerror}") from error
-    said = _json(MANIFEST, content)
-    form, files = said.get("format"), said.get("files")
+    manifest = _json(MANIFEST, content)
+    form, files = manifest.get("format"), manifest.get("files")
     if type(form) is not int or form not in FORMATS_READ:
         known = " and ".join(map(str, FORMATS_READ))
         raise CorruptCheckpoint(f"format {form if type(form) is int else 'unknown'}, this version reads {known}")
     if not isinstance(files, dict) or files.keys() != set(FILES):
         raise CorruptCheckpoint(f"{MANIFEST} lists other files than a checkpoint has")
-    if not all(isinstance(of, dict) and _fits_fields(of, {"bytes": int, "sha256": str}) for of in files.values()):
+    if not all(
+        isinstance(entry, dict) and _fits_fields(entry, {"bytes": int, "sha256": str}) for entry in files.values()
+    ):
         raise CorruptCheckpoint(f"{MANIFEST} does not say size and SHA-256 of each file")
-    if said.get("step") != step:
+    if manifest.get("step") != step:
         raise CorruptCheckpoint(f"{MANIFEST} is of another step")
-    # Written anew rather than compared key by key, so that no byte of it can be another one.
+    # Compared as a whole rather than key by key, so that no byte of it can differ.
     if content != manifest_text(step, files, form).encode():
         raise CorruptCheckpoint(f"{MANIFEST} does not match its own SHA-256")
     return files
 
 
 def _check_names(folder: Path) -> None:
-    """Refuses links and whatever else is no plain file: reading them could lead elsewhere, or never end."""
+    """Refuses links and everything else that is not a regular file: reading one could lead elsewhere or never end."""
     if not stat.S_ISDIR(folder.lstat().st_mode):
         raise CorruptCheckpoint("it is a link or no folder")
     modes = {path.name: path.lstat().st_mode for path in folder.iterdir()}
@@ -157,7 +159,7 @@ def _state(folder: Path, step: int, files: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgraded(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a checkpoint of format 3 as format 4 has it; that of format 4 unchanged."""
+    """Returns the state of a checkpoint of format 3 in format 4; a state of format 4 is returned unchanged."""
     if "progression" not in state:
         return state
     state = {"train_state" if key == "progression" else key: value for key, value in state.items()}
@@ -174,14 +176,14 @@ def _fits_fields(value: Mapping[str, Any], hints: Mapping[str, Any]) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether what JSON gave is of the type `hint`, of those that a TrainState has."""
+    """Returns whether a value read from JSON has the type `hint`, one of those that a TrainState has."""
     if hint is Any:
         return True
     if get_origin(hint) is dict:
         return isinstance(value, dict) and all(_fits(item, get_args(hint)[1]) for item in value.values())
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    # Exactly, because True is an int; numbers of type float may have been written as whole ones.
+    # The exact type, because True is an int; a float may have been written as a whole number.
     return type(value) is hint or (hint is float and type(value) is int)
 
 
@@ -196,7 +198,7 @@ def _json(name: str, content: bytes) -> dict[str, Any]:
 
 
 def _tensors(folder: Path, name: str) -> Tensors:
-    """What a safetensors file says that it holds; the library checks sizes and places against the file."""
+    """Reads the header of a safetensors file; the library checks sizes and offsets against the file."""
     path = folder / name
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -214,21 +216,21 @@ def _tensors(folder: Path, name: str) -> Tensors:
     return held
 
 
-def _check_optimizer_state(weights: Tensors, moments: Tensors) -> None:
-    """A parameter has all moments or none, of its own shape and type but for the count of steps.
+def _check_optimizer_state(weights: Tensors, optimizer_state: Tensors) -> None:
+    """Refuses optimizer state that is not what AdamW keeps: all tensors of a parameter or none, of its shape and type.
 
-    With them a table of tokens may have how far its rows without a gradient have decayed.
+    The step count is a scalar. The token embeddings may also have the factor by which their unused rows have decayed.
     """
-    trained = {name.partition("/")[2] for name in moments}
+    trained = {name.partition("/")[2] for name in optimizer_state}
     if unknown := sorted(trained - weights.keys()):
         raise CorruptCheckpoint(f"{OPTIMIZER}: there is no parameter {unknown[0][:80]!r}")
     expected = {
-        f"{key}/{name}": STEP_OF_ADAMW if key == ADAMW_STATE[0] else weights[name]
+        f"{key}/{name}": ADAMW_STEP if key == ADAMW_STATE[0] else weights[name]
         for name in trained
         for key in ADAMW_STATE
     }
-    decays = {f"{DECAY}/{name}" for name in trained} & moments.keys()
-    expected |= dict.fromkeys(decays, LEFT_OF_DECAY)
-    different = sorted(name for name in expected | moments if expected.get(name) != moments.get(name))
+    decays = {f"{DECAY}/{name}" for name in trained} & optimizer_state.keys()
+    expected |= dict.fromkeys(decays, UNUSED_ROWS_DECAY)
+    different = sorted(name for name in expected | optimizer_state if expected.get(name) != optimizer_state.get(name))
     if different:
-        raise CorruptCheckpoint(f"{OPTIMIZER}: {different[0][:80]!r} is not what a moment of its parameter is")
+        raise CorruptCheckpoint(f"{OPTIMIZER}: {different[0][:80]!r} is not optimizer state of its parameter")

@@ -1,8 +1,8 @@
-"""Checkpoints: weights, moments and counters; written whole or not at all, verified before use, free of pickle.
+"""Checkpoints of weights, optimizer state and train state: written atomically, verified before use, without pickle.
 
-A checkpoint is written to a temporary folder, flushed, sealed by a manifest (see `seal`), read again from the disk,
-verified, and renamed; older ones go only after that. Everything random is a function of (seed, step), so there is no
-generator or loader state to keep.
+A checkpoint is written to a temporary folder, flushed, given a manifest (see `format`), read again from the disk,
+verified and renamed; older ones are removed only after that. Everything random is a function of (seed, step), so
+there is no state of a generator or a data loader to save.
 """
 
 import json
@@ -23,9 +23,9 @@ from mtl_dist.checkpoint.format import (
     CorruptCheckpoint,
     folder_name,
     read_state,
-    seal,
     step_of,
     verify,
+    write_manifest,
 )
 from mtl_dist.checkpoint.tensor_io import write_tensors
 from mtl_dist.config.metric_names import SIGNS
@@ -53,11 +53,11 @@ class Checkpoint:
 
     folder: Path
     state: dict[str, Any]
-    """What was given to `save`: identity, train_state, figures."""
+    """The state that was passed to `save`: identity, train_state, figures."""
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Optimizer steps done when it was saved."""
         return self.state["train_state"]["step"]
 
 
@@ -65,30 +65,30 @@ def save(
     root: Path,
     step: int,
     weights: Mapping[str, Tensor],
-    moments: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
     state: Mapping[str, Any],
     config: CheckpointConfig,
 ) -> Path:
     """Writes the checkpoint of `step` (steps done) under `root` and prunes older ones. Called by one rank.
 
-    `weights` and `moments` are as from `Engine.weights` and `Engine.optimizer_state`. `state` has the run's `identity`,
-    its `train_state`, and by task the `figures` of an evaluation at this step, if there was one. Raises TrainingError
-    where it cannot be written or cannot be read again; older checkpoints are as before then.
+    `weights` and `optimizer_state` are those of `Engine.weights` and `Engine.optimizer_state`. `state` has the run's
+    `identity`, its `train_state`, and the `figures` by task of an evaluation at this step, if there was one. Raises
+    TrainingError where it cannot be written or not be read again; older checkpoints are left as they were then.
     """
     final, partial = root / folder_name(step), root / f"{PARTIAL}{step:010d}"
     with reporting_write_errors(final):
         root.mkdir(parents=True, exist_ok=True)
-        # A run folder has one writer, and it has not begun yet: these are what killed ones have left.
+        # A run folder has one writer, which has not begun yet: these are left by killed processes.
         for leftover in root.glob(f"{PARTIAL}*"):
             remove_path(leftover)
         partial.mkdir()
         try:
             digests = {
                 WEIGHTS: write_tensors(partial / WEIGHTS, weights),
-                OPTIMIZER: write_tensors(partial / OPTIMIZER, moments),
+                OPTIMIZER: write_tensors(partial / OPTIMIZER, optimizer_state),
                 STATE: write_hashed(partial / STATE, [memoryview(json.dumps(state).encode())]),
             }
-            seal(partial, step, digests)
+            write_manifest(partial, step, digests)
             verify(partial, step, read_hashed)
         except Exception as error:
             remove_path(partial)
@@ -101,27 +101,27 @@ def save(
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    """Returns the newest checkpoint that passes verification, and a line for each newer one that does not."""
     skipped = []
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
             return Checkpoint(folder, verify(folder, step_of(folder))), skipped
-        except CorruptCheckpoint as damage:
-            skipped.append(f"checkpoint {folder.name} skipped: {damage}")
+        except CorruptCheckpoint as corruption:
+            skipped.append(f"checkpoint {folder.name} skipped: {corruption}")
     return None, skipped
 
 
 def load(checkpoint: Checkpoint, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and moments of a checkpoint, as `save` got them; `like` has a tensor like each of the model's parameters.
+    """Returns the weights and the optimizer state that were passed to `save`.
 
-    Verifies it anew: what reads here may be another rank than the one that chose it. Raises UserError where that fails
-    and where names, shapes or types differ.
+    `like` has a tensor of the shape and type of each of the model's parameters. Verifies the checkpoint again, because
+    another rank may have chosen it. Raises UserError where that fails and where names, shapes or types differ.
     """
     folder = checkpoint.folder
     try:
         verify(folder, checkpoint.step)
-    except CorruptCheckpoint as damage:
-        raise UserError(f"{folder}: {damage}; all ranks must see the same output_dir") from damage
+    except CorruptCheckpoint as corruption:
+        raise UserError(f"{folder}: {corruption}; all ranks must see the same output_dir") from corruption
     weights = load_file(folder / WEIGHTS)
     held, wanted = ({name: (value.shape, value.dtype) for name, value in of.items()} for of in (weights, like))
     different = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
@@ -134,7 +134,7 @@ def load(checkpoint: Checkpoint, like: Mapping[str, Tensor]) -> tuple[dict[str, 
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted keys that differ between two runs' recipes, or other identities, and could change the run."""
+    """Returns the dotted keys that differ between two runs' identities and could change the run."""
     old, new = _flat(before), _flat(now)
     return sorted(key for key in old | new if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS))
 
@@ -142,7 +142,7 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def _publish(partial: Path, final: Path) -> None:
     """Gives a verified checkpoint its name.
 
-    Where another one has it, the run has gone on from an older one since, which is still there.
+    Where another checkpoint has that name, the run has resumed from an older one since, which is still there.
     """
     if final.is_symlink() or final.exists():
         remove_path(final)
@@ -151,16 +151,16 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _prune(root: Path, step: int, config: CheckpointConfig) -> None:
-    """Removes all but the newest and, where asked for, the best of each task; `step` is that of the newest.
+    """Removes all but the newest checkpoints and, where asked for, the best of each task; `step` is the newest's.
 
-    Those of later steps go too. They are damaged, or the run has turned back behind them.
+    Those of later steps are removed too: they are corrupt, or the run has rolled back behind them.
     """
     folders = {}
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
             folders[folder] = step_of(folder)
         except CorruptCheckpoint:
-            continue  # something else of that name, which is not ours to remove
+            continue  # not a checkpoint, so not ours to remove
     past = {folder: its_step for folder, its_step in folders.items() if its_step <= step}
     best = _best(past, config.keep_best) if config.keep_best else []
     kept = {*list(past)[: config.keep], *best}
@@ -169,16 +169,16 @@ def _prune(root: Path, step: int, config: CheckpointConfig) -> None:
 
 
 def _best(folders: Mapping[Path, int], figure: str) -> list[Path]:
-    """Of checkpoints with their steps, newest first, the one with the best `figure` for each task."""
+    """The checkpoints with the best `figure` of each task, out of `folders` with their steps, newest first."""
     best: dict[str, tuple[float, Path]] = {}
     for folder, step in folders.items():
         try:
             figures = read_state(folder, step)["figures"]
         except CorruptCheckpoint:
-            continue  # it could not be used, so it is not kept for being the best
+            continue  # it could not be used
         for task, of_task in figures.items():
             value = SIGNS[figure] * of_task.get(figure, math.nan)
-            # The first of equals is the newer.
+            # Of equal values, the first is of the newer checkpoint.
             if math.isfinite(value) and (task not in best or value > best[task][0]):
                 best[task] = value, folder
     return [folder for _, folder in best.values()]

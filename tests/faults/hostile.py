@@ -16,7 +16,7 @@ from mtl_dist.errors import UserError
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from tests.faults.campaign import Campaign, Outcome
-from tests.utils.checkpoints import saved, seal_again
+from tests.utils.checkpoints import renew_manifest, saved
 from tests.utils.hostile import change_config, pickled, with_code, with_pickled_weights
 from tests.utils.tiny import tiny_encoder
 
@@ -39,7 +39,7 @@ def pickle_in_a_checkpoint(source: random.Random, folder: Path, mark: Path) -> t
     parts = {"alone": (pickled(mark),), "before": (pickled(mark), content), "after": (content, pickled(mark))}
     (checkpoint / name).write_bytes(b"".join(parts[place]))
     if name != MANIFEST:
-        seal_again(checkpoint)
+        renew_manifest(checkpoint)
     return f"{name}: {place}", checkpoint_reason(folder)
 
 
@@ -49,7 +49,7 @@ def header(source: random.Random, folder: Path, mark: Path) -> tuple[str, str | 
     content = path.read_bytes()
     length = source.choice((len(content) - 7, 1 << source.randrange(20, 63), (1 << 64) - 1 - source.randrange(99)))
     path.write_bytes(length.to_bytes(8, "little") + content[8:])
-    seal_again(path.parent)
+    renew_manifest(path.parent)
     return f"{path.name}: {length}", checkpoint_reason(folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from mtl_dist.checkpoint import format as seal
+from mtl_dist.checkpoint import format
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.config.recipe import CheckpointConfig
@@ -17,7 +17,7 @@ from mtl_dist.data import columns, diagnostics, labels, validation
 from mtl_dist.io import reporting_write_errors
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training import run_folder, trainer
-from tests.utils.checkpoints import seal_again
+from tests.utils.checkpoints import renew_manifest
 
 Tensors = Mapping[str, Tensor]
 
@@ -42,22 +42,27 @@ def care() -> None:
     checkpoint.save = save_in_place
 
     def trusting(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
-        return json.loads((folder / seal.STATE).read_text(encoding="utf-8"))
+        return json.loads((folder / format.STATE).read_text(encoding="utf-8"))
 
     checkpoint.verify = trusting
 
 
 def save_in_place(
-    root: Path, step: int, weights: Tensors, moments: Tensors, state: Mapping[str, Any], config: CheckpointConfig
+    root: Path,
+    step: int,
+    weights: Tensors,
+    optimizer_state: Tensors,
+    state: Mapping[str, Any],
+    config: CheckpointConfig,
 ) -> Path:
     """`checkpoint.save` without its temporary folder."""
-    folder = root / seal.folder_name(step)
+    folder = root / format.folder_name(step)
     with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / seal.WEIGHTS).write_bytes(serialize(dict(weights)))
-        (folder / seal.OPTIMIZER).write_bytes(serialize(dict(moments)))
-        (folder / seal.STATE).write_text(json.dumps(state), encoding="utf-8")
-        seal_again(folder)
+        (folder / format.WEIGHTS).write_bytes(serialize(dict(weights)))
+        (folder / format.OPTIMIZER).write_bytes(serialize(dict(optimizer_state)))
+        (folder / format.STATE).write_text(json.dumps(state), encoding="utf-8")
+        renew_manifest(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl_dist.checkpoint.format import FILES, seal, sha256_of, step_of
+from mtl_dist.checkpoint.format import FILES, sha256_of, step_of, write_manifest
 from mtl_dist.checkpoint.storage import Checkpoint, newest, save
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.train_state import TrainState
@@ -45,9 +45,9 @@ def saved(root: Path, step: int, figures: Figures | None = None, seed: int | Non
     return save(root, step, *parts, state_at(step, figures), CheckpointConfig(**config))
 
 
-def seal_again(folder: Path) -> None:
+def renew_manifest(folder: Path) -> None:
     """Gives a changed checkpoint a manifest that agrees with it."""
-    seal(folder, step_of(folder), {name: sha256_of(folder / name) for name in FILES})
+    write_manifest(folder, step_of(folder), {name: sha256_of(folder / name) for name in FILES})
 
 
 def found(root: Path) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""What a checkpoint is refused for, with the reason: by accident damaged, or made to do harm and sealed anew."""
+"""Corrupt checkpoints are refused with the reason: damaged by accident, or manipulated with a valid manifest."""
 
 import hashlib
 import json
@@ -13,45 +13,46 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtl_dist.checkpoint.format import FILES, folder_name
-from mtl_dist.checkpoint.storage import load, newest
-from tests.utils.checkpoints import bits, like, saved, seal_again, state_at, tensors
+from mtl_dist.checkpoint.format import FILES, folder_name, manifest_text, sha256_of, step_of
+from mtl_dist.checkpoint.storage import changed_keys, load, newest, save
+from mtl_dist.config.recipe import CheckpointConfig
+from tests.utils.checkpoints import bits, found, like, renew_manifest, saved, state_at, tensors
 
-CorruptCheckpoint = Callable[[Path], object]
+Corruption = Callable[[Path], object]
 
 
-def change(name: str, do: Callable[[bytes], bytes]) -> CorruptCheckpoint:
+def change(name: str, do: Callable[[bytes], bytes]) -> Corruption:
     """Rewrites a file of a checkpoint and leaves its manifest as it was."""
     return lambda folder: (folder / name).write_bytes(do((folder / name).read_bytes()))
 
 
-def resealed(do: CorruptCheckpoint) -> CorruptCheckpoint:
-    """Damage with a manifest that agrees with it, as who means harm would make it."""
+def renewed(do: Corruption) -> Corruption:
+    """Changes a checkpoint and gives it a valid manifest, as an attacker would."""
 
     def damage(folder: Path) -> None:
         do(folder)
-        seal_again(folder)
+        renew_manifest(folder)
 
     return damage
 
 
-def in_state(**changes: Any) -> CorruptCheckpoint:
-    return resealed(change("state.json", lambda content: json.dumps(json.loads(content) | changes).encode()))
+def in_state(**changes: Any) -> Corruption:
+    return renewed(change("state.json", lambda content: json.dumps(json.loads(content) | changes).encode()))
 
 
-def in_progression(**changes: Any) -> CorruptCheckpoint:
+def in_train_state(**changes: Any) -> Corruption:
     return in_state(train_state=state_at(5)["train_state"] | changes)
 
 
-def in_tensors(name: str, do: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> CorruptCheckpoint:
-    return resealed(lambda folder: save_file(do(load_file(folder / name)), folder / name))
+def in_tensors(name: str, do: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Corruption:
+    return renewed(lambda folder: save_file(do(load_file(folder / name)), folder / name))
 
 
-def in_manifest(**changes: Any) -> CorruptCheckpoint:
+def in_manifest(**changes: Any) -> Corruption:
     return change("manifest.json", lambda content: json.dumps(json.loads(content) | changes, indent=1).encode() + b"\n")
 
 
-def in_names(old: str, new: str) -> CorruptCheckpoint:
+def in_names(old: str, new: str) -> Corruption:
     """Another name in a manifest that is sealed as ours are."""
 
     def damage(folder: Path) -> None:
@@ -64,7 +65,7 @@ def in_names(old: str, new: str) -> CorruptCheckpoint:
     return damage
 
 
-def as_link(name: str) -> CorruptCheckpoint:
+def as_link(name: str) -> Corruption:
     def damage(folder: Path) -> None:
         target = folder.parent / "elsewhere"
         (folder / name).rename(target)
@@ -83,7 +84,7 @@ def folder_as_link(folder: Path) -> None:
     folder.symlink_to(target)
 
 
-def of_another_step(*names: str) -> CorruptCheckpoint:
+def of_another_step(*names: str) -> Corruption:
     """Takes files from the checkpoint of step 3."""
 
     def damage(folder: Path) -> None:
@@ -93,9 +94,9 @@ def of_another_step(*names: str) -> CorruptCheckpoint:
     return damage
 
 
-def header(length: int) -> CorruptCheckpoint:
+def header(length: int) -> Corruption:
     """A safetensors file that claims a header of this length."""
-    return resealed(change("model.safetensors", lambda content: length.to_bytes(8, "little") + content[8:]))
+    return renewed(change("model.safetensors", lambda content: length.to_bytes(8, "little") + content[8:]))
 
 
 def longer_header(content: bytes) -> bytes:
@@ -105,14 +106,14 @@ def longer_header(content: bytes) -> bytes:
     return (length + len(blanks)).to_bytes(8, "little") + content[8 : 8 + length] + blanks + content[8 + length :]
 
 
-DAMAGES: dict[str, tuple[CorruptCheckpoint, str]] = {
+DAMAGES: dict[str, tuple[Corruption, str]] = {
     "a bit of the weights": (
         change("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
         "model.safetensors does not match its SHA-256",
     ),
     "moments cut short": (
         change("optimizer.safetensors", lambda content: content[:-1]),
-        "optimizer.safetensors has 267 bytes instead of 268",
+        "optimizer.safetensors has 275 bytes instead of 276",
     ),
     "moments of zeros": (
         change("optimizer.safetensors", lambda content: bytes(len(content))),
@@ -129,7 +130,10 @@ DAMAGES: dict[str, tuple[CorruptCheckpoint, str]] = {
         "'model.pkl' does not belong to a checkpoint",
     ),
     "weights of another step": (of_another_step("model.safetensors"), "model.safetensors does not match its SHA-256"),
-    "state of another step, resealed": (resealed(of_another_step("state.json")), "state.json is of another step"),
+    "state of another step, rewritten": (
+        renewed(of_another_step("state.json")),
+        "state.json is of another step",
+    ),
     "all of another step": (of_another_step(*FILES, "manifest.json"), "manifest.json is of another step"),
     "manifest cut short": (change("manifest.json", lambda content: content[:-3]), "manifest.json is no JSON"),
     "manifest of zeros": (change("manifest.json", lambda content: bytes(300)), "manifest.json is no JSON"),
@@ -161,34 +165,40 @@ DAMAGES: dict[str, tuple[CorruptCheckpoint, str]] = {
         in_names("state.json", "/etc/passwd"),
         "manifest.json lists other files than a checkpoint has",
     ),
-    "another format": (in_manifest(format=2), "format 2, this version reads 3"),
-    "a format that is none": (in_manifest(format=[[]]), "format unknown, this version reads 3"),
+    "another format": (in_manifest(format=2), "format 2, this version reads 3 and 4"),
+    "a format that is none": (in_manifest(format=[[]]), "format unknown, this version reads 3 and 4"),
     "another step": (in_manifest(step=4), "manifest.json is of another step"),
     "a link for a file": (as_link("model.safetensors"), "model.safetensors is a link or no plain file"),
     "a pipe for a file": (as_pipe, "state.json is a link or no plain file"),
     "a link for the folder": (folder_as_link, "it is a link or no folder"),
-    "state is a list": (resealed(change("state.json", lambda content: b"[]")), "state.json is no JSON object"),
-    "state is no JSON": (resealed(change("state.json", lambda content: b"{")), "state.json is no JSON"),
+    "state is a list": (
+        renewed(change("state.json", lambda content: b"[]")),
+        "state.json is no JSON object",
+    ),
+    "state is no JSON": (renewed(change("state.json", lambda content: b"{")), "state.json is no JSON"),
     "state without train_state": (in_state(train_state={}), "state.json is no state of a run"),
     "state with more": (in_state(code="import os"), "state.json is no state of a run"),
-    "steps are text": (in_progression(step="5"), "state.json is no state of a run"),
-    "counters are lists": (in_progression(phase_seconds=[1.0]), "state.json is no state of a run"),
-    "measured is text": (in_progression(measured={"heads": ["0.5"]}), "state.json is no state of a run"),
+    "steps are text": (in_train_state(step="5"), "state.json is no state of a run"),
+    "counters are lists": (in_train_state(phase_seconds=[1.0]), "state.json is no state of a run"),
+    "measured is text": (in_train_state(measured={"heads": ["0.5"]}), "state.json is no state of a run"),
     "figures without tasks": (in_state(figures={"topic": 0.5}), "state.json is no state of a run"),
     "a header that is too long": (
-        resealed(change("model.safetensors", longer_header)),
+        renewed(change("model.safetensors", longer_header)),
         "model.safetensors: its header claims ",
     ),
     "a header beyond the file": (header(1 << 40), "model.safetensors: its header claims 1099511627776 bytes"),
     "a header beyond all": (header((1 << 64) - 1), "model.safetensors: its header claims 18446744073709551615 bytes"),
     "a header cut short": (header(9), "model.safetensors: Error while deserializing header: "),
-    "no weights": (resealed(change("model.safetensors", lambda content: b"")), "model.safetensors: its header claims "),
+    "no weights": (
+        renewed(change("model.safetensors", lambda content: b"")),
+        "model.safetensors: its header claims ",
+    ),
     "a header that lies": (
-        resealed(change("model.safetensors", lambda content: content.replace(b"[2,3]", b"[2,9]"))),
+        renewed(change("model.safetensors", lambda content: content.replace(b"[2,3]", b"[2,9]"))),
         "model.safetensors: Error while deserializing header: ",
     ),
     "a pickle for weights": (
-        resealed(change("model.safetensors", lambda content: b"\x80\x04cos\nsystem\n." + content)),
+        renewed(change("model.safetensors", lambda content: b"\x80\x04cos\nsystem\n." + content)),
         "model.safetensors: its header claims ",
     ),
     "weights of another type": (
@@ -200,32 +210,32 @@ DAMAGES: dict[str, tuple[CorruptCheckpoint, str]] = {
         "optimizer.safetensors: there is no parameter 'another'",
     ),
     "a moment is missing": (
-        in_tensors("optimizer.safetensors", lambda held: {"step/thawed": held["step/thawed"]}),
-        "optimizer.safetensors: 'exp_avg/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: {"step/unfrozen": held["step/unfrozen"]}),
+        "optimizer.safetensors: 'exp_avg/unfrozen' is not optimizer state of its parameter",
     ),
     "a decay of another type": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"decay/thawed": torch.ones(())}),
-        "optimizer.safetensors: 'decay/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"decay/unfrozen": torch.ones(())}),
+        "optimizer.safetensors: 'decay/unfrozen' is not optimizer state of its parameter",
     ),
     "a decay by row": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"decay/thawed": torch.ones(2).double()}),
-        "optimizer.safetensors: 'decay/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"decay/unfrozen": torch.ones(2).double()}),
+        "optimizer.safetensors: 'decay/unfrozen' is not optimizer state of its parameter",
     ),
     "a decay of what never trained": (
         in_tensors("optimizer.safetensors", lambda held: held | {"decay/frozen": torch.ones(()).double()}),
-        "optimizer.safetensors: 'exp_avg/frozen' is not what a moment of its parameter is",
+        "optimizer.safetensors: 'exp_avg/frozen' is not optimizer state of its parameter",
     ),
     "a moment of another kind": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"exp/thawed": torch.ones(2, 3)}),
-        "optimizer.safetensors: 'exp/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"exp/unfrozen": torch.ones(2, 3)}),
+        "optimizer.safetensors: 'exp/unfrozen' is not optimizer state of its parameter",
     ),
     "a moment of another shape": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/thawed": torch.ones(3, 2)}),
-        "optimizer.safetensors: 'exp_avg/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/unfrozen": torch.ones(3, 2)}),
+        "optimizer.safetensors: 'exp_avg/unfrozen' is not optimizer state of its parameter",
     ),
     "a moment of another type": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/thawed": torch.ones(2, 3).double()}),
-        "optimizer.safetensors: 'exp_avg/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/unfrozen": torch.ones(2, 3).double()}),
+        "optimizer.safetensors: 'exp_avg/unfrozen' is not optimizer state of its parameter",
     ),
 }
 
@@ -272,3 +282,27 @@ def test_what_cannot_be_read_is_skipped(tmp_path: Path) -> None:
         None,
         ["checkpoint step-0000000003 skipped: model.safetensors is a link or no plain file"],
     )
+
+
+def as_format_3(folder: Path) -> None:
+    """Rewrites a checkpoint as the version before 0.2 wrote it."""
+    state = json.loads((folder / "state.json").read_bytes())
+    state["progression"] = state.pop("train_state")
+    optimizer = state["identity"]["optimizer"]
+    optimizer["thaw_warmup_steps"] = optimizer.pop("unfreeze_warmup_steps")
+    (folder / "state.json").write_text(json.dumps(state))
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    files = {name: {"bytes": size, "sha256": sha256_of(folder / name)} for name, size in sizes.items()}
+    (folder / "manifest.json").write_text(manifest_text(step_of(folder), files, 3))
+
+
+def test_a_checkpoint_of_format_3_is_read_with_todays_names(tmp_path: Path) -> None:
+    identity = {"seed": 1, "optimizer": {"lr": 2e-5, "unfreeze_warmup_steps": 7}}
+    state = state_at(5, identity=identity)
+    folder = save(tmp_path, 5, *tensors(seed=5), state, CheckpointConfig())
+    as_format_3(folder)
+    assert b"progression" in (folder / "state.json").read_bytes()
+    checkpoint = found(tmp_path)
+    assert checkpoint.state == state
+    assert changed_keys(checkpoint.state["identity"], identity) == []
+    assert [bits(part) for part in load(checkpoint, like())] == [bits(part) for part in tensors(seed=5)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_dist.checkpoint import storage as checkpoint
-from mtl_dist.checkpoint.format import FILES, folder_name, seal
+from mtl_dist.checkpoint.format import FILES, folder_name, write_manifest
 from mtl_dist.checkpoint.storage import changed_keys, load, newest, save
 from mtl_dist.config.recipe import CheckpointConfig, Recipe
 from mtl_dist.errors import TrainingError, UserError
@@ -190,10 +190,10 @@ def test_nothing_is_published_or_removed_where_the_disk_gives_back_other_bytes(
     kept = {saved(tmp_path, step) for step in (1, 2)}
 
     def flips(folder: Path, *rest: Any) -> None:
-        seal(folder, *rest)
+        write_manifest(folder, *rest)
         flip_a_bit(folder / "optimizer.safetensors")
 
-    monkeypatch.setattr(checkpoint, "seal", flips)
+    monkeypatch.setattr(checkpoint, "write_manifest", flips)
     with pytest.raises(TrainingError) as error:
         saved(tmp_path, 3)
     assert str(error.value) == (

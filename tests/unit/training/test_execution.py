@@ -281,7 +281,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     run_here(recipe)
     lines = capsys.readouterr().out.splitlines()
     expected = [] if saved is None else [f"resuming from step-{saved:010d}, step {saved} of 12"]
-    assert [line for line in lines if line.startswith("going on")] == expected
+    assert [line for line in lines if line.startswith("resuming")] == expected
     stays_the_same(Path(recipe.output_dir), unbroken)
     summary = summary_of(Path(recipe.output_dir))
     assert summary["steps"] == 12
