@@ -130,9 +130,7 @@ def write_split(
             for column in batch.columns:
                 digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
             advance(len(batch))
-    ids = vocabulary.ids
-    with _npy_writer(Path(f"{stem}{VOCABULARY}"), np.int32, ids.shape) as add_ids:
-        add_ids(ids)
+    vocabulary.save(Path(f"{stem}{VOCABULARY}"))
     for chunk in npy_chunks(lengths):
         digest.update(chunk.tobytes())
     return digest.hexdigest()
@@ -180,6 +178,12 @@ class _TokenIdSet:
     def ids(self) -> np.ndarray:
         """All IDs of the set, sorted, int32."""
         return np.flatnonzero(self._contains).astype(np.int32)
+
+    def save(self, path: Path) -> None:
+        """Writes all IDs of the set to a .npy file, sorted, int32."""
+        ids = self.ids
+        with _npy_writer(path, ids.dtype, ids.shape) as add_ids:
+            add_ids(ids)
 
 
 class _RecordBatchWriter:

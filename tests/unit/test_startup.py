@@ -1,4 +1,4 @@
-"""The collector spares what is imported, and nothing that is made later."""
+"""Imported objects are exempt from garbage collection, objects created later are not."""
 
 import subprocess
 import sys
@@ -20,6 +20,6 @@ GUARD = "with without_garbage_collection():\n"
     ],
     ids=["imported", "not found", "imported before"],
 )
-def test_the_collector_looks_through_what_is_made_later(code: str) -> None:
+def test_objects_created_after_the_block_are_collected(code: str) -> None:
     later = "\nassert gc.isenabled()\ncircle = []\ncircle.append(circle)\ndel circle\nassert gc.collect() > 0"
     subprocess.run([sys.executable, "-c", BEGIN + code + later], cwd=ROOT, check=True)

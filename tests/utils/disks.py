@@ -1,4 +1,4 @@
-"""Real small disks, to be full, read-only or under a quota: what only who may mount them can have."""
+"""Small real file systems that are full, read-only or under a quota; mounting them needs root."""
 
 import os
 import shutil
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FILL = "fill"
-"""A file that takes the room on a disk."""
+"""Name of the file that fills a disk."""
 
 
 def why_not() -> str | None:
-    """Why no disk can be mounted here, or None."""
+    """Reason why no disk can be mounted here, or None."""
     if os.geteuid() != 0:
         return "only root can mount a small disk"
-    # In a name space of its own, so that nothing stays mounted.
+    # In a mount namespace of its own, so that nothing stays mounted.
     command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"no disk can be mounted: {done.stderr.strip()}" if done.returncode else None
@@ -23,7 +23,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A disk with room for `size` bytes, rounded up to pages, at `folder`."""
+    """Mounts a disk of `size` bytes, rounded up to pages, at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
     try:
@@ -34,7 +34,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Inside, nothing below `folder` can be written, not even by root."""
+    """Makes `folder` read-only inside the block, even for root."""
     _mount("--bind", str(folder), str(folder))
     try:
         _mount("-o", "remount,ro,bind", str(folder))
@@ -45,7 +45,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def nearly_full(disk: Path, left: int) -> Iterator[None]:
-    """Inside, the disk has room for `left` bytes, rounded down to pages."""
+    """Leaves `left` free bytes, rounded down to pages, on the disk inside the block."""
     room = os.statvfs(disk)
     (disk / FILL).write_bytes(bytes(max(0, room.f_bavail * room.f_bsize - left)))
     try:
@@ -55,7 +55,7 @@ def nearly_full(disk: Path, left: int) -> Iterator[None]:
 
 
 def why_no_quota() -> str | None:
-    """Why no folder can be put under a quota here, or None."""
+    """Reason why no folder can have a quota here, or None."""
     if reason := why_not():
         return reason
     return None if shutil.which("mkfs.btrfs") else "there is no mkfs.btrfs (Debian: btrfs-progs)"
@@ -63,9 +63,9 @@ def why_no_quota() -> str | None:
 
 @contextmanager
 def disk_for_quotas(folder: Path, size: int = 256 << 20) -> Iterator[Path]:
-    """A disk of `size` bytes at `folder`, in a file that takes up what is written; yields a folder of it for `quota`.
+    """Mounts a disk of `size` bytes at `folder`, stored in a sparse file; yields a folder on it for `quota`.
 
-    btrfs, because its quotas need no support of the kernel's beyond its own, and hold for root too.
+    The file system is btrfs, because its quotas need no other kernel support and apply to root too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     image = folder.with_name(f"{folder.name}.image")
@@ -84,10 +84,10 @@ def disk_for_quotas(folder: Path, size: int = 256 << 20) -> Iterator[Path]:
 
 @contextmanager
 def quota(folder: Path, left: int) -> Iterator[None]:
-    """Inside, a folder of `disk_for_quotas` may grow by `left` bytes; what btrfs sets aside for a change counts."""
+    """Limits a folder of `disk_for_quotas` to `left` more bytes inside the block, including what btrfs reserves."""
     shown = _run("btrfs", "qgroup", "show", "--raw", "--sync", "-f", str(folder))
     group, used, *_ = shown.splitlines()[-1].split()
-    # By way of the disk, for what is over its quota can have no command of its own.
+    # Addressed through the disk, because commands on a folder over its quota fail.
     _run("btrfs", "qgroup", "limit", str(int(used) + left), group, str(folder.parent))
     try:
         yield

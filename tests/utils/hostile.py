@@ -1,4 +1,4 @@
-"""Files that would run code if they were trusted: what runs leaves a file behind."""
+"""Files that run code if they are trusted; the code creates a marker file."""
 
 import json
 import pickle
@@ -10,7 +10,7 @@ MARK = "ran"
 
 
 class Payload:
-    """Unpickling one touches a file."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -20,12 +20,12 @@ class Payload:
 
 
 def pickled(mark: Path) -> bytes:
-    """A pickle that touches `mark`."""
+    """A pickle that creates the file `mark` when it is loaded."""
     return pickle.dumps(Payload(mark))
 
 
 def code(mark: Path) -> str:
-    """A module that touches `mark` when it is imported, with classes of an encoder's own."""
+    """Source of a module with custom encoder classes that creates the file `mark` when it is imported."""
     return (
         "from pathlib import Path\n"
         "from transformers import BertConfig, BertModel\n"
@@ -38,17 +38,18 @@ def code(mark: Path) -> str:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
+    """Updates keys of a model's config.json."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def with_code(folder: Path, mark: Path, **changes: Any) -> None:
-    """Gives a model's folder code of its own, for which its config.json asks."""
+    """Adds custom code to a model's folder, to which its config.json refers."""
     (folder / "own.py").write_text(code(mark))
     change_config(folder, auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}, **changes)
 
 
 def with_pickled_weights(folder: Path, mark: Path) -> None:
-    """Puts a pickle in place of a model's weights."""
+    """Replaces a model's weights by a pickle."""
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickled(mark))

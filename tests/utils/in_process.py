@@ -1,4 +1,4 @@
-"""Runs, and the parts of runs, in the test's own process, without a launcher; at first on the CPU."""
+"""Runs and their components in the process of the test, without a launcher, on the CPU by default."""
 
 import json
 from pathlib import Path
@@ -24,18 +24,18 @@ from mtl_dist.training.run import run_on
 
 
 def accelerator_here(accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> Accelerator:
-    """A fresh Accelerator; Accelerate keeps the state of the one before."""
+    """A new Accelerator; resets the global state that Accelerate keeps of an earlier one."""
     AcceleratorState._reset_state(True)
     return Accelerator(cpu=on_cpu, gradient_accumulation_steps=accumulation, mixed_precision=precision)
 
 
 def run_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> None:
-    """The whole run of `recipe`."""
+    """Executes the whole run of `recipe`."""
     run_on(accelerator_here(accumulation, precision, on_cpu), ProcessGroup(), Command(recipe, plan_only=False))
 
 
 def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_cpu: bool = True) -> RunContext:
-    """What `run_on` puts together before the first step of `recipe`."""
+    """Builds the components that `run_on` builds before the first step of `recipe`."""
     processes = ProcessGroup()
     data = prepare(recipe, processes)
     model = build_model(recipe, load_encoder_config(recipe.model), data)
@@ -55,10 +55,11 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without how fast they were."""
+    """The lines of metrics.jsonl without the metrics of speed (`perf/...`)."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
+    """The content of summary.json."""
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Tiny encoders, task files and recipes, made on the spot: what tests run on instead of downloads."""
+"""Tiny random encoders, task files and recipes, generated for tests, which need no downloads."""
 
 import json
 import random
@@ -18,16 +18,16 @@ from mtl_dist.config.recipe import Recipe
 SPECIAL = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"{theme}{number}" for theme in ("cat", "sea", "law", "art", "good", "bad", "so") for number in range(8))
 TOPICS = ("cat", "sea", "law", "art")
-"""Classes of the task `topic`: texts have words of their class."""
+"""Classes of the task `topic`; the words of a text belong to its class."""
 MOODS = ("bad", "so", "good")
-"""Classes of the task `mood`, as integers 0 to 2 in its files."""
+"""Classes of the task `mood`, stored as integers 0 to 2 in its files."""
 UNUSED = 7
-"""Rows of an encoder's table of tokens that no text uses."""
+"""Rows of an encoder's token embedding that no text uses."""
 KINDS = ("bert", "roberta", "xlm-roberta", "distilbert", "deberta", "deberta-v2", "mpnet", "electra", "modernbert")
 
 
 def tiny_config(kind: str, layers: int = 4, hidden: int = 16, positions: int = 40) -> dict[str, Any]:
-    """Settings of a small encoder of model type `kind`, with the dropout of its kind."""
+    """Configuration of a small encoder of model type `kind`, with the default dropout of that type."""
     common = {"vocab_size": len(SPECIAL) + len(WORDS), "pad_token_id": 1}
     if kind == "distilbert":
         return common | {
@@ -57,13 +57,13 @@ def tiny_config(kind: str, layers: int = 4, hidden: int = 16, positions: int = 4
 def tiny_encoder(
     folder: Path, kind: str = "bert", layers: int = 4, hidden: int = 16, seed: int = 0, positions: int = 40
 ) -> Path:
-    """Saves a random encoder with a word-level tokenizer of its own into `folder`."""
+    """Saves a randomly initialized encoder with a word-level tokenizer into `folder`; returns the folder."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **tiny_config(kind, layers, hidden, positions))
     encoder = AutoModel.from_config(config)
     with torch.no_grad():
         for parameter in encoder.parameters():
-            # Fresh encoders hardly tell texts apart: their matrices are near zero, and biases are zero.
+            # Default initialization hardly distinguishes texts: matrices are near zero, and biases are zero.
             parameter.add_(0.1 * torch.randn_like(parameter))
         table = encoder.get_input_embeddings().weight
         rows = torch.cat([table, torch.randn(UNUSED, table.shape[1])])
@@ -74,7 +74,7 @@ def tiny_encoder(
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer that knows WORDS; pairs get token types."""
+    """A fast tokenizer whose vocabulary is WORDS; sentence pairs get token types."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     backend = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = BertPreTokenizer()
@@ -95,7 +95,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_task_files(folder: Path, rows: int = 48, seed: int = 0) -> None:
-    """Writes {topic,mood}.{train,validation,test}.json with `rows`, a quarter and a quarter; no text occurs twice."""
+    """Writes {topic,mood}.{train,validation,test}.json: `rows` training rows, a quarter of it in the other splits.
+
+    No text occurs twice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     source = random.Random(seed)
     for task, classes in (("topic", TOPICS), ("mood", MOODS)):
@@ -105,7 +108,7 @@ def tiny_task_files(folder: Path, rows: int = 48, seed: int = 0) -> None:
             for row in range(count):
                 label = row % len(classes)
                 words = [f"{classes[label]}{source.randrange(8)}" for _ in range(source.randint(1, 12))]
-                # The row's number, spelt in words of no class, keeps texts apart.
+                # The row number, spelled in words that say nothing about the class, makes texts unique.
                 words += [f"{'cat' if task == 'mood' else 'so'}{digit}" for digit in oct(number)[2:]]
                 lines.append({"text": " ".join(words), "label": classes[label] if task == "topic" else label})
                 number += 1
@@ -114,7 +117,7 @@ def tiny_task_files(folder: Path, rows: int = 48, seed: int = 0) -> None:
 
 
 def tiny_recipe_file(folder: Path, rows: int = 48, layers: int = 4) -> Path:
-    """A recipe file in `folder`, with encoder and task files beside it: three phases of 4 steps, no dropout."""
+    """Writes a recipe with encoder and task files into `folder`: three phases of 4 steps, no dropout."""
     tiny_encoder(folder / "encoder", layers=layers)
     tiny_task_files(folder / "data", rows)
     tasks = {
@@ -146,5 +149,5 @@ def tiny_recipe_file(folder: Path, rows: int = 48, layers: int = 4) -> Path:
 
 
 def tiny_recipe(folder: Path, *overrides: str, rows: int = 48, layers: int = 4) -> Recipe:
-    """The recipe of `tiny_recipe_file` with dotted overrides, e.g. `model.dtype=float64`."""
+    """Parses the recipe of `tiny_recipe_file` with dotted overrides, e.g. `model.dtype=float64`."""
     return parse(["--config", str(tiny_recipe_file(folder, rows, layers)), *overrides]).recipe

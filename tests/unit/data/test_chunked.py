@@ -1,4 +1,4 @@
-"""Rows are checked piece by piece, and nobody can tell: every outcome is that of one piece that has them all."""
+"""Validation in chunks has the same outcome as validation of all rows at once."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 from mtl_dist.data import chunked
 from mtl_dist.data.chunked import concatenate_on_disk
 from mtl_dist.errors import UserError
-from tests.unit.data.test_sources import a_task, checked, contents, row
+from tests.utils.task_rows import a_task, checked, contents, row
 
 CLASSES = ["b", "a", "c"]
 ROWS = [row("" if number % 4 == 3 else f"text {number}", CLASSES[number % 3]) for number in range(20)]
@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train": pa.table({"text": ["a", "b", "c", "d", "e", ""], "label": [0.0, 1.0, 0.0, 1.0, 1.0, None]}),
         "kind": "parquet",
     },
-    "floats, and a piece without text": {
+    "floats, and a chunk without text": {
         "train": pa.table({"text": ["a", "", "", "", "b", ""], "label": [0.0, None, 1.0, 1.0, 1.0, None]}),
         "kind": "parquet",
     },
@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "an empty label twice": {"train": with_row(5, "x", "", with_row(17, "x", ""))},
     "an id": {"train": with_row(17, "x", 20, with_row(9, "x", -1, NUMBERED))},
     "unknown to the recipe": {"train": with_row(17, "x", "e"), "labels": CLASSES},
-    "two types in two pieces": {"train": [row(f"t{n}", n if n < 6 else str(n)) for n in range(12)]},
+    "two types in two chunks": {"train": [row(f"t{n}", n if n < 6 else str(n)) for n in range(12)]},
     "no text at all": {"train": [row(" ", 0)] * 9},
     "one class": {"train": [row("a", "x")] * 9},
     "bytes": {"train": pa.table({"text": [b"a"] * 9, "label": [0, 1, 2] * 3}), "kind": "parquet"},
@@ -60,23 +60,23 @@ def outcome(folder: Path, case: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [2, 3, 7])
-def test_pieces_come_to_the_same_as_the_whole(
+def test_validation_in_chunks_has_the_same_outcome_as_in_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, size: int
 ) -> None:
     whole = outcome(tmp_path / "whole", CASES[case])
     monkeypatch.setattr(chunked, "CHUNK_ROWS", size)
-    assert outcome(tmp_path / "pieces", CASES[case]) == whole
+    assert outcome(tmp_path / "chunks", CASES[case]) == whole
 
 
-def test_the_cases_are_refused_or_not_as_they_should_be(tmp_path: Path) -> None:
+def test_cases_cover_both_valid_and_refused_rows(tmp_path: Path) -> None:
     refused = {case for case in CASES if isinstance(outcome(tmp_path / case, CASES[case]), str)}
     assert refused == {
         *("no missing floats", "a null late", "an empty label twice", "an id", "unknown to the recipe"),
-        *("two types in two pieces", "no text at all", "one class", "bytes"),
+        *("two types in two chunks", "no text at all", "one class", "bytes"),
     }
 
 
-def test_types_that_differ_from_piece_to_piece_are_seen_without_a_look_at_the_files(
+def test_label_types_that_differ_between_chunks_are_refused_without_reading_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = a_task(tmp_path, [row(f"t{number}", number if number < 6 else f"x{number}") for number in range(12)])
@@ -87,7 +87,9 @@ def test_types_that_differ_from_piece_to_piece_are_seen_without_a_look_at_the_fi
             checked(task)
 
 
-def test_many_rows_are_mapped_files_of_the_same_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_a_large_split_are_memory_mapped_with_the_same_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = checked(a_task(tmp_path, ROWS, ROWS), "skip").splits["train"]
     assert not isinstance(few.rows, np.memmap)
     monkeypatch.setattr(chunked, "CHUNK_ROWS", 6)
@@ -97,13 +99,15 @@ def test_many_rows_are_mapped_files_of_the_same_types(tmp_path: Path, monkeypatc
     assert many.rows.dtype == many.labels.dtype == np.int64
 
 
-def test_pieces_of_which_nothing_is_left() -> None:
+def test_concatenation_of_empty_arrays() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     assert concatenate_on_disk([nothing, nothing]).tolist() == []
     assert concatenate_on_disk([nothing, np.array([3, 4])]).tolist() == [3, 4]
 
 
-def test_folder_for_temporary_files_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folder_that_cannot_be_written_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chunked, "CHUNK_ROWS", 6)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(UserError) as error:

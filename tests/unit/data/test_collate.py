@@ -28,7 +28,7 @@ def split_of(tokenizer: PreTrainedTokenizerFast, columns: list[list[str]]) -> Sp
     labels = np.arange(ROWS) % 3
     table = pa.table(tokens | {"label": labels, "row": np.arange(ROWS)})
     lengths = tokens["input_ids"].value_lengths().to_numpy()
-    no_hashes = np.zeros((ROWS, 2), dtype=np.uint64)  # nothing here asks for them
+    no_hashes = np.zeros((ROWS, 2), dtype=np.uint64)  # not used by these tests
     vocabulary = np.unique(tokens["input_ids"].values.to_numpy())
     return Split(datasets.Dataset(table).with_format("arrow"), lengths, labels, no_hashes, vocabulary)
 
@@ -53,7 +53,7 @@ def as_arrays(examples: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(deadline=None, derandomize=True)
 @given(drawn)
-def test_batch_is_what_the_tokenizer_pads(examples: list[tuple[int, int]]) -> None:
+def test_batch_equals_the_padding_of_the_tokenizer(examples: list[tuple[int, int]]) -> None:
     batch = collate(SPLITS, *as_arrays(examples), PAD)
     encoded = [
         TOKENIZER(*(column[row] for column in list(TEXTS.values())[task]), truncation=True, max_length=20)
@@ -68,7 +68,7 @@ def test_batch_is_what_the_tokenizer_pads(examples: list[tuple[int, int]]) -> No
 
 @settings(deadline=None, derandomize=True)
 @given(drawn)
-def test_every_task_finds_its_rows_and_labels(examples: list[tuple[int, int]]) -> None:
+def test_batch_has_positions_and_labels_of_every_task(examples: list[tuple[int, int]]) -> None:
     batch = collate(SPLITS, *as_arrays(examples), PAD)
     for index, task in enumerate(SPLITS):
         at = [position for position, (of, _) in enumerate(examples) if of == index]
@@ -79,12 +79,12 @@ def test_every_task_finds_its_rows_and_labels(examples: list[tuple[int, int]]) -
     assert list(batch.rows) == list(batch.labels) == list(SPLITS)
 
 
-def test_no_token_types_where_no_task_has_them() -> None:
+def test_batch_has_no_token_types_if_no_task_has_them() -> None:
     splits = {"single": SPLITS["single"], "other": SPLITS["other"]}
     assert collate(splits, *as_arrays([(0, 1), (1, 2)]), PAD).token_type_ids is None
 
 
-def test_token_types_are_there_in_batches_without_pairs_too() -> None:
+def test_token_types_are_zero_in_a_batch_without_pairs() -> None:
     batch = collate(SPLITS, *as_arrays([(0, 1), (2, 2)]), PAD)
     assert batch.token_type_ids is not None
     assert torch.equal(batch.token_type_ids, torch.zeros_like(batch.input_ids))
@@ -99,7 +99,7 @@ def test_empty_batch_has_one_column_and_no_rows() -> None:
 @pytest.mark.parametrize("examples", [[(0, 3)], [(0, 3), (0, 4)]])
 def test_tensors_own_their_memory(examples: list[tuple[int, int]]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch warns where the memory is a read-only file
+        warnings.simplefilter("error")  # torch warns about tensors on read-only memory
         batch = collate(SPLITS, *as_arrays(examples), PAD)
     batch.labels["single"].add_(1)
     batch.input_ids.add_(1)
@@ -123,8 +123,8 @@ def test_moving_a_batch_moves_every_tensor(typed: bool) -> None:
     }
 
 
-def test_lists_are_read_from_every_piece_of_a_column() -> None:
-    """Pieces that are empty, that begin within their numbers, and that hold empty lists."""
+def test_list_column_reads_every_chunk() -> None:
+    """With chunks that are empty, that are slices of a larger array, and that hold empty lists."""
     lists = [list(range(first, first + first % 4)) for first in range(12)]
     whole = pa.array(lists, type=pa.list_(pa.int32()))
     column = pa.chunked_array([whole[:0], whole[:5], whole[5:6], whole[6:6], whole[6:]])
@@ -132,6 +132,6 @@ def test_lists_are_read_from_every_piece_of_a_column() -> None:
     assert [read[row].tolist() for row in range(len(lists))] == lists
 
 
-def test_lists_are_views_of_the_column() -> None:
+def test_list_column_returns_views() -> None:
     column = pa.chunked_array([pa.array([[1, 2], [3]], type=pa.list_(pa.int32()))])
     assert np.shares_memory(ListColumn(column)[1], column.chunk(0).values.to_numpy())

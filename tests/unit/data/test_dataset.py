@@ -1,10 +1,6 @@
 import json
-import logging
 import threading
-from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
@@ -19,6 +15,7 @@ from mtl_dist.data import fingerprint
 from mtl_dist.data.dataset import DataBundle, prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
+from tests.utils.log_lines import log_lines
 from tests.utils.tiny import MOODS, TOPICS, tiny_recipe, tiny_tokenizer
 
 T = TypeVar("T")
@@ -26,39 +23,13 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder with two tasks' files; tests that change files copy what they need."""
+    """Folder with an encoder and the files of two tasks; tests copy the files that they change."""
     return tmp_path_factory.mktemp("tiny")
 
 
 @pytest.fixture
 def recipe(folder: Path, tmp_path: Path) -> Recipe:
     return tiny_recipe(folder, f"data.cache_dir={tmp_path / 'cache'}")
-
-
-class LinesByThread(logging.Handler):
-    """Collects the log lines of the package, by the name of the thread that logged them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: dict[str, list[str]] = defaultdict(list)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        assert record.levelno == logging.INFO
-        self.lines[str(record.threadName)].append(record.getMessage())
-
-
-@contextmanager
-def log_lines() -> Iterator[dict[str, list[str]]]:
-    """Yields the lines that the package logs inside, by thread."""
-    logger, handler = logging.getLogger("mtl_dist"), LinesByThread()
-    level = logger.level
-    logger.setLevel("INFO")
-    logger.addHandler(handler)
-    try:
-        yield handler.lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def prepared(recipe: Recipe) -> tuple[DataBundle, list[str]]:
@@ -79,17 +50,17 @@ def source(recipe: Recipe, task: str, split: str) -> list[dict[str, Any]]:
 
 
 def put(recipe: Recipe, task: str, split: str, rows: list[dict[str, Any]], path: Path) -> None:
-    """Makes `path` the file of one split."""
+    """Writes `rows` to `path` and makes it the file of one split."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe.tasks[task].data_files[split] = str(path)
 
 
 def entries(tmp_path: Path) -> dict[str, int]:
-    """Every file of the cache with the time of its last change."""
+    """Modification time of each file of the cache, in nanoseconds."""
     return {str(file): file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")}
 
 
-def test_tasks_and_splits_are_those_of_the_recipe(recipe: Recipe) -> None:
+def test_bundle_has_the_tasks_and_splits_of_the_recipe(recipe: Recipe) -> None:
     data, _ = prepared(recipe)
     assert list(data.tasks) == ["topic", "mood"]
     assert data.tasks["topic"].labels == tuple(sorted(TOPICS))
@@ -102,7 +73,7 @@ def test_tasks_and_splits_are_those_of_the_recipe(recipe: Recipe) -> None:
     assert data.warnings == ()
 
 
-def test_validation_is_read_where_the_recipe_asks_for_it(recipe: Recipe) -> None:
+def test_validation_split_is_read_if_the_recipe_evaluates_on_it(recipe: Recipe) -> None:
     recipe.evaluation.split = "validation"
     data, _ = prepared(recipe)
     assert list(data.tasks["mood"].splits) == ["train", "validation", "test"]
@@ -110,7 +81,7 @@ def test_validation_is_read_where_the_recipe_asks_for_it(recipe: Recipe) -> None
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_batch_is_what_the_tokenizer_makes_of_the_files(recipe: Recipe, split: str) -> None:
+def test_batch_equals_tokenization_of_the_source_rows(recipe: Recipe, split: str) -> None:
     data, _ = prepared(recipe)
     task_ids, rows = np.array([1, 0, 0, 1, 1]), np.array([7, 11, 0, 7, 2])
     batch = data.batch(split, task_ids, rows)
@@ -124,8 +95,8 @@ def test_batch_is_what_the_tokenizer_makes_of_the_files(recipe: Recipe, split: s
     assert batch.labels["mood"].tolist() == [examples[at]["label"] for at in (0, 3, 4)]
 
 
-def test_the_vocabulary_is_that_of_all_that_is_read(recipe: Recipe, tmp_path: Path) -> None:
-    """Of every task and split, and what batches are padded with."""
+def test_vocabulary_covers_all_tasks_and_splits_and_the_pad_token(recipe: Recipe, tmp_path: Path) -> None:
+    """Token IDs of every task and split, and the pad token."""
     put(recipe, "topic", "train", [{"text": "cat1 cat2", "label": topic} for topic in TOPICS], tmp_path / "topic.json")
     put(recipe, "mood", "train", [{"text": "good1", "label": mood} for mood in range(3)], tmp_path / "mood.json")
     put(recipe, "topic", "test", [{"text": "sea3", "label": "sea"}], tmp_path / "topic.test.json")
@@ -137,13 +108,13 @@ def test_the_vocabulary_is_that_of_all_that_is_read(recipe: Recipe, tmp_path: Pa
     assert data.vocabulary.dtype == np.int32
 
 
-def test_max_length_cuts_the_tokens(recipe: Recipe) -> None:
+def test_max_length_truncates(recipe: Recipe) -> None:
     recipe.data.max_length = 5
     data, _ = prepared(recipe)
     assert max(int(task.splits["train"].lengths.max()) for task in data.tasks.values()) == 5
 
 
-def test_second_time_nothing_is_tokenised_or_written(
+def test_second_start_neither_tokenizes_nor_writes(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 0)
@@ -163,7 +134,7 @@ def test_second_time_nothing_is_tokenised_or_written(
         assert second.tasks[name].splits["train"].rows.to_dict() == task.splits["train"].rows.to_dict()
 
 
-def test_only_the_task_that_changed_is_tokenised_again(recipe: Recipe) -> None:
+def test_only_a_changed_task_is_tokenized_again(recipe: Recipe) -> None:
     prepared(recipe)
     recipe.tasks["mood"].max_rows = 20
     data, lines = prepared(recipe)
@@ -171,12 +142,12 @@ def test_only_the_task_that_changed_is_tokenised_again(recipe: Recipe) -> None:
     assert len(data.tasks["mood"].splits["train"].lengths) == 20
 
 
-def test_file_written_over_is_tokenised_again(recipe: Recipe, tmp_path: Path) -> None:
+def test_overwritten_file_is_tokenized_again(recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "mood.json"
     rows = source(recipe, "mood", "train")
     put(recipe, "mood", "train", rows, path)
     first, _ = prepared(recipe)
-    # The same size, at once after.
+    # Of the same size, immediately after the first.
     put(recipe, "mood", "train", [*rows[1:], rows[0]], path)
     second, lines = prepared(recipe)
     assert lines[0] == "tasks.mood: train: tokenising 48 rows"
@@ -185,7 +156,7 @@ def test_file_written_over_is_tokenised_again(recipe: Recipe, tmp_path: Path) ->
     assert labels == [row["label"] for row in [*rows[1:], rows[0]]]
 
 
-def test_damaged_entry_is_named_and_rebuilt(recipe: Recipe, tmp_path: Path) -> None:
+def test_corrupt_entry_is_logged_and_rebuilt(recipe: Recipe, tmp_path: Path) -> None:
     first, _ = prepared(recipe)
     (meta,) = [file for file in (tmp_path / "cache").rglob("meta.json") if '"art"' in file.read_text(encoding="utf-8")]
     (meta.parent / "train.arrow").unlink()
@@ -199,7 +170,7 @@ def test_damaged_entry_is_named_and_rebuilt(recipe: Recipe, tmp_path: Path) -> N
     assert prepared(recipe)[1] == []
 
 
-def test_digest_follows_the_data_and_not_the_place(recipe: Recipe, tmp_path: Path) -> None:
+def test_digest_depends_on_the_data_and_not_on_paths(recipe: Recipe, tmp_path: Path) -> None:
     digest = prepared(recipe)[0].digest
     recipe.data.cache_dir = str(tmp_path / "other")
     moved = source(recipe, "topic", "train")
@@ -209,13 +180,13 @@ def test_digest_follows_the_data_and_not_the_place(recipe: Recipe, tmp_path: Pat
     assert prepared(recipe)[0].digest != digest
 
 
-def test_digest_follows_the_names_of_classes(recipe: Recipe) -> None:
+def test_digest_depends_on_class_names(recipe: Recipe) -> None:
     digest = prepared(recipe)[0].digest
     recipe.tasks["mood"].labels = list(MOODS)
     assert prepared(recipe)[0].digest != digest
 
 
-def test_warnings_name_their_task(recipe: Recipe, tmp_path: Path) -> None:
+def test_warnings_begin_with_their_task(recipe: Recipe, tmp_path: Path) -> None:
     train = source(recipe, "mood", "train")
     put(recipe, "mood", "test", [train[0], *source(recipe, "mood", "test")], tmp_path / "leaky.json")
     recipe.tasks["topic"].labels = [*TOPICS, "war"]
@@ -224,11 +195,11 @@ def test_warnings_name_their_task(recipe: Recipe, tmp_path: Path) -> None:
         "tasks.mood: 1 of 13 test rows have a text that is also in train",
     )
     assert prepared(recipe)[0].warnings == expected
-    # From the cache too.
+    # Also when read from the cache.
     assert prepared(recipe)[0].warnings == expected
 
 
-def test_every_task_is_checked_before_the_first_is_tokenised(recipe: Recipe, tmp_path: Path) -> None:
+def test_every_task_is_validated_before_the_first_is_tokenized(recipe: Recipe, tmp_path: Path) -> None:
     rows = source(recipe, "mood", "test")
     rows[5]["label"] = None
     put(recipe, "mood", "test", rows, tmp_path / "bad.json")
@@ -236,7 +207,7 @@ def test_every_task_is_checked_before_the_first_is_tokenised(recipe: Recipe, tmp
     assert entries(tmp_path) == {}
 
 
-def test_empty_text_follows_the_recipe(recipe: Recipe, tmp_path: Path) -> None:
+def test_empty_text_is_handled_as_the_recipe_says(recipe: Recipe, tmp_path: Path) -> None:
     rows = source(recipe, "mood", "train")
     rows[3]["text"] = " "
     put(recipe, "mood", "train", rows, tmp_path / "gap.json")
@@ -248,19 +219,19 @@ def test_empty_text_follows_the_recipe(recipe: Recipe, tmp_path: Path) -> None:
     assert 3 not in data.tasks["mood"].splits["train"].rows[:]["row"].to_pylist()
 
 
-def test_encoder_without_tokenizer_is_refused_before_data_is_read(recipe: Recipe, tmp_path: Path) -> None:
+def test_missing_tokenizer_is_refused_before_data_is_read(recipe: Recipe, tmp_path: Path) -> None:
     recipe.model.encoder = str(tmp_path / "absent")
     recipe.tasks["mood"].data_files["train"] = str(tmp_path / "absent.json")
     assert refusal(recipe).startswith("model.encoder: cannot load the tokenizer of ")
 
 
-def test_cache_folder_that_cannot_be_made(recipe: Recipe, tmp_path: Path) -> None:
+def test_cache_folder_that_cannot_be_created_is_a_user_error(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     assert refusal(recipe) == f"data.cache_dir: cannot write {tmp_path}/cache (File exists)"
 
 
-class ThreadProcesses(ProcessGroup):
-    """Ranks that are threads of this process, two a machine."""
+class ThreadProcessGroup(ProcessGroup):
+    """Ranks that are threads of this process, two per machine."""
 
     def __init__(self, rank: int, barrier: Barrier, values: list[Any]) -> None:
         super().__init__()
@@ -276,15 +247,15 @@ class ThreadProcesses(ProcessGroup):
         return values
 
 
-def on_two_machines(recipe: Recipe, tmp_path: Path) -> list[tuple[DataBundle | UserError, list[str]]]:
-    """What each of four ranks gets and says; each machine has a cache of its own."""
+def prepare_on_two_machines(recipe: Recipe, tmp_path: Path) -> list[tuple[DataBundle | UserError, list[str]]]:
+    """Result and log lines of each of four ranks; each machine has a cache of its own."""
     barrier, values = Barrier(4), [None] * 4
 
     def rank_main(rank: int) -> tuple[DataBundle | UserError, list[str]]:
         own = replace(recipe, data=replace(recipe.data, cache_dir=str(tmp_path / f"machine{rank // 2}")))
         own_lines = lines[threading.current_thread().name]
         try:
-            return prepare(own, ThreadProcesses(rank, barrier, values)), own_lines
+            return prepare(own, ThreadProcessGroup(rank, barrier, values)), own_lines
         except UserError as error:
             return error, own_lines
 
@@ -292,8 +263,8 @@ def on_two_machines(recipe: Recipe, tmp_path: Path) -> list[tuple[DataBundle | U
         return list(pool.map(rank_main, range(4)))
 
 
-def test_one_process_of_each_machine_tokenises_and_the_others_read_it(recipe: Recipe, tmp_path: Path) -> None:
-    results = on_two_machines(recipe, tmp_path)
+def test_one_process_per_machine_tokenizes_for_all_its_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    results = prepare_on_two_machines(recipe, tmp_path)
     assert [len(lines) for _, lines in results] == [4, 0, 4, 0]
     bundles = [data for data, _ in results if isinstance(data, DataBundle)]
     assert len({data.digest for data in bundles}) == 1
@@ -304,8 +275,8 @@ def test_one_process_of_each_machine_tokenises_and_the_others_read_it(recipe: Re
     assert len(bundles) == 4
 
 
-def test_bad_data_is_the_same_error_on_every_rank(recipe: Recipe, tmp_path: Path) -> None:
+def test_invalid_data_raises_the_same_error_on_every_rank(recipe: Recipe, tmp_path: Path) -> None:
     put(recipe, "mood", "test", [{"text": "", "label": 0}], tmp_path / "bad.json")
-    errors = [str(error) for error, _ in on_two_machines(recipe, tmp_path)]
+    errors = [str(error) for error, _ in prepare_on_two_machines(recipe, tmp_path)]
     message = "tasks.mood: test row 0 (from 0): text is empty; data.empty_text=skip leaves such rows out"
     assert errors == [message] * 4

@@ -29,11 +29,11 @@ LINES = [
 
 
 @pytest.mark.parametrize(("line", "message"), LINES)
-def test_faulty_line_of_json_is_named_with_its_row(tmp_path: Path, line: bytes, message: str) -> None:
+def test_faulty_json_line_is_located_by_its_row(tmp_path: Path, line: bytes, message: str) -> None:
     assert fault_of(tmp_path / "x.json", GOOD + b"\n" + GOOD + line) == f"row 2 (from 0): {message}"
 
 
-def test_rows_are_counted_over_all_files_of_a_split(tmp_path: Path) -> None:
+def test_rows_are_counted_across_all_files_of_a_split(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(GOOD * 3)
     (tmp_path / "b.json").write_bytes(GOOD + b"x")
     assert str(find_faulty_line("json", f"{tmp_path}/*.json", ["text"])).startswith("row 4 (from 0): no valid JSON")
@@ -49,16 +49,16 @@ def test_rows_are_counted_over_all_files_of_a_split(tmp_path: Path) -> None:
         json.dumps([{"text": "a", "label": 0}, {"text": 1, "label": "x"}], indent=1).encode(),
     ],
 )
-def test_what_is_no_fault_of_a_line(tmp_path: Path, line: bytes) -> None:
+def test_unusual_but_valid_line_is_no_fault(tmp_path: Path, line: bytes) -> None:
     assert fault_of(tmp_path / "x.json", line) is None
 
 
-def test_line_of_csv_that_is_not_utf8(tmp_path: Path) -> None:
+def test_csv_line_that_is_not_utf8_is_located(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     assert fault_of(path, b"text,label\na,0\n\xff,1\n", "csv") == f"line 3 of {path}: byte 0 of its line is not UTF-8"
     assert fault_of(path, b"text,label\na,0\n", "csv") is None
 
 
 @pytest.mark.parametrize(("builder", "pattern"), [("parquet", "x.parquet"), ("json", "hf://x.json"), ("json", "")])
-def test_nothing_is_said_of_what_is_no_local_text_file(builder: str, pattern: str) -> None:
+def test_sources_other_than_local_text_files_are_not_searched(builder: str, pattern: str) -> None:
     assert find_faulty_line(builder, pattern, ["text"]) is None

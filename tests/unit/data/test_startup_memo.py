@@ -14,7 +14,8 @@ from mtl_dist.data.dataset import DataBundle
 from mtl_dist.data.fingerprint import files_state, rows_state, timestamps_are_reliable
 from mtl_dist.data.sources import load_rows
 from mtl_dist.data.startup_memo import StartupMemo
-from tests.unit.data.test_dataset import log_lines, prepared
+from tests.unit.data.test_dataset import prepared
+from tests.utils.log_lines import log_lines
 from tests.utils.tiny import tiny_recipe, tiny_tokenizer
 
 TEXTS = ["cat1 cat2", "bad1", "good1 good2", "sea3"]
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """One task with files of its own, which count as settled at once, and a copy of `datasets` of its own."""
+    """A task with files of its own, whose timestamps count as reliable at once, and a separate `datasets` cache."""
     monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 0)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     recipe = tiny_recipe(folder, f"data.cache_dir={tmp_path / 'cache'}")
@@ -53,7 +54,7 @@ def memos(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "starts").glob("*"))
 
 
-def test_files_that_have_not_changed_are_not_read_again(recipe: Recipe, tmp_path: Path) -> None:
+def test_unchanged_files_are_not_read_again(recipe: Recipe, tmp_path: Path) -> None:
     first, _ = prepared(recipe)
     shutil.rmtree(tmp_path / "datasets")
     second, lines = prepared(recipe)
@@ -86,9 +87,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_files_that_have_changed_are_read_again_though_size_and_date_are_the_same(
-    recipe: Recipe, tmp_path: Path, change: str
-) -> None:
+def test_changed_files_of_the_same_size_and_mtime_are_read_again(recipe: Recipe, tmp_path: Path, change: str) -> None:
     prepared(recipe)
     make, expected = CHANGES[change]
     make(tmp_path / "train.json")
@@ -97,7 +96,7 @@ def test_files_that_have_changed_are_read_again_though_size_and_date_are_the_sam
     assert texts_of(data) == expected
 
 
-def test_a_file_that_had_just_been_written_is_read_again(
+def test_file_written_just_before_the_start_leaves_no_memo(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 10**18)
@@ -108,7 +107,7 @@ def test_a_file_that_had_just_been_written_is_read_again(
     assert len(memos(tmp_path)) == 1
 
 
-def test_a_file_has_settled_two_seconds_after_its_last_date() -> None:
+def test_timestamps_are_reliable_two_seconds_after_the_last_change() -> None:
     second = 10**9
     assert timestamps_are_reliable([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second)
     assert not timestamps_are_reliable([f"train 9 {5 * second} {4 * second} 77 a b"], 7 * second - 1)
@@ -116,7 +115,7 @@ def test_a_file_has_settled_two_seconds_after_its_last_date() -> None:
     assert not timestamps_are_reliable(["train 9 0 0 77 a", f"test 9 {5 * second} 0 78 b"], 6 * second)
 
 
-def test_a_file_that_changes_while_it_is_read_leaves_no_memo(recipe: Recipe, tmp_path: Path) -> None:
+def test_file_that_changes_while_it_is_read_leaves_no_memo(recipe: Recipe, tmp_path: Path) -> None:
     task = recipe.tasks["mood"]
     state = files_state(task, ["train", "test"])
     assert state is not None
@@ -131,7 +130,7 @@ def test_a_file_that_changes_while_it_is_read_leaves_no_memo(recipe: Recipe, tmp
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"entry": 5}', '{"entry": null}'])
-def test_a_damaged_memo_is_said_and_made_anew(recipe: Recipe, tmp_path: Path, content: str) -> None:
+def test_corrupt_memo_is_logged_and_replaced(recipe: Recipe, tmp_path: Path, content: str) -> None:
     first, _ = prepared(recipe)
     (memo,) = memos(tmp_path)
     memo.write_text(content, encoding="utf-8")
@@ -143,7 +142,7 @@ def test_a_damaged_memo_is_said_and_made_anew(recipe: Recipe, tmp_path: Path, co
     assert prepared(recipe)[1] == []
 
 
-def test_a_cache_that_takes_no_memo_is_said_and_ends_nothing(recipe: Recipe, tmp_path: Path) -> None:
+def test_memo_that_cannot_be_written_is_logged_and_is_no_error(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "starts").touch()
     _, lines = prepared(recipe)
@@ -152,7 +151,7 @@ def test_a_cache_that_takes_no_memo_is_said_and_ends_nothing(recipe: Recipe, tmp
     assert lines[-1].endswith(": the next start reads all data again")
 
 
-def test_an_entry_that_is_gone_is_made_anew_whatever_its_memo_says(recipe: Recipe, tmp_path: Path) -> None:
+def test_missing_entry_is_rebuilt_despite_its_memo(recipe: Recipe, tmp_path: Path) -> None:
     first, _ = prepared(recipe)
     (meta,) = (tmp_path / "cache").glob("*/meta.json")
     shutil.rmtree(meta.parent)
@@ -161,7 +160,7 @@ def test_an_entry_that_is_gone_is_made_anew_whatever_its_memo_says(recipe: Recip
     assert second.digest == first.digest
 
 
-def test_each_setting_has_a_memo_of_its_own() -> None:
+def test_every_setting_changes_the_name_of_the_memo() -> None:
     task, data, state = TaskConfig(path="json"), DataConfig(), ["train 1 2 3 4 a"]
     changed = [
         (TaskConfig(path="csv"), data, state),
@@ -181,7 +180,7 @@ def test_each_setting_has_a_memo_of_its_own() -> None:
     assert StartupMemo(Path(), task, data, tokenizer, state).path not in paths
 
 
-def test_rows_that_are_no_local_files_have_a_memo_by_the_copy_that_datasets_has(recipe: Recipe, tmp_path: Path) -> None:
+def test_memo_of_rows_from_elsewhere_depends_on_the_cached_copy_of_datasets(recipe: Recipe, tmp_path: Path) -> None:
     other = recipe.tasks["mood"]
     recipe.tasks["mood"] = TaskConfig(path=str(tmp_path / "hub"))
     (tmp_path / "hub").mkdir()
@@ -189,7 +188,7 @@ def test_rows_that_are_no_local_files_have_a_memo_by_the_copy_that_datasets_has(
         shutil.copy(tmp_path / f"{split}.json", tmp_path / "hub")
     assert texts_of(prepared(recipe)[0]) == TEXTS
     (memo,) = memos(tmp_path)
-    # What a memo names is opened without a look at the rows.
+    # The entry named by a memo is opened without reading the rows.
     put(tmp_path / "train.json", ["art1", "art2"])
     recipe.tasks["mood"], folder = other, recipe.tasks["mood"]
     assert texts_of(prepared(recipe)[0]) == ["art1", "art2"]
@@ -201,7 +200,7 @@ def test_rows_that_are_no_local_files_have_a_memo_by_the_copy_that_datasets_has(
     assert texts_of(prepared(recipe)[0]) == ["sea1", "sea2", "sea3"]
 
 
-def test_rows_whose_copy_was_made_anew_are_in_another_state(recipe: Recipe) -> None:
+def test_state_of_rows_changes_when_their_cached_copy_is_replaced(recipe: Recipe) -> None:
     rows = load_rows("tasks.mood", recipe.tasks["mood"], "train")
     before = rows_state({"train": rows})
     copy = Path(rows.cache_files[0]["filename"])

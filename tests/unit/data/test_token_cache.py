@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 from mtl_dist.config.recipe import DataConfig, TaskConfig
 from mtl_dist.data import token_cache
 from mtl_dist.data.token_cache import entry_name, make_root, open_entry, write_entry
-from mtl_dist.data.token_files import _TokenIdSet
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledTask, check_rows
 from mtl_dist.errors import UserError
@@ -61,8 +60,8 @@ def name_of(
     return entry_name(task, data, tokenizer or tiny_tokenizer(), splits)
 
 
-def test_entry_has_tokens_lengths_labels_and_rows_of_every_split(tmp_path: Path) -> None:
-    # More than one batch, and rows that are left out.
+def test_entry_has_tokens_lengths_labels_and_row_numbers_of_every_split(tmp_path: Path) -> None:
+    # More than one batch, and skipped rows.
     texts = [" " if number % 5 == 0 else " ".join(WORDS[: 1 + number % 9]) for number in range(2300)]
     labels = [number**2 % 7 % 2 for number in range(2300)]
     entry = written(tmp_path / "entry", {"train": rows_of(texts, labels), "test": SPLITS["test"]})
@@ -77,7 +76,7 @@ def test_entry_has_tokens_lengths_labels_and_rows_of_every_split(tmp_path: Path)
     assert train.lengths.tolist() == [len(ids) for ids in tokens]
     assert train.vocabulary.tolist() == sorted({token for ids in tokens for token in ids})
     assert (train.vocabulary.dtype, entry.splits["test"].vocabulary.dtype) == (np.int32, np.int32)
-    assert len(entry.splits["test"].vocabulary) == 5  # its three words, and what stands around each text
+    assert len(entry.splits["test"].vocabulary) == 5  # its three words, [CLS] and [SEP]
     assert entry.splits["test"].rows[:]["row"].to_pylist() == [0, 1]
     assert entry.labels == ("0", "1")
     assert entry.warnings == ("460 of 2300 train rows have no text and are left out",)
@@ -92,13 +91,6 @@ def test_entry_of_pairs_has_token_types(tmp_path: Path) -> None:
     assert entry is not None
     types = [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]]
     assert entry.splits["train"].rows[:]["token_type_ids"].to_pylist() == types
-
-
-def test_the_vocabulary_takes_in_what_comes_late_and_is_large() -> None:
-    vocabulary = _TokenIdSet()
-    for ids in ([7, 3, 3], [], [250_000, 3], [40_000]):
-        vocabulary.add(np.array(ids, dtype=np.int32))
-    assert vocabulary.ids.tolist() == [3, 7, 40_000, 250_000]
 
 
 def test_entry_is_memory_mapped(tmp_path: Path) -> None:
@@ -122,7 +114,7 @@ def test_progress_is_shown_for_every_split(tmp_path: Path) -> None:
     assert advanced == [1000, 200, 2]
 
 
-def test_texts_shared_with_training_are_counted_row_by_row(tmp_path: Path) -> None:
+def test_texts_shared_with_training_are_counted_by_row(tmp_path: Path) -> None:
     splits = {
         "train": rows_of(["a", "b", "c"]),
         "validation": rows_of(["d", "e"]),
@@ -132,7 +124,7 @@ def test_texts_shared_with_training_are_counted_row_by_row(tmp_path: Path) -> No
     assert written(tmp_path / "entry", splits).warnings == (warning,)
 
 
-def test_warnings_come_back_in_order(tmp_path: Path) -> None:
+def test_warnings_keep_their_order(tmp_path: Path) -> None:
     splits = {"train": rows_of(["a", "b", "c", "d"], [0, 2, 2, 2]), "test": rows_of(["a", ""])}
     assert written(tmp_path / "entry", splits).warnings == (
         "1 of 2 test rows have no text and are left out",
@@ -141,7 +133,7 @@ def test_warnings_come_back_in_order(tmp_path: Path) -> None:
     )
 
 
-def test_row_of_which_the_tokenizer_makes_nothing(tmp_path: Path) -> None:
+def test_row_without_tokens_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = Replace("*", "")
     tokenizer.backend_tokenizer.post_processor = None  # it adds [CLS] and [SEP]
@@ -152,14 +144,14 @@ def test_row_of_which_the_tokenizer_makes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_digest_follows_tokens_labels_and_order(tmp_path: Path) -> None:
+def test_digest_depends_on_tokens_labels_and_order(tmp_path: Path) -> None:
     texts, labels = ["cat1", "cat2 cat3", "sea1"], [0, 1, 1]
     changed = {
         "same": rows_of(texts, labels),
         "text": rows_of(["cat1", "cat2 cat4", "sea1"], labels),
         "label": rows_of(texts, [1, 1, 0]),
         "order": rows_of(["cat2 cat3", "cat1", "sea1"], [1, 0, 1]),
-        # The same tokens in a row, cut otherwise.
+        # The same sequence of tokens with other row boundaries.
         "border": rows_of(["cat1 cat2", "cat3", "sea1"], labels),
     }
     digests = {
@@ -171,7 +163,7 @@ def test_digest_follows_tokens_labels_and_order(tmp_path: Path) -> None:
     assert len({of["train"] for of in digests.values()}) == 1
 
 
-def test_digest_sees_where_a_row_ends(tmp_path: Path) -> None:
+def test_digest_depends_on_row_boundaries(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
     digests = []
@@ -184,11 +176,11 @@ def test_digest_sees_where_a_row_ends(tmp_path: Path) -> None:
     assert digests[0] != digests[1]
 
 
-def test_name_is_the_same_for_the_same_content_in_other_pieces() -> None:
-    pieces = [rows_of(TRAIN[start : start + 7], [0, 1, 0, 1, 0, 1, 0][: len(TRAIN) - start]) for start in (0, 7, 14)]
-    labels = [label for piece in pieces for label in piece[:]["label"].to_pylist()]
+def test_name_is_independent_of_arrow_chunks() -> None:
+    chunks = [rows_of(TRAIN[start : start + 7], [0, 1, 0, 1, 0, 1, 0][: len(TRAIN) - start]) for start in (0, 7, 14)]
+    labels = [label for chunk in chunks for label in chunk[:]["label"].to_pylist()]
     whole = {"train": rows_of(TRAIN, labels), "test": SPLITS["test"]}
-    joined = datasets.concatenate_datasets(pieces)
+    joined = datasets.concatenate_datasets(chunks)
     assert joined.data.column(0).num_chunks == 3
     assert name_of(whole | {"train": joined}) == name_of(whole)
     longer = rows_of(["before", *TRAIN, "after"], [0, *labels, 1])
@@ -196,7 +188,7 @@ def test_name_is_the_same_for_the_same_content_in_other_pieces() -> None:
     assert name_of(whole | {"train": inside}) == name_of(whole)
 
 
-def test_name_is_free_of_what_does_not_matter(tmp_path: Path) -> None:
+def test_name_is_independent_of_paths_and_training_settings(tmp_path: Path) -> None:
     moved = replace(TASK, path="csv", name="x", data_files={"train": "/elsewhere"}, weight=3.0)
     assert name_of(task=moved, data=replace(DATA, cache_dir=str(tmp_path))) == name_of()
 
@@ -207,7 +199,7 @@ def with_tokenizer(change: Callable[[PreTrainedTokenizerFast], Any]) -> str:
     return name_of(tokenizer=tokenizer)
 
 
-def test_name_changes_with_all_that_decides_the_content() -> None:
+def test_name_depends_on_everything_that_determines_the_content() -> None:
     class_names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "y"])})
     names = {
         "nothing": name_of(),
@@ -236,7 +228,7 @@ def test_name_changes_with_all_that_decides_the_content() -> None:
     assert len(set(names.values())) == len(names)
 
 
-def test_name_changes_with_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_depends_on_the_format_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = name_of()
     monkeypatch.setattr(token_cache, "FORMAT", token_cache.FORMAT + 1)
     assert name_of() != before
@@ -246,33 +238,33 @@ KINDS = (".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy", ".vocabulary.np
 FILES = ["meta.json", *(f"{split}{kind}" for split in ("train", "test") for kind in KINDS)]
 
 
-def test_entry_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_entry_is_none(tmp_path: Path) -> None:
     assert open_entry(tmp_path / "entry") is None
     (tmp_path / "entry").mkdir()
     assert open_entry(tmp_path / "entry") is None
 
 
-def test_entry_has_these_files(tmp_path: Path) -> None:
+def test_files_of_an_entry(tmp_path: Path) -> None:
     written(tmp_path / "entry")
     assert sorted(file.name for file in (tmp_path / "entry").iterdir()) == sorted(FILES)
 
 
-DAMAGE: dict[str, Callable[[Path], Any]] = {
+CORRUPTIONS: dict[str, Callable[[Path], Any]] = {
     "gone": Path.unlink,
-    # An arrow file that lacks its last 8 bytes, which only say that it ends, can still be read.
+    # An arrow file without its last 8 bytes, the end-of-stream marker, can still be read.
     "cut": lambda file: os.truncate(file, file.stat().st_size - 8),
-    # What a machine that lost power can leave behind.
+    # A loss of power can leave a file of zeros.
     "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize("file", FILES)
-def test_damaged_entry_is_none_and_is_replaced(tmp_path: Path, file: str, damage: str) -> None:
+def test_corrupt_entry_is_none_and_is_replaced(tmp_path: Path, file: str, corruption: str) -> None:
     folder = tmp_path / "entry"
     before = written(folder)
     rows = before.splits["train"].rows.to_dict()
-    DAMAGE[damage](folder / file)
+    CORRUPTIONS[corruption](folder / file)
     assert open_entry(folder) is None
     after = written(folder)
     assert after.digests == before.digests
@@ -281,14 +273,14 @@ def test_damaged_entry_is_none_and_is_replaced(tmp_path: Path, file: str, damage
 
 
 @pytest.mark.parametrize("file", FILES[1:])
-def test_file_that_is_too_long_is_damage(tmp_path: Path, file: str) -> None:
+def test_entry_with_a_longer_file_is_corrupt(tmp_path: Path, file: str) -> None:
     written(tmp_path / "entry")
     with (tmp_path / "entry" / file).open("ab") as content:
         content.write(b"?")
     assert open_entry(tmp_path / "entry") is None
 
 
-def test_entry_of_a_faster_machine_stays(tmp_path: Path) -> None:
+def test_entry_published_by_another_machine_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "entry"
     written(folder)
     theirs = (folder / "meta.json").stat().st_ino
@@ -301,7 +293,7 @@ class Interrupted(Exception):
     pass
 
 
-def test_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_writing_leaves_no_files(tmp_path: Path) -> None:
     @contextmanager
     def interrupted(label: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda more: None
@@ -314,7 +306,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_entry_is_open_to_the_other_users_of_a_shared_cache(tmp_path: Path) -> None:
+def test_entry_is_readable_by_other_users_of_a_shared_cache(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         written(tmp_path / "entry")
@@ -323,7 +315,7 @@ def test_entry_is_open_to_the_other_users_of_a_shared_cache(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "entry").stat().st_mode) == 0o755
 
 
-def test_cache_folder_of_the_recipe_comes_before_the_environment_and_home(
+def test_cache_folder_precedence_is_recipe_then_environment_then_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -331,20 +323,20 @@ def test_cache_folder_of_the_recipe_comes_before_the_environment_and_home(
     assert make_root(DataConfig(cache_dir=str(tmp_path / "named" / "deep"))) == tmp_path / "named" / "deep"
     assert make_root(DataConfig(cache_dir="~/mine")) == tmp_path / "home" / "mine"
     assert make_root(DataConfig()) == tmp_path / "set"
-    assert make_root(DataConfig()) == tmp_path / "set"  # it is there by now
+    assert make_root(DataConfig()) == tmp_path / "set"  # it exists by now
     monkeypatch.delenv("MTL_DIST_CACHE")
     assert make_root(DataConfig()) == tmp_path / "home" / ".cache" / "mtl_dist"
     assert all((tmp_path / folder).is_dir() for folder in ("named/deep", "home/mine", "set", "home/.cache/mtl_dist"))
 
 
-def test_cache_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_cache_folder_that_cannot_be_created_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
         make_root(DataConfig(cache_dir=str(tmp_path / "file" / "cache")))
     assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file/cache (Not a directory)"
 
 
-def test_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_cache_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
         write_entry(tmp_path / "file" / "e", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()))
@@ -352,9 +344,9 @@ def test_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """With ever more room, until there is enough."""
-    said: list[str] = []
+def test_full_disk_is_an_error_of_one_line_and_leaves_no_files(tmp_path: Path) -> None:
+    """With increasing free space, until it suffices."""
+    messages: list[str] = []
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         for pages in range(16):
             with nearly_full(disk, pages * 4096):
@@ -362,21 +354,9 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(tmp_path: Pat
                     written(disk / "entry")
                     break
                 except UserError as error:
-                    said.append(str(error))
+                    messages.append(str(error))
                     assert [path.name for path in disk.iterdir()] == ["fill"]
         assert open_entry(disk / "entry") is not None
     expected = rf"data\.cache_dir: cannot write {disk} \(.*(No space left on device|requested and).*\)"
-    assert len(said) > 3
-    assert all(re.fullmatch(expected, line) for line in said)
-
-
-def test_rows_have_the_same_hash_where_their_tokens_are_the_same(tmp_path: Path) -> None:
-    """What is kept by text is found by it, for all tasks."""
-    entry = written(tmp_path / "entry")
-    for split in entry.splits.values():
-        tokens = [
-            tuple(row["input_ids"].to_pylist()[0]) for row in (split.rows[i : i + 1] for i in range(len(split.rows)))
-        ]
-        hashes = [tuple(row) for row in split.hashes.tolist()]
-        assert len(set(zip(tokens, hashes, strict=True))) == len(set(tokens)) == len(set(hashes))
-        assert split.labels.tolist() == split.rows[: len(split.rows)]["label"].to_pylist()
+    assert len(messages) > 3
+    assert all(re.fullmatch(expected, line) for line in messages)

@@ -16,7 +16,7 @@ COLUMNS = pa.table({"a": FIRST, "b": SECOND})
 
 
 @pytest.mark.parametrize("max_length", [4, 7, 128])
-def test_single_texts_are_tokenised_as_the_tokenizer_does_one_by_one(max_length: int) -> None:
+def test_single_texts_are_tokenized_as_one_by_one(max_length: int) -> None:
     tokens, _ = ColumnTokenizer(tiny_tokenizer(), ["a"], max_length)(COLUMNS)
     reference = [tiny_tokenizer()(text, truncation=True, max_length=max_length)["input_ids"] for text in FIRST]
     assert {name: lists.to_pylist() for name, lists in tokens.items()} == {"input_ids": reference}
@@ -24,7 +24,7 @@ def test_single_texts_are_tokenised_as_the_tokenizer_does_one_by_one(max_length:
 
 
 @pytest.mark.parametrize("max_length", [4, 7, 128])
-def test_pairs_are_tokenised_with_token_types(max_length: int) -> None:
+def test_sentence_pairs_are_tokenized_with_token_types(max_length: int) -> None:
     tokens, _ = ColumnTokenizer(tiny_tokenizer(), ["b", "a"], max_length)(COLUMNS)
     reference = [
         tiny_tokenizer()(*pair, truncation=True, max_length=max_length) for pair in zip(SECOND, FIRST, strict=True)
@@ -35,14 +35,14 @@ def test_pairs_are_tokenised_with_token_types(max_length: int) -> None:
     assert tokens["token_type_ids"].type == pa.list_(pa.int32())
 
 
-def test_pairs_have_no_token_types_where_the_encoder_takes_none() -> None:
+def test_sentence_pairs_have_no_token_types_if_the_encoder_takes_none() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokens, _ = ColumnTokenizer(tokenizer, ["a", "b"], 128)(COLUMNS)
     assert list(tokens) == ["input_ids"]
 
 
-def test_hashes_are_equal_where_all_texts_are() -> None:
+def test_text_hashes_are_equal_exactly_if_all_texts_are_equal() -> None:
     columns = pa.table({"a": ["x y", "x", "x y", "x y"], "b": ["z", "y z", "z", ""]})
     _, single = ColumnTokenizer(tiny_tokenizer(), ["a"], 128)(columns)
     assert single.tolist() == [single[0], single[1], single[0], single[0]]
@@ -52,7 +52,7 @@ def test_hashes_are_equal_where_all_texts_are() -> None:
     assert len(set(pairs.tolist())) == 3
 
 
-def test_the_tokenizer_that_is_saved_keeps_its_settings() -> None:
+def test_tokenization_does_not_change_the_tokenizer_that_is_saved() -> None:
     tokenizer = tiny_tokenizer()
     before = tokenizer.backend_tokenizer.to_str()
     ColumnTokenizer(tokenizer, ["a"], 4)(COLUMNS)
@@ -60,7 +60,7 @@ def test_the_tokenizer_that_is_saved_keeps_its_settings() -> None:
 
 
 @pytest.mark.parametrize(("text", "special"), [(["a"], 2), (["a", "b"], 3)])
-def test_max_length_without_room_for_text(text: list[str], special: int) -> None:
+def test_max_length_without_room_for_text_is_refused(text: list[str], special: int) -> None:
     with pytest.raises(UserError) as error:
         ColumnTokenizer(tiny_tokenizer(), text, special)
     message = f"data.max_length: {special} leaves no room for text; {special} tokens are special ones"
@@ -69,7 +69,7 @@ def test_max_length_without_room_for_text(text: list[str], special: int) -> None
     assert tokens["input_ids"].value_lengths().to_pylist() == [special + 1] * len(FIRST)
 
 
-def test_loads_the_tokenizer_of_the_encoder(tmp_path: Path) -> None:
+def test_load_tokenizer_loads_that_of_the_encoder(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(ModelConfig(encoder=str(tmp_path)))
     assert tokenizer("cat1 sea2")["input_ids"] == tiny_tokenizer()("cat1 sea2")["input_ids"]
@@ -82,18 +82,18 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
-def test_encoder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_encoder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "absent"
     assert refusal(folder).startswith(f"model.encoder: cannot load the tokenizer of {folder}: ")
 
 
-def test_encoder_without_tokenizer_files(tmp_path: Path) -> None:
+def test_encoder_without_tokenizer_files_is_refused(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
     complaint = "has no vocabulary; its files are missing, e.g. tokenizer.json"
     assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"
 
 
-def test_tokenizer_without_pad_token(tmp_path: Path) -> None:
+def test_tokenizer_without_pad_token_is_refused(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     del settings["pad_token"]
@@ -102,7 +102,7 @@ def test_tokenizer_without_pad_token(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"
 
 
-def test_tokenizer_without_fast_version(tmp_path: Path) -> None:
+def test_tokenizer_without_fast_version_is_refused(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
     complaint = "is not a fast one; add its tokenizer.json"
     assert refusal(tmp_path) == f"model.encoder: the tokenizer of {tmp_path} {complaint}"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mtl_dist.data import token_files
+from mtl_dist.data.token_files import _TokenIdSet
 from tests.unit.data.test_token_cache import SPLITS, rows_of, written
 from tests.utils.tiny import WORDS
 
@@ -17,12 +18,12 @@ LARGE = {"train": rows_of(TEXTS, LABELS), "test": SPLITS["test"]}
 
 
 def record_batches(rows: datasets.Dataset) -> list[int]:
-    """Rows of each."""
+    """Number of rows of each record batch."""
     return [len(chunk) for chunk in rows.data.column("label").chunks]
 
 
-def test_digest_is_that_of_a_thousand_rows_after_the_other_and_then_their_lengths(tmp_path: Path) -> None:
-    """A run that was begun with an older version goes on only where its data still have the same digest."""
+def test_digest_covers_batches_of_1000_rows_then_the_lengths(tmp_path: Path) -> None:
+    """A run started with an older version can only be resumed if the digest of its data is the same."""
     entry = written(tmp_path / "entry", LARGE)
     columns = cast(dict[str, list[Any]], entry.splits["train"].rows.to_dict())
     reference = hashlib.sha256()
@@ -35,7 +36,7 @@ def test_digest_is_that_of_a_thousand_rows_after_the_other_and_then_their_length
     assert entry.digests["train"] == reference.hexdigest()
 
 
-def test_a_file_has_few_record_batches_however_many_rows_are_tokenised_at_a_time(
+def test_record_batches_are_joined_independently_of_the_tokenization_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = written(tmp_path / "one", LARGE)
@@ -50,14 +51,14 @@ def test_a_file_has_few_record_batches_however_many_rows_are_tokenised_at_a_time
     assert several.splits["train"].lengths.tolist() == one.splits["train"].lengths.tolist()
 
 
-def test_lengths_are_a_file_as_numpy_writes_it(tmp_path: Path) -> None:
+def test_lengths_file_equals_that_of_numpy_save(tmp_path: Path) -> None:
     lengths = written(tmp_path / "entry", LARGE).splits["train"].lengths
     np.save(tmp_path / "reference.npy", np.array([min(20, 3 + number % 9) for number in range(ROWS)], dtype=np.int32))
     assert (tmp_path / "entry" / "train.lengths.npy").read_bytes() == (tmp_path / "reference.npy").read_bytes()
     assert lengths.dtype == np.int32
 
 
-def test_shared_texts_are_found_in_every_part_of_the_training_split(
+def test_shared_texts_are_found_in_every_chunk_of_the_training_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_files, "READ_CHUNK", 2)
@@ -68,3 +69,22 @@ def test_shared_texts_are_found_in_every_part_of_the_training_split(
     }
     warning = "4 of 6 test rows have a text that is also in train"
     assert written(tmp_path / "entry", splits).warnings == (warning,)
+
+
+def test_token_id_set_grows_with_larger_ids() -> None:
+    vocabulary = _TokenIdSet()
+    for ids in ([7, 3, 3], [], [250_000, 3], [40_000]):
+        vocabulary.add(np.array(ids, dtype=np.int32))
+    assert vocabulary.ids.tolist() == [3, 7, 40_000, 250_000]
+
+
+def test_rows_have_equal_hashes_exactly_if_their_tokens_are_equal(tmp_path: Path) -> None:
+    """The activation cache finds vectors by the hash of the tokens, across tasks."""
+    entry = written(tmp_path / "entry")
+    for split in entry.splits.values():
+        tokens = [
+            tuple(row["input_ids"].to_pylist()[0]) for row in (split.rows[i : i + 1] for i in range(len(split.rows)))
+        ]
+        hashes = [tuple(row) for row in split.hashes.tolist()]
+        assert len(set(zip(tokens, hashes, strict=True))) == len(set(tokens)) == len(set(hashes))
+        assert split.labels.tolist() == split.rows[: len(split.rows)]["label"].to_pylist()
