@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -30,8 +29,8 @@ from mtl_dist.models.encoder import (
     load_encoder,
     load_encoder_config,
 )
-from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
-from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN, trim_vocabulary, trimmed_size
+from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names
+from mtl_dist.models.vocab_trimming import trim_vocabulary, trimmed_size
 from mtl_dist.run_layout import STACKS
 from mtl_dist.schedule.early_stopping import first_end
 from mtl_dist.schedule.learning_rates import LearningRates
@@ -160,8 +159,6 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
     use_fast_dropout(model)
     use_fast_attention(encoder)
-    tokens = torch.full((1, 2), PLACEHOLDER_TOKEN)
-    model.partial_forward.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
     return model
 
 

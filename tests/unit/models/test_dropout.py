@@ -63,7 +63,7 @@ def test_masks_are_multiplied_to_the_bits_of_torchs_own_product(dtype: torch.dty
     mask = torch.rand(4005) < 0.7
     expected = torch.ops.aten.native_dropout_backward(values, mask, 10 / 7)
     integers = torch.int16 if dtype.itemsize == 2 else torch.int32 if dtype.itemsize == 4 else torch.int64
-    product, nan = dropout._product(values, mask, 10 / 7), expected.isnan()
+    product, nan = dropout._mask_and_scale(values, mask, 10 / 7), expected.isnan()
     assert torch.equal(product.isnan(), nan)
     assert torch.equal(product[~nan].view(integers), expected[~nan].view(integers))
 

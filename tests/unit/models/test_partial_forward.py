@@ -36,7 +36,6 @@ def texts() -> tuple[Tensor, Tensor]:
 def test_the_two_parts_give_what_the_whole_gives(kind: str, special: dict[str, int], pooling: str) -> None:
     model = model_of(kind, special, pooling).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     depths = list(range(1, LAYERS + 1))
     names = list(dict(model.named_parameters()))
     with torch.no_grad():
@@ -54,7 +53,6 @@ def test_what_lies_padded_behind_a_text_changes_nothing() -> None:
     """States are kept without their padding, and zeros are put there."""
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     with torch.no_grad():
         states = model.run_prefix([2], ids, mask)[2]
         padded = states * mask.unsqueeze(-1)
@@ -68,7 +66,6 @@ def test_gradients_above_are_those_of_the_whole() -> None:
     """And below there are none."""
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     model(ids, mask, "a").logsumexp(-1).sum().backward()
     whole = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -83,7 +80,6 @@ def test_gradients_above_are_those_of_the_whole() -> None:
 def test_no_block_at_or_above_the_level_is_run(tmp_path: Path) -> None:
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     ran: list[int] = []
     blocks = model.sentence_transformer.encoder.get_submodule("encoder.layer")
     for index, block in enumerate(blocks.children()):

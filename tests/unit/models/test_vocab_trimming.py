@@ -121,7 +121,7 @@ def test_a_whole_table_comes_back_and_can_be_taken_apart() -> None:
     unused = [1, 2, 3, 6, 7, 8]
     assert torch.equal(moved[used], 2 * table[used])
     assert torch.equal(moved[unused], table[unused])
-    assert torch.equal(aside.select(moved), 2 * table[used])
+    assert torch.equal(aside.select_used(moved), 2 * table[used])
     moment = aside.expand_optimizer_state(table[used])
     assert torch.equal(moment[used], table[used])
     assert not moment[unused].any()
@@ -141,7 +141,7 @@ def test_what_is_set_aside_decays_as_adamw_has_it() -> None:
             parameter.grad[used] = 1.0
             optimizer.step()
     torch.testing.assert_close(aside.expand(parameter.detach()[used]), parameter.detach(), rtol=1e-14, atol=0)
-    assert aside.left == (1 - 0.1 * 0.3) * (1 - 0.05 * 0.3)
+    assert aside.decay_factor == (1 - 0.1 * 0.3) * (1 - 0.05 * 0.3)
 
 
 def trained(recipe_file: Path, *overrides: str) -> TrainingSetup:
