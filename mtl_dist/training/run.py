@@ -103,7 +103,7 @@ def run_on(
     console.say(vocabulary_line(model))
     processes.together(lambda: try_out(accelerator, model))
     engine = engine_class(accelerator, processes, model, recipe.optimizer)
-    cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps, console.say)
+    cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps)
     # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
     identity = {**asdict(recipe), "data_sha256": data.digest}
