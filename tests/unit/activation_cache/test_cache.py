@@ -120,3 +120,24 @@ def test_after_a_rollback_no_state_of_the_lost_weights_is_read(tmp_path: Path, m
     assert any("safety/rolled_back_to" in line for line in metrics_of(tmp_path / "always"))
     kept, computed = ([loss for loss in losses_of(tmp_path / mode) if loss is not None] for mode in ("always", "never"))
     assert kept == pytest.approx(computed, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        (
+            ("cache.mode=always",),
+            ["cache: sentence vectors for heads: up to ", "cache: states before block 2 for upper: up to "],
+        ),
+        (("cache.mode=auto", f"cache.budget_gb={NONE}"), ["cache: off: cache.budget_gb holds less than "]),
+        (("cache.mode=never",), []),
+    ],
+)
+def test_one_line_is_logged_for_each_span(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: Sequence[str], lines: Sequence[str]
+) -> None:
+    caplog.set_level("INFO", logger="mtl_dist")
+    setup_here(recipe_of(tmp_path, "run", "unfrozen", *settings))
+    logged = [message for message in caplog.messages if message.startswith("cache: ")]
+    assert len(logged) == len(lines)
+    assert all(message.startswith(line) for message, line in zip(logged, lines, strict=True))
