@@ -21,7 +21,7 @@ from mtl_dist.activation_cache.store import ActivationStore
 from mtl_dist.device import to_device
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.models.frozen_linear import cache_frozen_casts
-from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, encoder_inputs
+from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from mtl_dist.schedule.sampler import GlobalBatch
 
 ENCODERS = {"MiniLM": (6, 384), "BERT-base": (12, 768), "BERT-large": (24, 1024)}
@@ -44,8 +44,6 @@ def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransfo
     sentences = SentenceTransformer(BertModel(config, add_pooling_layer=False))
     model = MultitaskTransformer(sentences, {"task": ("a", "b")}).to(device).eval().requires_grad_(False)
     cache_frozen_casts(model)
-    ones = torch.ones(1, 2, dtype=torch.int64, device=device)
-    model.partial_forward.learn(encoder_inputs(ones, ones))
     return model
 
 

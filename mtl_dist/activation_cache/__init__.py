@@ -1,1 +1,1 @@
-"""Hidden states of the frozen layers, computed once per text and read while nothing below them trains."""
+"""Hidden states of the frozen layers, computed once per text and reused while no layer below them is trained."""

@@ -1,8 +1,8 @@
-"""What of the encoder's frozen lower part is kept, decided before training from the schedule and the plan alone.
+"""Which states of the frozen layers are cached: decided before training, from the schedule and the sampler alone.
 
-A *depth* is a place in the encoder: depth k, from 1 on, is what enters block k; depth `num_blocks` is the sentence
-vector. While nothing below a depth trains, what a text gives there stays the same, and a phase that trains from that
-depth up need not compute it again. Imports no torch.
+A *prefix depth* is a place in the encoder: depth k, from 1 on, is the input of block k, and depth `num_blocks` is the
+sentence vector. While no layer below a depth is trained, the states of a text at that depth stay the same, and a phase
+that trains from that depth on need not compute them again. Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,31 +13,32 @@ from mtl_dist.schedule.phases import Phase, Schedule
 from mtl_dist.schedule.sampler import TaskBalancedSampler
 
 MIN_SAVED_FRACTION = 0.1
-"""Part of a depth's computing that must be saved for `cache.mode=auto` to keep it."""
+"""Least fraction of the computation of a span that `cache.mode=auto` caches it for."""
 GPU_MIN_SAVED_FRACTION = 0.5
-"""The same of hidden states on a GPU, which computes faster."""
+"""The same for hidden states on a GPU, where computing is cheaper."""
 GPU_MAX_FORWARD_BYTES = 16 << 20
-"""Bytes of states in a forward up to which a GPU's host keeps or reads them in less than half the time in which they
-are computed (`python -m benchmarks.states --gpu`, H100: at most 0.44 up to 16 MB, and up to 2.7 beyond)."""
+"""Greatest size of the hidden states of a forward pass on a GPU that `cache.mode=auto` caches. Up to this size, writing
+or reading them takes less than half the time of computing them (`python -m benchmarks.states --gpu`, H100: at most
+0.44 up to 16 MB, and up to 2.7 beyond)."""
 MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
 class Span:
-    """Phases through which a depth stays the same. All forwards in them pass through it or read it."""
+    """Consecutive phases in which the states at one depth stay the same and every forward pass needs them."""
 
     depth: int
     first: int
     """Index of the first phase."""
     last: int
-    """Index of the last phase that trains from this depth up."""
+    """Index of the last phase that trains from this depth on."""
     uses: tuple[int, ...]
-    """Indices of the phases that train from this depth up, and so read it."""
+    """Indices of the phases that train from this depth on, and so read its states."""
 
 
 @dataclass(frozen=True)
 class CacheAllocation:
-    """A span that is kept, and the bytes that it may take on each machine."""
+    """A span to cache, and its capacity in bytes on each machine."""
 
     span: Span
     capacity: int
@@ -45,18 +46,18 @@ class CacheAllocation:
 
 @dataclass(frozen=True)
 class TextCounts:
-    """How much there is to keep, over the training rows of all tasks."""
+    """Size of the training rows of all tasks, each distinct text counted once."""
 
     count: int
-    """Unlike texts."""
+    """Number of distinct texts."""
     tokens: int
-    """Tokens of all unlike texts."""
-    counts_by_task: Mapping[str, int]
-    """Unlike texts of each task."""
+    """Number of tokens of all distinct texts."""
+    by_task: Mapping[str, int]
+    """Number of distinct texts of each task."""
 
 
 def prefix_depth(phase: Phase, num_blocks: int) -> int:
-    """The depth from which `phase` trains upwards; 0 where it trains the first block or the embeddings."""
+    """The depth from which `phase` trains on; 0 if it trains the first block or the embeddings."""
     if "embeddings" in phase.units:
         return 0
     blocks = [int(unit.removeprefix("blocks.")) for unit in phase.units if unit.startswith("blocks.")]
@@ -64,7 +65,7 @@ def prefix_depth(phase: Phase, num_blocks: int) -> int:
 
 
 def find_spans(schedule: Schedule, num_blocks: int) -> list[Span]:
-    """All spans of a run, in the order in which they are first read."""
+    """All spans of a schedule, in the order in which they are first read."""
     depths = [prefix_depth(phase, num_blocks) for phase in schedule.phases]
     spans = []
     for depth in {depth for depth in depths if depth > 0}:
@@ -76,26 +77,27 @@ def find_spans(schedule: Schedule, num_blocks: int) -> list[Span]:
 
 
 def _runs(flags: Sequence[bool]) -> list[range]:
-    """The longest stretches of true flags."""
+    """The maximal ranges of consecutive true flags."""
     starts = [i for i, flag in enumerate(flags) if flag and (i == 0 or not flags[i - 1])]
     stops = [i + 1 for i, flag in enumerate(flags) if flag and (i + 1 == len(flags) or not flags[i + 1])]
     return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
 def reason_to_skip(
-    config: CacheConfig, schedule: Schedule, plan: TaskBalancedSampler, rows: Mapping[str, int], width: int
+    config: CacheConfig, schedule: Schedule, sampler: TaskBalancedSampler, rows: Mapping[str, int], width: int
 ) -> str | None:
-    """Why `auto` keeps nothing, where that is plain before the texts are counted, which takes time and memory.
+    """Why `cache.mode=auto` caches nothing, if that is certain before distinct texts are counted; None if it is not.
 
-    `rows` are those of each task, taken to be unlike within it; `width` as for `allocate`.
+    Counting takes time and memory. `rows` is the number of training rows of each task, which are taken to be distinct
+    within a task; `width` as for `allocate`.
     """
     if config.mode != "auto":
         return None
     room, most = config.budget_gb * GIB, max(rows.values())
     if MIN_SAVED_FRACTION * most * width > room:
         return f"cache: off: cache.budget_gb holds less than {MIN_SAVED_FRACTION:.0%} of {most} rows' sentence vectors"
-    draws = plan.draws(0, schedule.total_steps)
-    # Of n tasks with the same texts, each drawn for a part p of them, (n - 1) p / 2 of the reads find a text again.
+    draws = sampler.draws(0, schedule.total_steps)
+    # If n tasks share their texts and each draws a fraction p of them, a fraction (n - 1) p / 2 of the reads are hits.
     if len(rows) * max(draws[task] / rows[task] for task in rows) < 2 * MIN_SAVED_FRACTION:
         return f"cache: off: {sum(draws.values())} draws from {sum(rows.values())} rows come to few texts again"
     return None
@@ -105,51 +107,55 @@ def allocate(
     config: CacheConfig,
     schedule: Schedule,
     num_blocks: int,
-    plan: TaskBalancedSampler,
+    sampler: TaskBalancedSampler,
     texts: TextCounts,
     width: int,
     gpu_rows: float | None = None,
 ) -> tuple[list[CacheAllocation], list[str]]:
-    """What is kept, and a line on each span for the person who watches.
+    """Divides the budget among the spans, in the order in which they are read; returns also a log line on each span.
 
-    `width` is the bytes of a token's hidden state, which are those of a sentence vector; `gpu_rows` are the rows of a
-    forward on a GPU.
-
-    The budget goes to the spans in the order in which they are read. `auto` leaves out what would save little. On a GPU
-    hidden states have to save more, and those of a forward must not be more than its host reads fast.
+    `width` is the size in bytes of a token's hidden state and of a sentence vector; `gpu_rows` is the number of rows of
+    a forward pass, if on a GPU. `cache.mode=auto` skips a span that would save little, and on a GPU also hidden states
+    that the host does not read faster than the GPU computes them.
     """
     if config.mode == "never":
         return [], []
     spans = find_spans(schedule, num_blocks)
-    saved = {span: saved_fraction(span, schedule, plan, texts) for span in spans}
     on_gpu = {span for span in spans if gpu_rows is not None and span.depth < num_blocks}
+    forward_bytes = (gpu_rows or 0) * width * texts.tokens / texts.count
+    slow = on_gpu if config.mode == "auto" and forward_bytes > GPU_MAX_FORWARD_BYTES else set()
+    saved = {span: saved_fraction(span, schedule, sampler, texts) for span in spans}
     least = {span: GPU_MIN_SAVED_FRACTION if span in on_gpu else MIN_SAVED_FRACTION for span in spans}
-    of_forward = (gpu_rows or 0) * width * texts.tokens / texts.count
-    slow = on_gpu if config.mode == "auto" and of_forward > GPU_MAX_FORWARD_BYTES else set()
-    wanted = {span for span in spans if config.mode == "always" or (span not in slow and saved[span] >= least[span])}
-    # What is computed for a higher depth on the way serves the lower one too.
-    wanted |= {span for span in spans if any(span.depth > one.depth and _meet(span, one) for one in wanted)} - slow
+    worthwhile = {span for span in spans if config.mode == "always" or saved[span] >= least[span]} - slow
+    # States at a smaller depth are cached on the way, while those at a greater depth are computed for the cache.
+    worthwhile |= {one for one in spans if any(one.depth > other.depth and _meet(one, other) for other in worthwhile)}
     allocations, lines = [], []
     left = int(config.budget_gb * GIB)
     for span in spans:
-        what = "sentence vectors" if span.depth == num_blocks else f"states before block {span.depth}"
-        where = f"{what} for {', '.join(schedule.phases[index].name for index in span.uses)}"
+        where = _describe(span, schedule, num_blocks)
         need = width * (texts.count if span.depth == num_blocks else texts.tokens)
         capacity = min(need, left)
         saves = saved[span] * capacity / need
+        skip = None
         if span in slow:
-            lines.append(
-                f"cache: no {where}: a GPU computes {of_forward / MIB:.0f} MiB of them, a forward's, about as fast as"
-                " its host reads them (cache.mode=always keeps them)"
-            )
-        elif span not in wanted or (config.mode == "auto" and saves < least[span] <= saved[span]):
-            lines.append(f"cache: no {where}: would save {saves:.0%} of computing them (cache.mode=always keeps them)")
-        else:
-            room = f"up to {capacity / MIB:.1f} of {need / MIB:.1f} MiB"
-            lines.append(f"cache: {where}: {room}, saves about {saves:.0%} of computing them")
-            allocations.append(CacheAllocation(span, capacity))
-            left -= capacity
+            size = f"{forward_bytes / MIB:.0f} MiB"
+            skip = f"a GPU computes {size} of them, a forward's, about as fast as its host reads them"
+        elif span not in worthwhile or (config.mode == "auto" and saves < least[span] <= saved[span]):
+            skip = f"would save {saves:.0%} of computing them"
+        if skip is not None:
+            lines.append(f"cache: no {where}: {skip} (cache.mode=always keeps them)")
+            continue
+        room = f"up to {capacity / MIB:.1f} of {need / MIB:.1f} MiB"
+        lines.append(f"cache: {where}: {room}, saves about {saves:.0%} of computing them")
+        allocations.append(CacheAllocation(span, capacity))
+        left -= capacity
     return allocations, lines
+
+
+def _describe(span: Span, schedule: Schedule, num_blocks: int) -> str:
+    """What a span caches and the phases that read it, for a log line."""
+    what = "sentence vectors" if span.depth == num_blocks else f"states before block {span.depth}"
+    return f"{what} for {', '.join(schedule.phases[index].name for index in span.uses)}"
 
 
 def _meet(span: Span, other: Span) -> bool:
@@ -157,17 +163,17 @@ def _meet(span: Span, other: Span) -> bool:
     return any(other.first <= index <= other.last for index in span.uses)
 
 
-def saved_fraction(span: Span, schedule: Schedule, plan: TaskBalancedSampler, texts: TextCounts) -> float:
-    """The part of a span's reads that need no computing, at least; with room for all of it."""
-    before = _most_texts(schedule.phases[span.first].start, schedule.phases[span.uses[0]].start, plan, texts)
-    after = _most_texts(schedule.phases[span.first].start, schedule.phases[span.last].stop, plan, texts)
-    reads = sum(
-        sum(plan.draws(schedule.phases[index].start, schedule.phases[index].stop).values()) for index in span.uses
-    )
+def saved_fraction(span: Span, schedule: Schedule, sampler: TaskBalancedSampler, texts: TextCounts) -> float:
+    """Lower bound of the fraction of a span's reads that need no computation, with room for all of its states."""
+    phases = schedule.phases
+    start = phases[span.first].start
+    before = _max_distinct(start, phases[span.uses[0]].start, sampler, texts)
+    after = _max_distinct(start, phases[span.last].stop, sampler, texts)
+    reads = sum(sum(sampler.draws(phases[index].start, phases[index].stop).values()) for index in span.uses)
     return 1 - min(reads, after - before) / reads
 
 
-def _most_texts(start: int, stop: int, plan: TaskBalancedSampler, texts: TextCounts) -> int:
-    """Unlike texts drawn in these steps, at most."""
-    draws = plan.draws(start, stop)
-    return min(texts.count, sum(min(draws[task], of_task) for task, of_task in texts.counts_by_task.items()))
+def _max_distinct(start: int, stop: int, sampler: TaskBalancedSampler, texts: TextCounts) -> int:
+    """Upper bound of the number of distinct texts drawn in steps `start` to `stop` - 1."""
+    draws = sampler.draws(start, stop)
+    return min(texts.count, sum(min(draws[task], of_task) for task, of_task in texts.by_task.items()))

@@ -1,4 +1,4 @@
-"""Bytes that all processes of a machine see: without a name, so that nothing is left behind however they end."""
+"""Memory shared by the processes of a machine. It has no name, so that nothing is left behind however they end."""
 
 import mmap
 import os
@@ -10,28 +10,32 @@ from mtl_dist.errors import UserError
 from mtl_dist.io import reporting_write_errors
 
 
-def shared_bytes(size: int, processes: ProcessGroup, folder: Path | None) -> mmap.mmap:
-    """`size` zero bytes, the same ones for every process of this machine; taken up only as far as they are written.
+def shared_bytes(size: int, group: ProcessGroup, folder: Path | None) -> mmap.mmap:
+    """Maps `size` zero bytes that every process of this machine shares.
 
-    In memory, or in a file of `folder` that has no name any more. Every rank calls this. Raises UserError, on every
-    rank, where there cannot be such bytes.
+    They are in memory, where pages take up space once they are written, or in an unlinked file of `folder`. Every rank
+    calls this. Raises UserError on every rank if the bytes cannot be allocated on one of them.
     """
-    if processes.world_size == 1 and folder is None:
+    if group.world_size == 1 and folder is None:
         return mmap.mmap(-1, size)
-    local = processes.is_local_main
-    handle = processes.together(lambda: _make(size, folder) if local else -1)
+    handle = -1
     try:
-        # Ranks of a machine are numbered in a row, from its first one on.
-        owners = processes.all_gather((os.getpid(), handle))
-        pid, number = owners[processes.rank - processes.local_rank]
-        return processes.together(lambda: _open(f"/proc/{pid}/fd/{number}" if not local else None, handle, size))
+        with group.raise_together():
+            if group.is_local_main:
+                handle = _create(size, folder)
+        # Ranks of a machine are consecutive.
+        owners = group.all_gather((os.getpid(), handle))
+        pid, number = owners[group.rank - group.local_rank]
+        with group.raise_together():
+            return mmap.mmap(handle, size) if group.is_local_main else _open(f"/proc/{pid}/fd/{number}", size)
     finally:
-        # All have opened it by now: `together` has waited for them.
+        # Every process has opened it by now: raise_together waits for all of them.
         if handle >= 0:
             os.close(handle)
 
 
-def _make(size: int, folder: Path | None) -> int:
+def _create(size: int, folder: Path | None) -> int:
+    """Creates the bytes and returns their file descriptor."""
     if folder is None:
         if not hasattr(os, "memfd_create"):
             raise UserError("cache.folder: name one; several processes share memory without a file only on Linux")
@@ -42,19 +46,18 @@ def _make(size: int, folder: Path | None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".prefix-", dir=folder)
         Path(name).unlink()
-        # All of it now: a disk that is full later would end the process in the middle of a write.
+        # Allocated at once: writing to a mapped file kills the process if the disk is full by then.
         os.posix_fallocate(handle, 0, size)
     except OSError as error:
         raise UserError(f"cache.folder: cannot write {size} bytes to {folder}: {error.strerror}") from error
     return handle
 
 
-def _open(path: str | None, handle: int, size: int) -> mmap.mmap:
-    if path is None:
-        return mmap.mmap(handle, size)
+def _open(path: str, size: int) -> mmap.mmap:
+    """Maps the bytes that another process has created, through `path` in its /proc folder."""
     with reporting_write_errors(Path(path)):
-        other = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDWR)
         try:
-            return mmap.mmap(other, size)
+            return mmap.mmap(handle, size)
         finally:
-            os.close(other)
+            os.close(handle)

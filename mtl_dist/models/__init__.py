@@ -1,4 +1,4 @@
-"""The shared encoder with its heads, and how its forward pass is computed: partial, with fast kernels, trimmed.
+"""The shared encoder with its task heads, partial forward passes, fast CPU kernels and trimmed token embeddings.
 
-Knows nothing of processes, optimizers or phases.
+Contains no code for processes, optimizers or phases.
 """

@@ -1,6 +1,6 @@
-"""Attention as transformers' `sdpa` by the way that is fast here: by its parts where torch has no good kernel.
+"""Attention for transformers' `sdpa` encoders: torch's fused kernel, or matmul and softmax where those are faster.
 
-On a GPU nobody looks at a mask, which would be to wait for the device.
+On a GPU the values of a mask are never read by the host, because that would synchronise with the device.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from mtl_dist.device import is_async
 from mtl_dist.models.dropout import fast_dropout
 
 ATTENTION_NAME = "mtl_dist_sdpa"
-"""The name under which transformers knows `attention`."""
+"""Name under which `attention` is registered with transformers."""
 MAX_UNFUSED_TOKENS = 128
-"""Tokens up to which the gradient of torch's fused attention takes longer in bf16 on a CPU than that of its parts;
-`python -m benchmarks.attention`."""
+"""Greatest number of tokens for which, in bf16 on a CPU, the backward pass of torch's fused attention is slower than
+that of matmul and softmax; measured by `python -m benchmarks.attention`."""
 
 
 def attention(
@@ -31,10 +31,10 @@ def attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' `sdpa`, whose arguments these are, save that dropout is `fast_dropout` on a CPU.
+    """Attention with the arguments and results of transformers' `sdpa`, and with `fast_dropout` on a CPU.
 
-    torch has no fused kernel for attention with dropout there either, and without it a slow one. Shapes are
-    [n, heads, tokens, head size].
+    torch has no fused CPU kernel for attention with dropout, and its kernel without dropout can be slow. `query`,
+    `key` and `value` are [n, heads, tokens, head_size]; the result is [n, tokens, heads, head_size].
     """
     plain = getattr(module, "is_causal", True) is False and key.shape[1] == query.shape[1]
     slow = query.requires_grad and query.dtype == torch.bfloat16 and query.shape[2] <= MAX_UNFUSED_TOKENS
@@ -53,7 +53,10 @@ def attention(
 
 
 def attention_mask(*arguments: Any, **named: Any) -> Tensor | None:
-    """transformers' `sdpa_mask`, which drops a mask that hides nothing. Where to look means to wait, the mask stays."""
+    """transformers' `sdpa_mask`, which drops a mask that hides no token; on a GPU such a mask is kept.
+
+    Whether it hides any token could only be told by waiting for the device.
+    """
     mask = named.get("attention_mask")
     if mask is not None and is_async(mask.device):
         named["allow_is_bidirectional_skip"] = False
@@ -65,6 +68,6 @@ AttentionMaskInterface.register(ATTENTION_NAME, attention_mask)
 
 
 def use_fast_attention(encoder: PreTrainedModel) -> None:
-    """Has `encoder` compute its attention here, if it would by `sdpa`."""
+    """Sets the attention of `encoder` to `attention` if it is `sdpa`."""
     if encoder.config._attn_implementation == "sdpa":
         encoder.set_attn_implementation(ATTENTION_NAME)

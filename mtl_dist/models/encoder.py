@@ -1,8 +1,8 @@
-"""Hugging Face encoders: loading one, and its layout, which says where embeddings end and which blocks follow.
+"""Loading of Hugging Face encoders, and their layout: which modules belong to the embeddings and to each block.
 
-Found by structure rather than by name: the blocks are the `ModuleList` of modules of one class that holds the most
-parameters. What is left must be a part whose place is known; everything else is refused, because a parameter in the
-wrong unit would train, or stay frozen, in silence.
+The layout is found by structure rather than by name: the blocks are the `ModuleList` of modules of one class that holds
+the most parameters. Every other parameter must belong to a part whose unit is known; otherwise the encoder is refused,
+because a parameter in the wrong unit would be trained, or stay frozen, unnoticed.
 """
 
 import json
@@ -29,7 +29,7 @@ _DROPOUTS = (
     "embedding_dropout",
     "mlp_dropout",
 )
-"""What configurations call the dropout rates inside an encoder; those of heads that come with it are left alone."""
+"""Names of the dropout rates inside an encoder in configurations of transformers, without those of pretrained heads."""
 
 _Place = Literal["embeddings", "first block", "last block"]
 _SPECIAL_PARTS: dict[str, dict[str, _Place]] = {
@@ -43,15 +43,19 @@ _SPECIAL_PARTS: dict[str, dict[str, _Place]] = {
     "modernbert": {"final_norm": "last block"},
     "mpnet": {"encoder.relative_attention_bias": "embeddings"},
 }
-"""Parts beside embeddings, blocks and pooler by model type, and the unit with which they freeze and thaw."""
+"""For each model type, parts outside embeddings, blocks and pooler, and the unit that they are frozen with."""
 
 
 @dataclass(frozen=True)
 class EncoderLayout:
-    """The units of an encoder from the input up: `embeddings`, `blocks.0`, `blocks.1` and so on."""
+    """The units of an encoder.
+
+    A *unit* is the smallest part of a model that can be frozen or unfrozen, and that has a learning rate of its own:
+    the embeddings, one block, or the head of one task.
+    """
 
     units: dict[str, tuple[str, ...]]
-    """Names of the modules of each unit, relative to the encoder."""
+    """Module names, relative to the encoder, of each unit: `embeddings`, `blocks.0`, `blocks.1` and so on, in order."""
 
     @property
     def num_blocks(self) -> int:
@@ -59,14 +63,14 @@ class EncoderLayout:
 
 
 def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
-    """The encoder's configuration with `model.encoder_dropout` in it; reads no weights.
+    """Loads the encoder's configuration and sets `model.encoder_dropout` in it. Reads no weights.
 
-    Raises UserError where there is none, where it needs code that `model.trust_remote_code` does not allow, and where
-    a local folder has weights only as pickle files, which can run code when they are opened.
+    Raises UserError if there is none, if it needs code that `model.trust_remote_code` does not allow, and if a local
+    folder has weights only as pickle files, which can run code when they are opened.
     """
     try:
         config = AutoConfig.from_pretrained(model.encoder, trust_remote_code=model.trust_remote_code)
-    except Exception as error:  # hub, file formats and remote code have their own classes of errors
+    except Exception as error:  # hub, file formats and remote code raise errors of many classes
         found = "" if Path(model.encoder).is_dir() else "no folder here, and "
         hint = "; model.trust_remote_code=true allows it" if "trust_remote_code" in str(error) else ""
         raise UserError(
@@ -88,9 +92,9 @@ def load_encoder_config(model: ModelConfig) -> PretrainedConfig:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raises UserError where `folder` is one and its weights, or some of them, are not safetensors."""
+    """Raises UserError if `folder` exists and any of its weights are not in safetensors files."""
     if not folder.is_dir():
-        return  # on the hub, where `use_safetensors` sees to it
+        return  # on the hub: `use_safetensors` has the same effect there
     if not any(folder.glob("model*.safetensors")):
         raise UserError(f"model.encoder: {folder} has no model.safetensors; weights as pickle files are not read")
     index = folder / SAFE_WEIGHTS_INDEX_NAME
@@ -104,35 +108,35 @@ def _check_weights(folder: Path) -> None:
 
 
 def has_remote_code(config: PretrainedConfig) -> bool:
-    """Whether a model asks for code from its folder; transformers passes over that where it knows the type."""
+    """Whether a model has code in its own repository. transformers ignores that code for model types that it knows."""
     return bool(getattr(config, "auto_map", None))
 
 
 def encoder_skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The encoder without weights, on the meta device: for shapes and names, in milliseconds.
+    """Builds the encoder on the meta device, for parameter names and shapes; takes milliseconds.
 
-    Raises UserError where transformers cannot build one from `config`.
+    Raises UserError if transformers cannot build one from `config`.
     """
     try:
         with torch.device("meta"), quiet_transformers():
             encoder = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever a model's own code makes of its settings
+    except Exception as error:  # the model's own code may raise anything
         raise UserError(f"model.encoder: cannot build a {config.model_type!r} encoder: {root_cause(error)}") from error
     return drop_pooler(encoder)
 
 
 def new_encoder(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The encoder with random weights, for weights that are loaded into it."""
+    """Builds the encoder with random weights, into which weights are loaded later."""
     with quiet_transformers():
         encoder: Any = AutoModel.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    encoder.to(dtype)  # DeBERTa makes some of its own as float32
+    encoder.to(dtype)  # DeBERTa creates some parameters as float32
     return drop_pooler(encoder)
 
 
 def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedModel:
-    """The pretrained encoder on the CPU, without its pooler, which the sentence vector does not use.
+    """Loads the pretrained encoder to the CPU, without its pooler, which sentence vectors do not use.
 
-    Raises UserError where the weights cannot be read or are incomplete.
+    Raises UserError if the weights cannot be read or are incomplete.
     """
     dtype = getattr(torch, model.dtype)
     try:
@@ -143,10 +147,10 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
                 dtype=dtype,
                 trust_remote_code=model.trust_remote_code,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # refused below, with a name
+                ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,
             )
-    except Exception as error:  # hub and file formats have their own classes of errors
+    except Exception as error:  # hub and file formats raise errors of many classes
         raise UserError(f"model.encoder: cannot load the weights of {model.encoder}: {root_cause(error)}") from error
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -154,12 +158,12 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
     misshapen = sorted(name for name, *_ in info["mismatched_keys"])
     if misshapen:
         raise UserError(f"model.encoder: {model.encoder}: the shape of {misshapen[0]} is not that of its config.json")
-    encoder.to(dtype)  # DeBERTa makes some of its own as float32
+    encoder.to(dtype)  # DeBERTa creates some parameters as float32
     return drop_pooler(encoder)
 
 
 def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """`encoder` itself, with its pooler taken out if it has one."""
+    """Removes the pooler of `encoder`, if it has one, and returns `encoder`."""
     module: Any = encoder
     if getattr(module, "pooler", None) is not None:
         module.pooler = None
@@ -167,7 +171,7 @@ def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 def find_encoder_layout(encoder: PreTrainedModel) -> EncoderLayout:
-    """The units of `encoder`, which holds every parameter in exactly one. Raises UserError where that is not known."""
+    """Assigns every parameter of `encoder` to exactly one unit. Raises UserError for a layout that is not known."""
     config = encoder.config
     if config.is_encoder_decoder:
         raise _unknown_layout(config, "it has a decoder")
@@ -197,11 +201,11 @@ def find_encoder_layout(encoder: PreTrainedModel) -> EncoderLayout:
 
 
 def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
-    """Raises UserError where the encoder has fewer positions than `max_length` tokens."""
+    """Raises UserError if the encoder has fewer positions than `max_length` tokens."""
     table = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
     if not isinstance(table, nn.Embedding):
-        return  # relative or rotary positions have no table that could end
-    # RoBERTa and its kin count positions from behind the padding index.
+        return  # relative and rotary positions are not limited by a table
+    # RoBERTa and models derived from it number positions from padding_idx + 1.
     positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     if max_length > positions:
         raise UserError(f"data.max_length: {max_length} is more than the {positions} positions of the encoder")
@@ -217,7 +221,7 @@ def _unknown_layout(config: PretrainedConfig, why: str) -> UserError:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' report of what it loaded off the screen; what matters of it is checked here."""
+    """Silences transformers' report and progress bar while it loads weights; this module checks what was loaded."""
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The model card that lies beside saved weights: what the model does, how well, what made it, how to load it."""
+"""The model card beside saved weights: tasks, test metrics, recipe, and how to load the model."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from mtl_dist.config.recipe import Recipe, TaskConfig
 from mtl_dist.config.validation import FILE_BUILDERS
 
 CARD = "README.md"
-"""As the Hugging Face hub calls it."""
+"""File name of a model card on the Hugging Face hub."""
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
-"""Our figures and what the hub calls them."""
+"""Names of our metrics, and of the same metrics on the hub."""
 _RUN = """\
 ```python
 from transformers import AutoTokenizer
@@ -30,7 +30,7 @@ logits = model(batch["input_ids"], batch["attention_mask"], "{task}")
 
 
 def run_card(recipe: Recipe, labels: Mapping[str, Sequence[str]], summary: Mapping[str, Any]) -> str:
-    """The card of all tasks together, as a run saves them; `labels` are the class names of each task."""
+    """Writes the card of a run's model with all its tasks; `labels` are the class names of each task."""
     first = next(iter(labels))
     return model_card(recipe, labels, summary, "mtl_dist", "text-classification", _RUN.format(task=first))
 
@@ -43,9 +43,10 @@ def model_card(
     pipeline: str,
     usage: str,
 ) -> str:
-    """Metadata and text in Markdown; `labels` has the tasks that it is about, `usage` says how to load the folder.
+    """Writes a model card as Markdown with metadata.
 
-    What it says of the recipe names no folder of the machine, for cards are published.
+    `labels` are the class names of each task on the card; `usage` explains how to load the folder. Folders of this
+    machine are left out of the recipe, because cards are published.
     """
     encoder = recipe.model.encoder
     base = None if _is_local(encoder) else encoder
@@ -98,7 +99,7 @@ def _results(task: str, config: TaskConfig, summary: Mapping[str, Any]) -> list[
             dataset_config=config.name or task,
             dataset_split="test",
             metric_type=metric,
-            metric_name=f"{task}/{name}",  # two tasks may share a data set
+            metric_name=f"{task}/{name}",  # two tasks may use the same data set
             metric_value=summary[f"test/{task}/{name}"],
         )
         for name, metric in _METRICS.items()
@@ -107,7 +108,7 @@ def _results(task: str, config: TaskConfig, summary: Mapping[str, Any]) -> list[
 
 
 def _is_local(name: str) -> bool:
-    """Whether `name` is a folder's rather than an id at the hub, which is NAME or OWNER/NAME."""
+    """Whether `name` is a folder rather than a hub id, which is NAME or OWNER/NAME."""
     return name.count("/") > 1 or PurePath(name).is_absolute() or name.startswith(".")
 
 

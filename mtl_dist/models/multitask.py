@@ -1,4 +1,4 @@
-"""One shared encoder with a head for each task."""
+"""One shared encoder with a classification head for each task."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,24 +19,26 @@ from mtl_dist.tasks.classification import classification_head
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "mtl_dist"
-"""Key of our settings in the encoder's own config.json."""
+"""Key of this library's settings in the encoder's config.json."""
 POOLINGS = ("first_token", "mean")
 TaskRows = Mapping[str, Tensor]
-"""For each task, the rows of a batch that are its own, int64."""
+"""Indices into a batch, int64, of the rows of each task."""
 
 
 class PrefixState(NamedTuple):
-    """States that `MultitaskTransformer.run_prefix` has computed at one depth, from which a forward pass continues."""
+    """States at one prefix depth, as `MultitaskTransformer.run_prefix` computes them."""
 
     depth: int
+    """Depth k, from 1 on, is the input of block k; depth `num_blocks` is the sentence vectors before their dropout."""
     states: Tensor
+    """Hidden states [n, tokens, hidden_size], or sentence vectors [n, hidden_size]."""
 
 
 class SentenceTransformer(nn.Module):
-    """An encoder that gives one vector for each text: the first token's last hidden state, or the mean over tokens."""
+    """An encoder that returns a vector for each text: the first token's last hidden state, or the mean over tokens."""
 
     def __init__(self, encoder: PreTrainedModel, pooling: str = "first_token", dropout: float = 0.1) -> None:
-        """`pooling`: `first_token` or `mean`. Takes a pooler out of `encoder`; raises UserError for another pooling."""
+        """`pooling`: `first_token` or `mean`, else raises UserError. Removes the pooler of `encoder`."""
         super().__init__()
         if pooling not in POOLINGS:
             raise UserError(f"pooling: {pooling!r} is not one of {', '.join(POOLINGS)}")
@@ -45,15 +47,15 @@ class SentenceTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Sentence vectors [n, hidden_size] of n texts; the arguments are [n, tokens], int64, as tokenizers make them.
+        """Sentence vectors [n, hidden_size] of n texts. The arguments are [n, tokens], int64, as from a tokenizer.
 
-        Rows are padded on the right for `first_token`.
+        `first_token` needs rows that are padded on the right.
         """
         inputs = encoder_inputs(input_ids, attention_mask, token_type_ids)
         return self.dropout(self.pool(self.encoder(**inputs).last_hidden_state, attention_mask))
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Sentence vectors [n, hidden_size] of the last hidden states [n, tokens, hidden_size], before dropout."""
+        """Pools last hidden states [n, tokens, hidden_size] to sentence vectors [n, hidden_size], before dropout."""
         if self.pooling == "first_token":
             return hidden[:, 0]
         attended = attention_mask.unsqueeze(-1).to(hidden.dtype)
@@ -63,8 +65,8 @@ class SentenceTransformer(nn.Module):
 class MultitaskTransformer(nn.Module):
     """A SentenceTransformer shared by classification heads: Linear, ReLU, Dropout, Linear.
 
-    Each head's first weights depend on `seed` and the task's name alone, so that another task more or less leaves
-    them as they are.
+    The initial weights of a head depend on `seed` and the task's name only, so that they do not change when other tasks
+    are added or removed.
     """
 
     def __init__(
@@ -116,13 +118,13 @@ class MultitaskTransformer(nn.Module):
         token_type_ids: Tensor | None = None,
         prefix: PrefixState | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Logits of one task, or of each row's own task in one pass through the encoder.
+        """Logits of one task for all rows, or of each row's own task in one pass through the encoder.
 
-        `task` is a task's name for all rows, which gives logits [n, num_labels]; or a name for each row; or the rows
-        of each task, maybe none. The latter two give, for each task named, logits [its rows, num_labels], its rows in
-        their order. `input_ids`, `attention_mask` and `token_type_ids` are [n, tokens], int64. What the encoder's
-        lower part gives, as from `run_prefix`, is not computed again where it comes as `prefix`. Raises KeyError for an
-        unknown task, and ValueError for names that are not as many as rows.
+        `task` is one task name for all rows, and the result is logits [n, num_labels]. Or it is a name for each row, or
+        the rows of each task, possibly none; then the result is, for each of these tasks, logits [rows, num_labels] in
+        the order of its rows. `input_ids`, `attention_mask` and `token_type_ids` are [n, tokens], int64. With `prefix`,
+        the forward pass starts from these states. Raises KeyError for an unknown task, and ValueError if the number of
+        names is not n.
         """
         if prefix is None:
             vectors = self.sentence_transformer(input_ids, attention_mask, token_type_ids)
@@ -145,25 +147,21 @@ class MultitaskTransformer(nn.Module):
     def run_prefix(
         self, depths: Sequence[int], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> dict[int, Tensor]:
-        """What the encoder's part below each of `depths` gives, in the mode that its modules are in.
-
-        Level k, at least 1, is the hidden states [n, tokens, hidden_size] that enter block k; depth `num_blocks` is
-        the sentence vectors [n, hidden_size] before their dropout.
-        """
+        """Computes the states at each of the prefix `depths`; see PrefixState. Does not change the training mode."""
         states = self.partial_forward.to_depths(depths, encoder_inputs(input_ids, attention_mask, token_type_ids))
-        top = self.layout.num_blocks
-        if top in states:
-            states[top] = self.sentence_transformer.pool(states[top], attention_mask)
+        end = self.layout.num_blocks
+        if end in states:
+            states[end] = self.sentence_transformer.pool(states[end], attention_mask)
         return states
 
     def unit_modules(self) -> dict[str, list[nn.Module]]:
-        """The modules of each unit in canonical order: embeddings, blocks upwards, heads; see `phases`."""
+        """Modules of each unit in canonical order: embeddings, blocks from the input on, heads. See EncoderLayout."""
         encoder = self.sentence_transformer.encoder
         units = {unit: [encoder.get_submodule(n) for n in names] for unit, names in self.layout.units.items()}
         return units | {f"heads.{task}": [head] for task, head in self.heads.items()}
 
     def unit_parameters(self) -> dict[str, list[str]]:
-        """Names of the parameters of each unit. Every parameter of the model is in exactly one."""
+        """Parameter names of each unit. Every parameter of the model is in exactly one unit."""
         names = {parameter: name for name, parameter in self.named_parameters()}
         return {
             unit: [names[parameter] for module in modules for parameter in module.parameters()]
@@ -171,7 +169,10 @@ class MultitaskTransformer(nn.Module):
         }
 
     def train_units(self, units: Sequence[str]) -> None:
-        """Train mode for `units` and the sentence vector's dropout, eval mode for all else: frozen means no dropout."""
+        """Sets `units` and the dropout of sentence vectors to train mode and the rest to eval mode, without dropout.
+
+        Without units, everything is in eval mode.
+        """
         self.eval()
         self.sentence_transformer.dropout.train(bool(units))
         modules = self.unit_modules()
@@ -180,14 +181,14 @@ class MultitaskTransformer(nn.Module):
                 module.train()
 
     def save_pretrained(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Writes config.json and model.safetensors, from which `transformers.AutoModel` reads the encoder as well.
+        """Writes config.json and model.safetensors, from which `transformers.AutoModel` can load the encoder.
 
-        `weights`, by parameter name, are written in place of the model's own, of which a rank may hold only parts.
+        `weights`, by parameter name, replace the model's own, which may be sharded across ranks.
         """
         encoder = self.sentence_transformer.encoder
         config = copy.deepcopy(encoder.config)
         config.architectures = [type(encoder).__name__]
-        config.dtype = encoder.dtype  # the encoder may have been cast since it was made
+        config.dtype = encoder.dtype  # the encoder may have been cast after it was built
         settings = {
             "pooling": self.sentence_transformer.pooling,
             "dropout": self.sentence_transformer.dropout.p,
@@ -203,20 +204,20 @@ class MultitaskTransformer(nn.Module):
     def from_pretrained(
         cls, name_or_folder: str | Path, revision: str | None = None, trust_remote_code: bool = False
     ) -> "MultitaskTransformer":
-        """The model that `save_pretrained` wrote into a folder or that was uploaded to the hub; in eval mode, on CPU.
+        """Loads a model that `save_pretrained` wrote, from a folder or the hub, in eval mode on the CPU.
 
-        Raises UserError where the folder holds another kind of model, or code or pickled weights, neither of which is
-        opened, and OSError where there is none.
+        Raises UserError if the folder holds another kind of model, code or pickled weights, which are not opened, and
+        OSError if there is no model.
         """
         source = str(name_or_folder)
-        config = _config_of(source, revision, trust_remote_code)
+        config = _load_config(source, revision, trust_remote_code)
         settings = getattr(config, SETTINGS, None)
         if settings is None:
             raise UserError(f"{source}: its config.json has no {SETTINGS!r}, so it is no MultitaskTransformer")
         encoder = new_encoder(config, cast(torch.dtype, config.dtype or torch.float32), trust_remote_code)
         sentences = SentenceTransformer(encoder, settings["pooling"], settings["dropout"])
         model = cls(sentences, settings["labels"], settings["dropout"])
-        weights = _weights_of(source, revision)
+        weights = _read_weights(source, revision)
         names = {name: model._name_in_file(name) for name in model.state_dict()}
         if missing := sorted(set(names.values()) - weights.keys()):
             raise UserError(f"{source}: {WEIGHTS} has no {missing[0]} ({len(missing)} missing)")
@@ -224,24 +225,24 @@ class MultitaskTransformer(nn.Module):
         return model.eval()
 
     def _name_in_file(self, name: str) -> str:
-        """The encoder's weights carry the prefix by which transformers knows them in a model with heads."""
+        """Name of a weight in model.safetensors, where the encoder's have the prefix of transformers' models."""
         prefix = self.sentence_transformer.encoder.base_model_prefix
         return name.replace("sentence_transformer.encoder.", f"{prefix}.", 1)
 
 
-def _config_of(source: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
-    """The configuration of a saved model. Raises UserError where it needs code that is not trusted."""
+def _load_config(source: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """Loads the configuration of a saved model. Raises UserError if it needs code that is not trusted."""
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except ValueError as error:  # of an unknown type, or with code
+    except ValueError as error:  # an unknown model type, or remote code
         raise UserError(f"{source}: cannot be loaded: {root_cause(error)}") from error
     if has_remote_code(config) and not trust_remote_code:
         raise UserError(f"{source}: its config.json names code of its own (auto_map); trust_remote_code=True allows it")
     return config
 
 
-def _weights_of(source: str, revision: str | None) -> dict[str, Tensor]:
-    """The tensors of model.safetensors. Raises UserError where a folder lacks it, or it is no such file."""
+def _read_weights(source: str, revision: str | None) -> dict[str, Tensor]:
+    """Reads the tensors of model.safetensors. Raises UserError if a folder has none, or if it is no such file."""
     if Path(source).is_dir() and not (Path(source) / WEIGHTS).is_file():
         raise UserError(f"{source} has no {WEIGHTS}; weights as pickle files are not read")
     try:
@@ -253,13 +254,13 @@ def _weights_of(source: str, revision: str | None) -> dict[str, Tensor]:
 def encoder_inputs(
     input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """An encoder's arguments by name."""
+    """Keyword arguments of an encoder's forward method."""
     types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
     return {"input_ids": input_ids, "attention_mask": attention_mask, **types}
 
 
 def check_task_names(tasks: Iterable[str]) -> None:
-    """Raises UserError for a name that torch cannot give to a module."""
+    """Raises UserError for a task name that torch does not accept as a module name."""
     container = nn.ModuleDict()
     for task in tasks:
         if hasattr(container, task):
@@ -267,7 +268,7 @@ def check_task_names(tasks: Iterable[str]) -> None:
 
 
 def _rows_by_task(tasks: Sequence[str], vectors: Tensor) -> dict[str, Tensor]:
-    """The rows of each task, tasks in the order in which they first occur."""
+    """Row indices of each task, in the order in which the tasks first occur."""
     if len(tasks) != len(vectors):
         raise ValueError(f"{len(tasks)} names of tasks for {len(vectors)} rows")
     return {

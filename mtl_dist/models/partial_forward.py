@@ -1,23 +1,22 @@
-"""An encoder's forward in two parts: what lies below one of its blocks, and what lies above.
+"""The forward pass of an encoder in two parts: up to a prefix depth, and from that depth on.
 
-The encoder's own forward runs both, so that masks and positions are made as it makes them. For the time of a call its
-list of blocks is cut, and above the cut its embeddings are replaced by what the lower part gave. Parameters stay where
-they are, and so do their names.
+Prefix depth k stands for the hidden states that enter block k. Both parts call the encoder's own forward method, which
+builds masks and positions as usual. During the call its list of blocks is shortened, and in the second part the
+embeddings are replaced by the given states. Parameters keep their places and names.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtl_dist.models.encoder import EncoderLayout
 
 
-class _Given(nn.Module):
-    """Stands where the embeddings do, and returns what it is given."""
+class _PrecomputedStates(nn.Module):
+    """Replaces the embeddings: returns states that were computed before."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -27,33 +26,37 @@ class _Given(nn.Module):
         return self._states
 
 
-class _Catch(nn.Module):
-    """Stands where the first block above the cut does; keeps what enters it."""
+class _Capture(nn.Module):
+    """Replaces the first block that is not run: keeps the states that enter it, and passes them on."""
 
-    def __init__(self, block: nn.Module, outputs: int | None) -> None:
-        """`outputs`: how many a block of this encoder returns, as a tuple; None where it returns a tensor."""
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self._block = [block]  # in a list, because it is no child
-        self._outputs = outputs
+        self._block = [block]  # in a list, so that it is not registered as a child
+        self.num_outputs: int | None = None
+        """Length of the tuple that a block of this encoder returns; None for a tensor."""
         self.states: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Encoders ask their blocks which mask they want."""
+        """Encoders read attributes of their blocks, such as the attention mask that they need."""
         return getattr(self.__dict__["_block"][0], name)
 
+    def note_outputs(self, _: nn.Module, __: Any, output: Any) -> None:
+        """Forward hook of the block before this one: all blocks are of one class, so this one would return the same."""
+        self.num_outputs = len(output) if isinstance(output, tuple) else None
+
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        self.states = _entering(arguments, named)
-        if self._outputs is None:
+        self.states = _hidden_states(arguments, named)
+        if self.num_outputs is None:
             return self.states
-        return (self.states, *[None] * (self._outputs - 1))
+        return (self.states, *[None] * (self.num_outputs - 1))
 
 
-def _entering(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+def _hidden_states(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return arguments[0] if arguments else named["hidden_states"]
 
 
 class PartialForward:
-    """The parts of one encoder's forward."""
+    """Runs one encoder up to a prefix depth, or from a prefix depth to its end."""
 
     def __init__(self, encoder: PreTrainedModel, layout: EncoderLayout) -> None:
         self._encoder = encoder
@@ -68,75 +71,61 @@ class PartialForward:
         return list(blocks)
 
     def from_depth(self, depth: int, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """The last hidden states [n, T, hidden_size], from the `states` of the same shape that enter block `depth`.
+        """Last hidden states [n, T, hidden_size], computed from the `states` of that shape that enter block `depth`.
 
-        `inputs` are the encoder's, by name; of the token ids only the shape is looked at. `depth` is at least 1.
+        `depth` is at least 1. `inputs` are the encoder's arguments by name; only the shape of the token ids is used.
         """
-        replaced: list[tuple[nn.Module, str, nn.Module | None]] = [
-            (self._encoder, "embeddings", _Given(states)),
+        replacements: list[tuple[nn.Module, str, nn.Module | None]] = [
+            (self._encoder, "embeddings", _PrecomputedStates(states)),
             (self._parent, self._name, nn.ModuleList(self._blocks[depth:])),
         ]
         if isinstance(getattr(self._encoder, "embeddings_project", None), nn.Module):  # ELECTRA
-            replaced.append((self._encoder, "embeddings_project", nn.Identity()))
-        if isinstance(getattr(self._parent, "conv", None), nn.Module):  # DeBERTa-v2's, behind its first block
-            replaced.append((self._parent, "conv", None))
-        with _replacing(replaced):
+            replacements.append((self._encoder, "embeddings_project", nn.Identity()))
+        if isinstance(getattr(self._parent, "conv", None), nn.Module):  # DeBERTa-v2: runs after its first block
+            replacements.append((self._parent, "conv", None))
+        with _replaced(replacements):
             return self._encoder(**inputs).last_hidden_state
 
     def to_depths(self, depths: Sequence[int], inputs: dict[str, Tensor]) -> dict[int, Tensor]:
-        """The hidden states [n, T, hidden_size] that enter each of the blocks `depths`; for `num_blocks`, the last.
+        """Hidden states [n, T, hidden_size] at each of the `depths`, which are at least 1.
 
-        No block from the highest depth on is run.
+        At depth `num_blocks` these are the last hidden states. Blocks from the greatest depth on are not run.
         """
-        caught: dict[int, Tensor] = {}
+        captured: dict[int, Tensor] = {}
 
-        def catch(depth: int) -> Any:
+        def capture_at(depth: int) -> Any:
             def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-                caught[depth] = _entering(arguments, named)
+                captured[depth] = _hidden_states(arguments, named)
 
             return hook
 
-        blocks, top = self._blocks, max(depths)
-        within = [depth for depth in depths if depth < top]
-        hooks = [blocks[depth].register_forward_pre_hook(catch(depth), with_kwargs=True) for depth in within]
+        blocks, last = self._blocks, max(depths)
+        before = [depth for depth in depths if depth < last]
+        handles = [blocks[depth].register_forward_pre_hook(capture_at(depth), with_kwargs=True) for depth in before]
         try:
-            if top == self.num_blocks:
-                caught[top] = self._encoder(**inputs).last_hidden_state
+            if last == self.num_blocks:
+                captured[last] = self._encoder(**inputs).last_hidden_state
             else:
-                end = _Catch(blocks[top], self._outputs)
-                with _replacing([(self._parent, self._name, nn.ModuleList([*blocks[:top], end]))]):
+                end = _Capture(blocks[last])
+                handles.append(blocks[last - 1].register_forward_hook(end.note_outputs))
+                with _replaced([(self._parent, self._name, nn.ModuleList([*blocks[:last], end]))]):
                     self._encoder(**inputs)
                 assert end.states is not None, "the encoder runs its blocks in order"
-                caught[top] = end.states
+                captured[last] = end.states
         finally:
-            for hook in hooks:
-                hook.remove()
-        return caught
-
-    _outputs: int | None = None
-
-    @torch.no_grad()
-    def learn(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Learns what a block returns, by one forward on `inputs`; returns the last hidden states."""
-
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            self._outputs = len(output) if isinstance(output, tuple) else None
-
-        handle = self._blocks[0].register_forward_hook(hook)
-        try:
-            return self._encoder(**inputs).last_hidden_state
-        finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+        return captured
 
 
 @contextmanager
-def _replacing(modules: Sequence[tuple[nn.Module, str, nn.Module | None]]) -> Iterator[None]:
-    """Inside, the named children of modules are others. Set past `__setattr__`, which wrappers may watch."""
-    before = [parent._modules[name] for parent, name, _ in modules]
-    for parent, name, other in modules:
-        parent._modules[name] = other
+def _replaced(replacements: Sequence[tuple[nn.Module, str, nn.Module | None]]) -> Iterator[None]:
+    """Replaces named children of modules inside the context. Bypasses `__setattr__`, which wrappers may override."""
+    originals = [parent._modules[name] for parent, name, _ in replacements]
+    for parent, name, replacement in replacements:
+        parent._modules[name] = replacement
     try:
         yield
     finally:
-        for (parent, name, _), own in zip(modules, before, strict=True):
-            parent._modules[name] = own
+        for (parent, name, _), original in zip(replacements, originals, strict=True):
+            parent._modules[name] = original

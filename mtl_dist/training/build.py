@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -24,8 +23,8 @@ from mtl_dist.models.encoder import (
     load_encoder,
     load_encoder_config,
 )
-from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names, encoder_inputs
-from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN, trim_vocabulary, trimmed_size
+from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names
+from mtl_dist.models.vocab_trimming import trim_vocabulary, trimmed_size
 from mtl_dist.schedule.early_stopping import earliest_stop
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.partition import micro_steps_for
@@ -110,7 +109,7 @@ def build_context(
         try_out(accelerator, model)
     engine = engine_class(accelerator, group, model, recipe.optimizer)
     schedule = plan.rates.schedule
-    cache = ActivationCache(recipe, engine, plan.data, plan.sampler, schedule, plan.micro_steps, logger.info)
+    cache = ActivationCache(recipe, engine, plan.data, plan.sampler, schedule, plan.micro_steps)
     return RunContext(
         recipe,
         group,
@@ -160,8 +159,6 @@ def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> M
     model = MultitaskTransformer(sentences, labels_of(data), recipe.model.dropout, recipe.seed)
     use_fast_dropout(model)
     use_fast_attention(encoder)
-    tokens = torch.full((1, 2), PLACEHOLDER_TOKEN)
-    model.partial_forward.learn(encoder_inputs(tokens, torch.ones_like(tokens)))
     return model
 
 

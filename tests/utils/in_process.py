@@ -48,7 +48,7 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
     micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
     plan = build_sampler(recipe, data)
-    cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps, lambda line: None)
+    cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps)
     parameters = dict(model.named_parameters())
     sizes = {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}
     return RunContext(recipe, processes, engine, data, plan, rates, micro_steps, cache, sizes)

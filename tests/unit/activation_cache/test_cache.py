@@ -1,4 +1,4 @@
-"""Runs that keep what the frozen lower part gives, against the same runs that compute it each time; in one process."""
+"""Runs with the activation cache against the same runs without it, in one process."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +39,8 @@ def losses_of(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("phases", PHASES)
-def test_keeping_changes_no_loss(tmp_path: Path, phases: str) -> None:
-    """Also of evaluations; whatever the budget, and through thaws and refreezes."""
+def test_caching_changes_no_loss(tmp_path: Path, phases: str) -> None:
+    """Also not in evaluation; for every budget, and with phases that unfreeze and refreeze."""
     in_float64 = "model.dtype=float64"
     run_here(recipe_of(tmp_path, "computed", phases, in_float64, "cache.mode=never"))
     computed = losses_of(tmp_path / "computed")
@@ -62,10 +62,10 @@ def test_keeping_changes_no_loss(tmp_path: Path, phases: str) -> None:
         ("up again", FEW, 27),
     ],
 )
-def test_a_run_that_starts_again_with_nothing_kept_has_the_same_bits(
+def test_a_run_that_resumes_with_an_empty_cache_has_the_same_bits(
     tmp_path: Path, phases: str, budget: float, round_: int
 ) -> None:
-    """Its texts are computed in the groups that they would have been in."""
+    """Texts are computed in the same compute groups as without interruption."""
     settings = (f"cache.budget_gb={budget}", f"cache.folder={tmp_path}")
     run_here(recipe_of(tmp_path, "whole", phases, *settings))
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +78,7 @@ def test_a_run_that_starts_again_with_nothing_kept_has_the_same_bits(
 
 
 def test_each_text_is_computed_once_for_two_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phase `upper` reads what `heads` has come by."""
+    """The phase `upper` reads states that were cached during the phase `heads`."""
     setup = setup_here(recipe_of(tmp_path, "run", "unfrozen"))
     drawn: list[set[tuple[int, int]]] = []
     for phase in setup.rates.schedule.phases[:2]:
@@ -94,15 +94,15 @@ def test_each_text_is_computed_once_for_two_phases(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(MultitaskTransformer, "run_prefix", noted)
     monkeypatch.setattr("mtl_dist.training.callbacks.evaluator.evaluate", lambda *_: {})
     run_here(recipe_of(tmp_path, "run", "unfrozen"))
-    assert computed.pop(0) == ((2, 4), 1)  # to learn of what type the states are
+    assert computed.pop(0) == ((2, 4), 1)  # the trial forward pass
     assert sum(texts for depths, texts in computed if depths == (2, 4)) == len(drawn[0])
     assert sum(texts for depths, texts in computed if depths == (2,)) == len(drawn[1] - drawn[0])
 
 
-def test_after_going_back_nothing_of_the_lost_weights_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sentence vectors in phase b are those of the blocks that phase a has trained; from b, the run goes back into a.
+def test_after_a_rollback_no_state_of_the_lost_weights_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentence vectors in phase b depend on blocks that phase a trains; the run rolls back from b into a.
 
-    Every checkpoint that is newer than step 4 is hidden from it.
+    Checkpoints newer than step 4 are hidden from it.
     """
     newest = checkpoint.newest
 
@@ -120,3 +120,24 @@ def test_after_going_back_nothing_of_the_lost_weights_is_read(tmp_path: Path, mo
     assert any("safety/rolled_back_to" in line for line in metrics_of(tmp_path / "always"))
     kept, computed = ([loss for loss in losses_of(tmp_path / mode) if loss is not None] for mode in ("always", "never"))
     assert kept == pytest.approx(computed, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        (
+            ("cache.mode=always",),
+            ["cache: sentence vectors for heads: up to ", "cache: states before block 2 for upper: up to "],
+        ),
+        (("cache.mode=auto", f"cache.budget_gb={NONE}"), ["cache: off: cache.budget_gb holds less than "]),
+        (("cache.mode=never",), []),
+    ],
+)
+def test_one_line_is_logged_for_each_span(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: Sequence[str], lines: Sequence[str]
+) -> None:
+    caplog.set_level("INFO", logger="mtl_dist")
+    setup_here(recipe_of(tmp_path, "run", "unfrozen", *settings))
+    logged = [message for message in caplog.messages if message.startswith("cache: ")]
+    assert len(logged) == len(lines)
+    assert all(message.startswith(line) for message, line in zip(logged, lines, strict=True))

@@ -1,4 +1,4 @@
-"""Attention by its parts and by torch's kernel, each against the other, and dropout in between."""
+"""Unfused attention against torch's fused kernel, with and without dropout."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from mtl_dist.models.dropout import fast_dropout, seed_dropout_masks
 
 
 def masks() -> dict[str, Tensor | None]:
-    """Kinds of attention masks for 3 texts of at most 6 tokens."""
+    """Attention masks of each kind for 3 texts of at most 6 tokens."""
     attended = (torch.arange(6) < torch.tensor([6, 2, 4])[:, None])[:, None, None]
     return {"none": None, "bool": attended.expand(3, 1, 6, 6), "float": torch.where(attended, 0.0, -torch.inf)}
 
@@ -21,17 +21,17 @@ class _Encoder(nn.Module):
 
 @pytest.mark.parametrize("mask", masks())
 def test_attention_is_softmax_with_dropout(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against torch's own attention, with all weights kept; and against the product of weights that are not."""
+    """With all weights kept, equals torch's attention; else, the product of dropped weights and values."""
     query, key, value = torch.randn(3, 3, 2, 6, 4, dtype=torch.float64).unbind()
-    of_kind = masks()[mask]
-    of_kind = of_kind.double() if mask == "float" and of_kind is not None else of_kind
-    plain, _ = attention(_Encoder(), query, key, value, of_kind)
-    kept, _ = attention(_Encoder(), query, key, value, of_kind, dropout=1e-9)
-    torch.testing.assert_close(kept, plain)
+    mask_of_kind = masks()[mask]
+    mask_of_kind = mask_of_kind.double() if mask == "float" and mask_of_kind is not None else mask_of_kind
+    plain, _ = attention(_Encoder(), query, key, value, mask_of_kind)
+    all_kept, _ = attention(_Encoder(), query, key, value, mask_of_kind, dropout=1e-9)
+    torch.testing.assert_close(all_kept, plain)
     seed_dropout_masks(5)
-    some, _ = attention(_Encoder(), query, key, value, of_kind, dropout=0.4)
+    some, _ = attention(_Encoder(), query, key, value, mask_of_kind, dropout=0.4)
     identity = torch.eye(6, dtype=torch.float64).expand(3, 2, 6, 6)
-    weights, _ = attention(_Encoder(), query, key, identity, of_kind)
+    weights, _ = attention(_Encoder(), query, key, identity, mask_of_kind)
     seed_dropout_masks(5)
     expected = torch.matmul(fast_dropout(weights.transpose(1, 2).contiguous(), 0.4), value).transpose(1, 2)
     torch.testing.assert_close(some, expected)
@@ -47,10 +47,10 @@ def test_attention_is_softmax_with_dropout(mask: str, monkeypatch: pytest.Monkey
         (torch.float32, 6, True, True),
     ],
 )
-def test_without_dropout_attention_is_torchs_by_the_faster_way(
+def test_without_dropout_attention_equals_torchs_and_takes_the_faster_kernel(
     mask: str | None, dtype: torch.dtype, tokens: int, trains: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and gradients; which way it went."""
+    """Compares values and gradients, and whether the fused kernel was called."""
     calls = []
     kernel = attention_module.sdpa_attention_forward
     monkeypatch.setattr(

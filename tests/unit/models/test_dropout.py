@@ -1,4 +1,4 @@
-"""Dropout with masks of our own against what dropout is."""
+"""FastDropout: the statistics of its masks, their seed, and gradients."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ MANY = torch.ones(2_000_001)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_a_part_of_the_elements_goes_and_the_mean_stays(p: float) -> None:
+def test_the_mean_is_preserved_and_elements_are_zero_or_scaled(p: float) -> None:
     seed_dropout_masks(1)
     result = fast_dropout(MANY, p)
     assert result.unique().tolist() == [0.0, pytest.approx(1 / (1 - p), rel=1e-3)]
@@ -25,16 +25,16 @@ def test_a_part_of_the_elements_goes_and_the_mean_stays(p: float) -> None:
     assert abs(result.mean(dtype=torch.float64).item() - 1) < 5 * deviation
 
 
-def test_masks_have_no_pattern() -> None:
-    """Neighbours, whose 16 bits are of one draw, go together as often as chance has it; and so at other distances."""
+def test_masks_are_not_autocorrelated() -> None:
+    """Elements that share a 64-bit draw are dropped independently, and so are elements at larger distances."""
     seed_dropout_masks(2)
-    gone = (fast_dropout(MANY, 0.5) == 0).double() - 0.5
+    dropped = (fast_dropout(MANY, 0.5) == 0).double() - 0.5
     for distance in (1, 2, 3, 4, 5, 64, 384):
-        correlation = 4 * (gone[distance:] * gone[:-distance]).mean().item()
+        correlation = 4 * (dropped[distance:] * dropped[:-distance]).mean().item()
         assert abs(correlation) < 5 / len(MANY) ** 0.5
 
 
-def test_masks_follow_from_the_seed() -> None:
+def test_masks_are_a_function_of_the_seed() -> None:
     seed_dropout_masks(3)
     first = [fast_dropout(MANY[:9], 0.5), fast_dropout(MANY[:9], 0.5)]
     seed_dropout_masks(3)
@@ -46,7 +46,7 @@ def test_masks_follow_from_the_seed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gradients_go_where_values_went(dtype: torch.dtype) -> None:
+def test_gradients_have_the_mask_of_the_values(dtype: torch.dtype) -> None:
     values = torch.randn(7, 5, dtype=dtype, requires_grad=True)
     result = FastDropout(0.3)(values)
     result.backward(torch.ones_like(result))
@@ -57,24 +57,24 @@ def test_gradients_go_where_values_went(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_masks_are_multiplied_to_the_bits_of_torchs_own_product(dtype: torch.dtype) -> None:
-    """Signs of zeros, and what is no number, included."""
+def test_masked_products_have_the_bits_of_torchs(dtype: torch.dtype) -> None:
+    """Including the signs of zeros, infinities and NaN."""
     values = torch.cat([torch.randn(4000), torch.tensor([torch.inf, -torch.inf, torch.nan, 1e-30, -0.0])]).to(dtype)
     mask = torch.rand(4005) < 0.7
     expected = torch.ops.aten.native_dropout_backward(values, mask, 10 / 7)
     integers = torch.int16 if dtype.itemsize == 2 else torch.int32 if dtype.itemsize == 4 else torch.int64
-    product, nan = dropout._product(values, mask, 10 / 7), expected.isnan()
+    product, nan = dropout._mask_and_scale(values, mask, 10 / 7), expected.isnan()
     assert torch.equal(product.isnan(), nan)
     assert torch.equal(product[~nan].view(integers), expected[~nan].view(integers))
 
 
-def test_in_eval_mode_and_for_p_0_nothing_is_drawn() -> None:
+def test_eval_mode_and_p_0_change_nothing() -> None:
     for layer in (FastDropout(0.3).eval(), FastDropout(0.0)):
         assert torch.equal(layer(MANY), MANY)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_encoder_is_the_same_but_for_its_masks(kind: str, tmp_path: Path) -> None:
+def test_fast_dropout_changes_only_the_masks_of_an_encoder(kind: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(kind, **tiny_config(kind))
     model = MultitaskTransformer(SentenceTransformer(AutoModel.from_config(config)), {"a": ("x", "y")})
     fast = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""What an encoder is made of, on tiny random ones of every kind; and what is refused, each with its reason."""
+"""Loading and layout of tiny random encoders of every kind; and refused encoders, each with its message."""
 
 import itertools
 from collections import Counter
@@ -59,7 +59,7 @@ def loaded(folder: Path, **settings: Any) -> PreTrainedModel:
 
 
 def refusal(folder: Path | str, **settings: Any) -> str:
-    """The line with which loading `folder` is refused."""
+    """The one-line message with which loading `folder` is refused."""
     with pytest.raises(UserError) as error:
         loaded(Path(folder), **settings)
     message = str(error.value)
@@ -76,8 +76,8 @@ def test_every_parameter_is_in_exactly_one_unit(encoder: PreTrainedModel) -> Non
     assert owners == Counter(encoder.parameters())
 
 
-def test_units_run_in_their_order(encoder: PreTrainedModel) -> None:
-    """Parts of which the name does not tell the place, such as a last norm, run with the unit they are in."""
+def test_units_run_in_order(encoder: PreTrainedModel) -> None:
+    """Parts such as a final norm run directly before or after the other modules of their unit."""
     ran: list[str] = []
     units = find_encoder_layout(encoder).units
     for unit, names in units.items():
@@ -87,8 +87,8 @@ def test_units_run_in_their_order(encoder: PreTrainedModel) -> None:
     assert [unit for unit, _ in itertools.groupby(ran)] == list(units)
 
 
-def test_units_hold_every_dropout(encoder: PreTrainedModel) -> None:
-    """Else eval mode of frozen units would leave some of it on, or train mode of unfrozen ones leave it off."""
+def test_units_contain_every_dropout(encoder: PreTrainedModel) -> None:
+    """Otherwise, frozen units in eval mode would have dropout, or unfrozen ones in train mode would not."""
     modules = [encoder.get_submodule(name) for names in find_encoder_layout(encoder).units.values() for name in names]
     held = {part for module in modules for part in module.modules()}
     dropouts = [module for module in encoder.modules() if isinstance(module, nn.Dropout)]
@@ -96,7 +96,7 @@ def test_units_hold_every_dropout(encoder: PreTrainedModel) -> None:
     assert held.issuperset(dropouts)
 
 
-def test_skeleton_has_names_and_shapes_of_the_encoder_and_no_weights(encoder: PreTrainedModel) -> None:
+def test_skeleton_has_the_encoders_names_and_shapes_on_the_meta_device(encoder: PreTrainedModel) -> None:
     skeleton = encoder_skeleton(encoder.config)
     assert all(parameter.is_meta for parameter in skeleton.parameters())
     shapes = [[(name, p.shape) for name, p in one.named_parameters()] for one in (skeleton, encoder)]
@@ -104,8 +104,8 @@ def test_skeleton_has_names_and_shapes_of_the_encoder_and_no_weights(encoder: Pr
     assert find_encoder_layout(skeleton) == find_encoder_layout(encoder)
 
 
-def test_max_length_is_refused_where_the_forward_would_fail(encoder: PreTrainedModel) -> None:
-    """Positions of 40 rows: RoBERTa and its kin use 38 of them."""
+def test_max_length_is_refused_exactly_if_the_forward_pass_would_fail(encoder: PreTrainedModel) -> None:
+    """Of 40 rows of positions, RoBERTa and models derived from it use 38."""
     for tokens in range(36, 44):
         runs = allowed = True
         try:
@@ -159,7 +159,7 @@ def test_an_encoder_that_transformers_cannot_build() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_loads_what_was_saved(tmp_path: Path, dtype: str) -> None:
+def test_loads_saved_weights(tmp_path: Path, dtype: str) -> None:
     for kind in KINDS:
         folder = tiny_encoder(tmp_path / kind, kind)
         saved = load_file(folder / "model.safetensors")
@@ -172,7 +172,7 @@ def test_loads_what_was_saved(tmp_path: Path, dtype: str) -> None:
 
 
 def test_loads_the_encoder_of_a_model_with_a_head_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """As most checkpoints are: weights under a prefix, a head too many, a pooler too few."""
+    """Most checkpoints on the hub have prefixed names, an unused head and no pooler."""
     torch.manual_seed(0)
     whole: Any = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **tiny_config("bert")))
     whole.save_pretrained(tmp_path)
@@ -187,7 +187,7 @@ def test_loads_the_encoder_of_a_model_with_a_head_in_silence(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoder_dropout_is_all_the_dropout_inside(tmp_path: Path, kind: str) -> None:
+def test_encoder_dropout_sets_every_dropout_of_the_encoder(tmp_path: Path, kind: str) -> None:
     folder = tiny_encoder(tmp_path, kind)
     kept = load_encoder_config(ModelConfig(encoder=str(folder)))
     assert kept.to_dict() == AutoConfig.from_pretrained(folder).to_dict()
@@ -197,14 +197,14 @@ def test_encoder_dropout_is_all_the_dropout_inside(tmp_path: Path, kind: str) ->
     assert torch.equal(run(none.train()), run(none.eval()))
 
 
-def test_encoder_dropout_leaves_heads_alone(folder: Path) -> None:
+def test_encoder_dropout_does_not_change_heads(folder: Path) -> None:
     change_config(folder, classifier_dropout=0.4)
     config = load_encoder_config(ModelConfig(encoder=str(folder), encoder_dropout=0.2))
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.2, 0.2)
     assert config.classifier_dropout == 0.4
 
 
-def test_encoder_dropout_is_refused_where_nothing_is_known_to_set(tmp_path: Path) -> None:
+def test_encoder_dropout_is_refused_without_a_known_setting(tmp_path: Path) -> None:
     AutoConfig.for_model("mamba").save_pretrained(tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert refusal(tmp_path, encoder_dropout=0.1) == (
@@ -212,7 +212,7 @@ def test_encoder_dropout_is_refused_where_nothing_is_known_to_set(tmp_path: Path
     )
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     folder = tmp_path / "nowhere"
     assert refusal(folder).startswith(f"model.encoder: {folder}: no folder here, and cannot be loaded: ")
     assert refusal("no-such-encoder").startswith("model.encoder: no-such-encoder: no folder here, and cannot be")
@@ -238,7 +238,7 @@ def test_weights_that_are_pickle_files_only(folder: Path) -> None:
         ("{", "is no index of weights (JSONDecodeError)"),
     ],
 )
-def test_an_index_of_weights_that_names_pickles_or_is_none(folder: Path, index: str, why: str) -> None:
+def test_an_index_of_weights_that_names_pickles_or_is_invalid(folder: Path, index: str, why: str) -> None:
     (folder / "model.safetensors.index.json").write_text(index)
     assert refusal(folder).startswith(f"model.encoder: {folder}/model.safetensors.index.json {why}")
 
@@ -257,7 +257,7 @@ def test_weights_of_another_shape(folder: Path) -> None:
     assert refusal(folder) == f"model.encoder: {folder}: the shape of {name} is not that of its config.json"
 
 
-def test_weights_that_are_no_weights(folder: Path) -> None:
+def test_weights_that_are_not_safetensors(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not weights" * 9)
     assert refusal(folder).startswith(f"model.encoder: cannot load the weights of {folder}: ")
 
@@ -265,7 +265,7 @@ def test_weights_that_are_no_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"), [("{", "not a valid JSON file"), ('{"model_type": "nonesuch"}', "nonesuch")]
 )
-def test_settings_that_say_nothing(folder: Path, text: str, words: str) -> None:
+def test_an_invalid_configuration(folder: Path, text: str, words: str) -> None:
     (folder / "config.json").write_text(text)
     message = refusal(folder)
     assert message.startswith(f"model.encoder: {folder}: cannot be loaded: ")
@@ -290,8 +290,8 @@ def test_code_in_the_folder_runs_only_where_it_is_trusted(folder: Path, tmp_path
     assert all(torch.equal(weight, expected[name]) for name, weight in encoder.state_dict().items())
 
 
-def test_code_for_a_known_type_is_not_passed_over_in_silence(folder: Path, tmp_path: Path) -> None:
-    """transformers would take its own class, which may compute something else."""
+def test_code_for_a_known_type_is_not_ignored(folder: Path, tmp_path: Path) -> None:
+    """transformers would use its own class, which may compute something else."""
     with_code(folder, tmp_path / "ran")
     assert refusal(folder) == (
         f"model.encoder: {folder}: its config.json names code of its own (auto_map);"
@@ -301,7 +301,7 @@ def test_code_for_a_known_type_is_not_passed_over_in_silence(folder: Path, tmp_p
     assert type(loaded(folder, trust_remote_code=True)).__name__ == "OwnModel"
 
 
-def test_new_encoder_has_random_weights_of_the_type_asked_for(folder: Path) -> None:
+def test_new_encoder_has_random_weights_of_the_given_type(folder: Path) -> None:
     encoder = new_encoder(load_encoder_config(ModelConfig(encoder=str(folder))), torch.float64)
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float64}
     assert encoder.state_dict().keys() == loaded(folder).state_dict().keys()

@@ -1,4 +1,4 @@
-"""Model cards: valid for the hub, and silent about the machine that they were made on."""
+"""Model cards: valid metadata for the hub, and no folder of this machine."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The model against plain references: one text at a time, without padding, heads spelt out."""
+"""MultitaskTransformer against a plain reference: one text at a time, without padding, heads written out."""
 
 import json
 from collections import Counter
@@ -77,8 +77,8 @@ def plain_logits(model: MultitaskTransformer, row: Tensor, task: str) -> Tensor:
 
 
 @pytest.mark.parametrize("pooling", ["first_token", "mean"])
-def test_logits_are_those_of_each_text_alone(model: MultitaskTransformer, pooling: str) -> None:
-    """However the tasks are given, and whatever the padding."""
+def test_logits_equal_those_of_each_text_alone(model: MultitaskTransformer, pooling: str) -> None:
+    """For every form of the argument `task`, and with additional padding."""
     model.sentence_transformer.pooling = pooling
     rows = texts(*LENGTHS)
     expected = {
@@ -90,18 +90,18 @@ def test_logits_are_those_of_each_text_alone(model: MultitaskTransformer, poolin
     task_rows = {task: torch.tensor([row for row, name in enumerate(NAMES) if name == task]) for task in LABELS}
     for extra in (0, 5):
         batch = padded(rows, extra)
-        by_name, by_route = model(*batch, NAMES), model(*batch, task_rows)
+        by_name, by_rows = model(*batch, NAMES), model(*batch, task_rows)
         assert list(by_name) == ["mood", "topic"]  # as they first occur
-        assert list(by_route) == ["topic", "mood"]
+        assert list(by_rows) == ["topic", "mood"]
         for task, wanted in expected.items():
             # DeBERTa's LayerNorm computes in float32.
             torch.testing.assert_close(by_name[task], wanted, rtol=1e-5, atol=1e-6)
-            assert torch.equal(by_name[task], by_route[task])
+            assert torch.equal(by_name[task], by_rows[task])
             torch.testing.assert_close(model(*batch, task)[task_rows[task]], by_name[task], rtol=1e-9, atol=1e-12)
 
 
-def test_a_task_without_rows_has_no_logits_but_a_graph(tmp_path: Path) -> None:
-    """DDP waits for every head's gradient, also where a rank has none of its rows."""
+def test_a_task_without_rows_has_empty_logits_with_a_gradient(tmp_path: Path) -> None:
+    """DDP waits for the gradients of every head, also on a rank without rows of its task."""
     model = model_of(tmp_path)
     task_rows = {"topic": torch.arange(2), "mood": torch.empty(0, dtype=torch.long)}
     logits = model(*padded(texts(4, 6)), task_rows)
@@ -130,7 +130,7 @@ def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:
             model(*padded(texts(3, 3)), task)
 
 
-def test_names_that_are_not_as_many_as_rows_are_refused(tmp_path: Path) -> None:
+def test_a_wrong_number_of_task_names_is_refused(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     with pytest.raises(ValueError, match=r"^2 names of tasks for 3 rows$"):
         model(*padded(texts(3, 3, 3)), ["topic", "mood"])
@@ -141,8 +141,8 @@ def test_another_pooling_is_refused(tmp_path: Path) -> None:
         SentenceTransformer(AutoModel.from_pretrained(tiny_encoder(tmp_path)), "max")
 
 
-def test_any_encoder_as_it_is_loaded_will_do(tmp_path: Path) -> None:
-    """Also with the pooler that `AutoModel` adds."""
+def test_an_encoder_from_automodel_is_accepted(tmp_path: Path) -> None:
+    """With the pooler that `AutoModel` adds."""
     encoder = AutoModel.from_pretrained(tiny_encoder(tmp_path))
     assert encoder.pooler is not None
     model = MultitaskTransformer(SentenceTransformer(encoder), LABELS)
@@ -174,12 +174,12 @@ def test_heads_are_linear_relu_dropout_linear_with_biases(tmp_path: Path) -> Non
 
 
 def heads_of(folder: Path, labels: dict[str, tuple[str, ...]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    torch.manual_seed(torch.seed() % 1000)  # whatever the process drew before
+    torch.manual_seed(torch.seed() % 1000)  # independent of the random state of the process
     encoder = AutoModel.from_pretrained(folder, dtype=dtype)
     return MultitaskTransformer(SentenceTransformer(encoder), labels, seed=seed).heads.state_dict()
 
 
-def test_a_heads_first_weights_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
+def test_initial_weights_of_a_head_depend_on_seed_and_name_only(tmp_path: Path) -> None:
     tiny_encoder(tmp_path)
     topic = heads_of(tmp_path, {"topic": TOPICS}, 1, torch.float32)
     more = heads_of(tmp_path, {"mood": MOODS, "topic": TOPICS, "extra": TOPICS}, 1, torch.float32)
@@ -191,8 +191,8 @@ def test_a_heads_first_weights_depend_on_seed_and_name_alone(tmp_path: Path) -> 
     assert all(torch.equal(double[name], value.double()) for name, value in topic.items())
 
 
-def test_heads_start_as_torchs_linear_does(tmp_path: Path) -> None:
-    """Uniform within 1 / sqrt(inputs): in range, to the ends of it, and around zero."""
+def test_heads_are_initialised_as_torchs_linear(tmp_path: Path) -> None:
+    """Uniform within 1 / sqrt(inputs): the range is used up to its ends, and the mean is near zero."""
     heads = heads_of(tiny_encoder(tmp_path), {f"task{i}": TOPICS for i in range(20)}, 0, torch.float32)
     bound = HIDDEN**-0.5
     for layer in ("0.weight", "0.bias", "3.weight", "3.bias"):
@@ -201,7 +201,7 @@ def test_heads_start_as_torchs_linear_does(tmp_path: Path) -> None:
         assert abs(values.mean()) < 0.2 * bound
 
 
-def test_units_are_canonical_and_hold_each_parameter_once(model: MultitaskTransformer) -> None:
+def test_units_are_in_canonical_order_and_contain_each_parameter_once(model: MultitaskTransformer) -> None:
     units = model.unit_parameters()
     assert list(units) == ["embeddings", *(f"blocks.{i}" for i in range(LAYERS)), "heads.topic", "heads.mood"]
     assert list(model.unit_modules()) == list(units)
@@ -236,7 +236,7 @@ def test_exactly_the_units_named_are_in_train_mode(tmp_path: Path, units: tuple[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frozen_units_have_no_dropout_and_trained_ones_do(tmp_path: Path, kind: str) -> None:
+def test_only_unfrozen_units_have_dropout(tmp_path: Path, kind: str) -> None:
     model = model_of(tmp_path, kind, dropout=0.5)
     batch = padded(texts(6, 4))
 
@@ -259,7 +259,7 @@ def logits_of(model: MultitaskTransformer) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_is_saved_is_loaded_bit_by_bit(tmp_path: Path, kind: str, dtype: Dtype) -> None:
+def test_a_saved_model_is_loaded_bit_for_bit(tmp_path: Path, kind: str, dtype: Dtype) -> None:
     model = model_of(tmp_path / "encoder", kind, pooling="mean", dropout=0.25, dtype=dtype)
     saved = tmp_path / "model"
     model.train().save_pretrained(saved)
@@ -280,7 +280,7 @@ def test_what_is_saved_is_loaded_bit_by_bit(tmp_path: Path, kind: str, dtype: Dt
         torch.equal(one, other) for one, other in zip(logits_of(model).values(), logits_of(again).values(), strict=True)
     )
 
-    # Others read the encoder alone, as they read any.
+    # Other libraries load the encoder alone.
     encoder, info = AutoModel.from_pretrained(saved, output_loading_info=True)
     assert [name for name in info["missing_keys"] if not name.startswith("pooler.")] == []
     batch = padded(texts(*LENGTHS))
@@ -291,7 +291,7 @@ def test_what_is_saved_is_loaded_bit_by_bit(tmp_path: Path, kind: str, dtype: Dt
     assert tokenizer("cat1 sea2")["input_ids"] == tiny_tokenizer()("cat1 sea2")["input_ids"]
 
 
-def test_an_encoder_cast_by_hand_is_saved_as_it_is(tmp_path: Path) -> None:
+def test_an_encoder_that_was_cast_is_saved_in_its_type(tmp_path: Path) -> None:
     encoder = AutoModel.from_pretrained(tiny_encoder(tmp_path / "encoder")).double()
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -302,7 +302,7 @@ def test_an_encoder_cast_by_hand_is_saved_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
-def test_saving_leaves_the_model_and_its_configuration_alone(tmp_path: Path) -> None:
+def test_saving_does_not_change_the_models_configuration(tmp_path: Path) -> None:
     model = model_of(tmp_path / "encoder")
     before = model.sentence_transformer.encoder.config.to_dict()
     model.save_pretrained(tmp_path / "model")
@@ -386,7 +386,7 @@ def test_an_encoder_that_is_not_understood() -> None:
         MultitaskTransformer(SentenceTransformer(encoder), LABELS)
 
 
-def test_the_models_anatomy_is_its_encoders(tmp_path: Path) -> None:
+def test_the_models_layout_is_its_encoders(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     assert model.layout == find_encoder_layout(model.sentence_transformer.encoder)
     assert model.layout.num_blocks == tiny_config("bert", LAYERS)["num_hidden_layers"]

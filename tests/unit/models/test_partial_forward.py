@@ -1,4 +1,4 @@
-"""The encoder's forward in two parts gives what it gives in one, for every kind of encoder."""
+"""Partial forward passes against whole ones, for every kind of encoder."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def model_of(kind: str, special: dict[str, int], pooling: str = "mean") -> Multi
 
 
 def texts() -> tuple[Tensor, Tensor]:
-    """Token ids and mask of four texts of unlike length."""
+    """Token ids and mask of four texts of different lengths."""
     ids = torch.randint(5, 50, (4, 12), generator=torch.Generator().manual_seed(5))
     mask = (torch.arange(12) < torch.tensor([12, 7, 9, 1])[:, None]).long()
     return torch.where(mask.bool(), ids, 1), mask
@@ -33,10 +33,9 @@ def texts() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("pooling", ["mean", "first_token"])
 @pytest.mark.parametrize(("kind", "special"), CASES)
-def test_the_two_parts_give_what_the_whole_gives(kind: str, special: dict[str, int], pooling: str) -> None:
+def test_the_two_parts_equal_the_whole_forward_pass(kind: str, special: dict[str, int], pooling: str) -> None:
     model = model_of(kind, special, pooling).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     depths = list(range(1, LAYERS + 1))
     names = list(dict(model.named_parameters()))
     with torch.no_grad():
@@ -50,11 +49,10 @@ def test_the_two_parts_give_what_the_whole_gives(kind: str, special: dict[str, i
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-def test_what_lies_padded_behind_a_text_changes_nothing() -> None:
-    """States are kept without their padding, and zeros are put there."""
+def test_states_of_padding_do_not_matter() -> None:
+    """The activation cache stores states without padding and pads them with zeros."""
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     with torch.no_grad():
         states = model.run_prefix([2], ids, mask)[2]
         padded = states * mask.unsqueeze(-1)
@@ -64,11 +62,10 @@ def test_what_lies_padded_behind_a_text_changes_nothing() -> None:
         )
 
 
-def test_gradients_above_are_those_of_the_whole() -> None:
-    """And below there are none."""
+def test_gradients_from_a_depth_on_equal_those_of_the_whole_forward_pass() -> None:
+    """Blocks before that depth have none."""
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     model(ids, mask, "a").logsumexp(-1).sum().backward()
     whole = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -80,10 +77,9 @@ def test_gradients_above_are_those_of_the_whole() -> None:
         assert torch.equal(gradient, whole[name])
 
 
-def test_no_block_at_or_above_the_level_is_run(tmp_path: Path) -> None:
+def test_blocks_outside_the_part_are_not_run(tmp_path: Path) -> None:
     model = model_of("bert", {}).eval()
     ids, mask = texts()
-    model.partial_forward.learn({"input_ids": ids, "attention_mask": mask})
     ran: list[int] = []
     blocks = model.sentence_transformer.encoder.get_submodule("encoder.layer")
     for index, block in enumerate(blocks.children()):

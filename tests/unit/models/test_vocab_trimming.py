@@ -1,4 +1,4 @@
-"""A table of tokens with only the rows in use gives what the whole one gives, and what is set aside is not lost."""
+"""Trimmed token embeddings give the results of whole ones, and unused rows are kept and decay."""
 
 from pathlib import Path
 from typing import cast
@@ -47,27 +47,27 @@ def encoder_of(kind: str, pad: int = PAD) -> PreTrainedModel:
 
 
 def table_of(encoder: PreTrainedModel) -> TrimmedEmbedding:
-    """Which it may be."""
+    """The token embeddings, whether they are trimmed or not."""
     return cast(TrimmedEmbedding, encoder.get_input_embeddings())
 
 
 def texts() -> tuple[Tensor, Tensor]:
-    """Token ids and mask of five texts of unlike length."""
+    """Token ids and mask of five texts of different lengths."""
     ids = torch.from_numpy(np.random.default_rng(0).choice(VOCABULARY, (5, 9)))
     mask = (torch.arange(9) < torch.tensor([9, 3, 5, 1, 8])[:, None]).long()
     return torch.where(mask.bool(), ids, PAD), mask
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_encoder_gives_the_same_states_and_gradients(kind: str) -> None:
-    """To the last bit, padding included."""
+def test_a_trimmed_encoder_has_the_same_states_and_gradients(kind: str) -> None:
+    """Bit for bit, including padding."""
     whole, part = encoder_of(kind), encoder_of(kind)
     trim_vocabulary(part, VOCABULARY)
     ids, mask = texts()
     states = [encoder(ids, attention_mask=mask).last_hidden_state for encoder in (whole, part)]
     assert torch.equal(*states)
     for one in states:
-        one.square().sum().backward()  # of padding too, which must train nothing all the same
+        one.square().sum().backward()  # also of padding, which must not get a gradient
     gradients = [{name: value.grad for name, value in one.named_parameters()} for one in (whole, part)]
     assert gradients[0].keys() == gradients[1].keys()
     used = [PAD, *VOCABULARY]
@@ -81,7 +81,7 @@ def test_an_encoder_gives_the_same_states_and_gradients(kind: str) -> None:
     assert trimmed_size(whole) is None
 
 
-def test_a_token_that_is_set_aside_is_refused() -> None:
+def test_the_id_of_an_unused_row_raises() -> None:
     encoder = encoder_of("bert", pad=0)
     trim_vocabulary(encoder, VOCABULARY)
     for token in (PLACEHOLDER_TOKEN, 0, *VOCABULARY):
@@ -90,14 +90,14 @@ def test_a_token_that_is_set_aside_is_refused() -> None:
         encoder(torch.tensor([[4]]))
 
 
-def test_a_token_that_the_encoder_lacks_is_refused_by_name() -> None:
+def test_a_token_that_the_encoder_does_not_have_is_refused_by_name() -> None:
     encoder = encoder_of("bert")
     rows = table_of(encoder).num_embeddings
     with pytest.raises(UserError, match=f"model.encoder: its tokenizer has a token {rows}, and the encoder has {rows}"):
         trim_vocabulary(encoder, np.array([2, rows]))
 
 
-def test_tables_that_may_be_looked_into_stay_whole() -> None:
+def test_embeddings_that_may_be_read_directly_are_not_trimmed() -> None:
     own_code, other_table, other_norm, by_frequency, sparse = (encoder_of("bert") for _ in range(5))
     own_code.config.auto_map = {"AutoModel": "code.Model"}
     table = table_of(other_table)
@@ -113,40 +113,40 @@ def test_tables_that_may_be_looked_into_stay_whole() -> None:
         assert len(before.weight) == before.num_embeddings == table.num_embeddings
 
 
-def test_a_whole_table_comes_back_and_can_be_taken_apart() -> None:
+def test_expand_and_select_used_are_inverse() -> None:
     table = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
     used = torch.tensor([0, 4, 5, 9])
-    aside = UnusedRows(table, used)
-    assert torch.equal(aside.expand(table[used]), table)
-    moved = aside.expand(2 * table[used])
+    unused_rows = UnusedRows(table, used)
+    assert torch.equal(unused_rows.expand(table[used]), table)
+    moved = unused_rows.expand(2 * table[used])
     unused = [1, 2, 3, 6, 7, 8]
     assert torch.equal(moved[used], 2 * table[used])
     assert torch.equal(moved[unused], table[unused])
-    assert torch.equal(aside.select(moved), 2 * table[used])
-    moment = aside.expand_optimizer_state(table[used])
+    assert torch.equal(unused_rows.select_used(moved), 2 * table[used])
+    moment = unused_rows.expand_optimizer_state(table[used])
     assert torch.equal(moment[used], table[used])
     assert not moment[unused].any()
 
 
-def test_what_is_set_aside_decays_as_adamw_has_it() -> None:
-    """And not in a step whose gradient is not finite, which AdamW does not make."""
+def test_unused_rows_decay_as_with_adamw() -> None:
+    """Without a step whose gradient is not finite, which AdamW skips."""
     table = torch.randn(10, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     used = torch.tensor([0, 4, 5, 9])
-    aside, parameter = UnusedRows(table, used), nn.Parameter(table.clone())
+    unused_rows, parameter = UnusedRows(table, used), nn.Parameter(table.clone())
     optimizer = adamw([{"params": [parameter]}], OptimizerConfig(weight_decay=0.3))
     for rate, norm in ((0.1, 2.0), (0.2, float("inf")), (0.05, 1.0), (0.3, float("nan"))):
-        aside.decay(1 - rate * 0.3, torch.tensor(norm))
+        unused_rows.decay(1 - rate * 0.3, torch.tensor(norm))
         if np.isfinite(norm):
             optimizer.param_groups[0] |= {"lr": rate, "weight_decay": 0.3}
             parameter.grad = torch.zeros_like(table)
             parameter.grad[used] = 1.0
             optimizer.step()
-    torch.testing.assert_close(aside.expand(parameter.detach()[used]), parameter.detach(), rtol=1e-14, atol=0)
-    assert aside.left == (1 - 0.1 * 0.3) * (1 - 0.05 * 0.3)
+    torch.testing.assert_close(unused_rows.expand(parameter.detach()[used]), parameter.detach(), rtol=1e-14, atol=0)
+    assert unused_rows.decay_factor == (1 - 0.1 * 0.3) * (1 - 0.05 * 0.3)
 
 
 def trained(recipe_file: Path, *overrides: str) -> RunContext:
-    """The last phase, in which everything trains."""
+    """Trains the last phase, in which nothing is frozen."""
     arguments = ["--config", str(recipe_file), "optimizer.warmup_steps=0", "optimizer.weight_decay=0.1", *overrides]
     setup = setup_here(parse(arguments).recipe)
     phase = setup.rates.schedule.phases[-1]
@@ -158,8 +158,8 @@ def trained(recipe_file: Path, *overrides: str) -> RunContext:
     return setup
 
 
-def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path) -> None:
-    """To the last bit, the decay included, which is part of the state."""
+def test_an_engine_saves_untrimmed_tensors_and_loads_them(recipe_file: Path) -> None:
+    """Bit for bit, including the decay factor, which is part of the state."""
     first, second = trained(recipe_file), trained(recipe_file, "seed=7", "optimizer.lr=3e-3")
     weights, moments = first.engine.weights(), first.engine.optimizer_state()
     original = load_encoder(first.recipe.model, load_encoder_config(first.recipe.model))
@@ -184,7 +184,7 @@ def test_an_engine_hands_out_whole_tables_and_takes_them_back(recipe_file: Path)
     assert second.engine.optimizer_state()[f"decay/{TABLE}"] == left
 
 
-def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_compare_unused_rows_and_their_decay(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[dict[str, str]] = []
     monkeypatch.setattr(consistency, "require_equal", lambda processes, when, digests: compared.append(digests))
     setup = trained(recipe_file)
@@ -197,7 +197,7 @@ def test_ranks_compare_how_far_it_has_decayed(recipe_file: Path, monkeypatch: py
 
 
 def test_a_checkpoint_of_another_encoder_is_refused(recipe_file: Path) -> None:
-    """Of rows that are not loaded, the encoder is asked; nothing of the checkpoint is taken then."""
+    """Unused rows are not loaded but compared with those of the encoder; if they differ, nothing is loaded."""
     setup = trained(recipe_file)
     weights, moments = setup.engine.weights(), setup.engine.optimizer_state()
     setup.engine.load(weights, moments)
@@ -234,7 +234,7 @@ def test_a_saved_model_has_every_row(tmp_path: Path) -> None:
     assert trained == sum(one.numel() for one in in_use) <= sum(one.numel() for one in whole) - UNUSED * 16
 
 
-def test_models_have_names_for_what_is_set_aside() -> None:
+def test_meta_tensors_have_untrimmed_shapes() -> None:
     encoder = encoder_of("bert")
     like = TrimmedEmbeddings(encoder).meta_like(encoder)
     trim_vocabulary(encoder, VOCABULARY)
