@@ -1,7 +1,6 @@
-"""Tensors on their way to a device and back, behind what the device still has to do, so that the host goes on.
+"""Asynchronous copies between host and device, and the choice of deterministic kernels.
 
-Of the devices, CUDA's (and ROCm's, which torch calls so too) work behind the host; on the others nothing here differs
-from plain copies.
+CUDA devices (which include ROCm's in PyTorch) work asynchronously. On other devices copies are plain ones.
 """
 
 import os
@@ -12,22 +11,23 @@ import torch
 from torch import Tensor
 
 WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable that PyTorch requires for deterministic cuBLAS kernels."""
 
 
 def is_async(device: torch.device) -> bool:
-    """Whether `device` takes its work in a queue, so that to look at a result is to wait for all that is queued."""
+    """Whether `device` queues its work, so that reading a result synchronises with everything queued before."""
     return device.type == "cuda"
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. From pinned memory, without which a copy waits for the queue."""
+    """Copies `tensor` to `device`, through pinned memory if that is asynchronous: other copies wait for the queue."""
     if is_async(device) and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def to_device_batched(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """As `sent`, of tensors of one type in a single copy: each by itself takes longer to begin than to make."""
+    """Copies tensors of one type to `device` in a single `to_device`; for small ones, starting a copy dominates."""
     pieces = to_device(torch.cat([tensor.flatten() for tensor in tensors]), device).split(
         [tensor.numel() for tensor in tensors]
     )
@@ -35,46 +35,49 @@ def to_device_batched(tensors: list[Tensor], device: torch.device) -> list[Tenso
 
 
 class AsyncScalar:
-    """A number that a device makes. Who asks for it waits for what was queued before it, and for nothing behind it."""
+    """A scalar computed on the device.
 
-    def __init__(self, number: Tensor) -> None:
-        """`number` has no dimensions."""
-        self.is_ready = not is_async(number.device)
-        """Whether it can be had without waiting."""
+    Reading `value` synchronises with the work that produced it, but not with work queued later.
+    """
+
+    def __init__(self, scalar: Tensor) -> None:
+        """`scalar` has no dimensions."""
+        self.is_ready = not is_async(scalar.device)
+        """Whether `value` is available without waiting."""
         self._event: torch.cuda.Event | None = None
-        self._host = number
+        self._host = scalar
         if not self.is_ready:
-            self._host = number.to("cpu", non_blocking=True)  # pinned
+            self._host = scalar.to("cpu", non_blocking=True)  # into pinned memory
             self._event = torch.cuda.Event()
             self._event.record()
 
     @cached_property
     def value(self) -> float:
-        """The number itself."""
+        """The scalar as a number; waits for the device if it is not ready."""
         if self._event is not None:
             self._event.synchronize()
         return float(self._host)
 
 
 def choose_kernels(device: torch.device, deterministic: bool) -> None:
-    """Has torch take deterministic kernels or the fastest ones, before its first work on `device`; CPUs have no other.
+    """Selects deterministic kernels or the fastest ones. Called before the first work on `device`; no effect on CPUs.
 
-    Of operations without a deterministic kernel torch then raises RuntimeError.
+    With `deterministic`, operations that have no deterministic kernel raise RuntimeError.
     """
     if device.type != "cuda":
         return
     torch.use_deterministic_algorithms(deterministic)
     settings: Any = torch.utils.deterministic
-    settings.fill_uninitialized_memory = False  # for finding mistakes, and slow
-    _settle_cublas(device)
+    settings.fill_uninitialized_memory = False  # a slow debugging aid
+    _configure_cublas(device)
 
 
-def _settle_cublas(device: torch.device) -> None:
-    """Shows torch once that cuBLAS has its workspaces from a variable, for which it looks at the first product.
+def _configure_cublas(device: torch.device) -> None:
+    """Sets WORKSPACES for the first matrix product only, at which PyTorch checks that it is set.
 
-    Left there, torch 2.11 parses it anew in every product, and takes ten times as long to start one. It gives every
-    handle of cuBLAS a workspace of its own in any case, by which results are the same each time (NVIDIA's manual of
-    cuBLAS, "Results reproducibility").
+    While it is set, PyTorch 2.11 parses it in every product, which makes launching one ten times slower. PyTorch gives
+    every cuBLAS handle a workspace of its own in any case, which makes results reproducible (NVIDIA's cuBLAS manual,
+    "Results reproducibility").
     """
     ours = WORKSPACES not in os.environ and torch.version.hip is None
     os.environ.setdefault(WORKSPACES, ":4096:8")
@@ -86,10 +89,10 @@ def _settle_cublas(device: torch.device) -> None:
         except RuntimeError as error:
             if WORKSPACES not in str(error):
                 raise
-            os.environ[WORKSPACES] = ":4096:8"  # for a torch that looks each time
+            os.environ[WORKSPACES] = ":4096:8"  # this version of PyTorch checks in every product
 
 
 def _multiply(device: torch.device) -> None:
-    """In the thread of forwards and in that of backwards, each of which has a handle of cuBLAS."""
+    """Multiplies in the thread of forwards and in that of backwards, each of which has a cuBLAS handle."""
     one = torch.ones(8, 8, device=device, requires_grad=True)
     torch.nn.functional.linear(one, one, one[0]).sum().backward()

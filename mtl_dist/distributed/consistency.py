@@ -1,4 +1,4 @@
-"""Digests of parameters, and the comparison by which ranks find out that they differ."""
+"""Digests of tensors, and their comparison among ranks."""
 
 import hashlib
 from collections import Counter
@@ -19,7 +19,7 @@ def tensor_digest(name: str, tensor: torch.Tensor) -> str:
 
 
 def quick_digest(name: str, tensor: torch.Tensor) -> str:
-    """XXH3-128 over name, shape and bytes: for chance, not for malice, and many times as fast."""
+    """XXH3-128 over name, shape and bytes: many times faster than SHA-256, and not safe against intent."""
     digest = xxhash.xxh3_128(f"{name}{tuple(tensor.shape)}".encode())
     digest.update(_bytes(tensor))
     return digest.hexdigest()
@@ -31,14 +31,14 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def combined_digest(digests: Mapping[str, str]) -> str:
-    """One SHA-256 for all of `digests`, in their order."""
+    """One SHA-256 over all values of `digests`, in their order."""
     return hashlib.sha256("".join(digests.values()).encode()).hexdigest()
 
 
 def require_equal(processes: ProcessGroup, when: str, digests: Mapping[str, str]) -> None:
-    """Stops every rank with one TrainingError unless all have `digests`.
+    """Raises one TrainingError on all ranks unless they have the same `digests`, by name of what is compared.
 
-    It names a rank that is not as most are, and its first difference.
+    The message begins with `when`, and names a rank that differs from most ranks and its first difference.
     """
     summaries = processes.all_gather(combined_digest(digests))
     if len(set(summaries)) == 1:

@@ -1,8 +1,8 @@
-"""What each process of a run ended with, told to whoever started the launcher.
+"""Exit codes of a run's processes, recorded in files for the process that started their launcher.
 
-`accelerate launch` ends with 1 whatever its processes ended with, and a job must know whether its run failed or was
-asked to stop. So each process leaves its code in a folder that is made anew for every start, on its own machine.
-Imports no torch, so that a process can leave its code from its first moment on.
+`accelerate launch` exits with 1 whatever its processes exited with, but a cluster job has to know whether its run
+failed or was asked to stop. So each process records its exit code in a folder that is made anew for every start, on its
+own machine. Imports no torch, so that a process can record its exit code from the beginning.
 """
 
 import os
@@ -13,34 +13,35 @@ from pathlib import Path
 from mtl_dist.errors import Interrupted, TrainingError, UserError
 
 VARIABLE = "MTL_DIST_EXIT_RECORDS"
-"""Names the folder; without it nothing is recorded."""
+"""Environment variable with the folder's path; without it nothing is recorded."""
 LOST_CONTACT = "lost contact"
-"""Recorded in place of a code where only another process can know why the run ended."""
+"""Recorded in place of an exit code by a process that only knows that another one is gone."""
 
 
-def record_exit_code(ending: int | str) -> None:
-    """Leaves this process's exit code, or LOST_CONTACT. Called last before it ends; the last call counts."""
+def record_exit_code(code: int | str) -> None:
+    """Records this process's exit code, or LOST_CONTACT, as the last thing before it ends; the last call counts."""
     folder = os.environ.get(VARIABLE)
     if folder is None:
         return
     try:
-        (Path(folder) / os.environ.get("RANK", "0")).write_text(str(ending), encoding="utf-8")
-    except OSError as error:  # the process ends all the same, and its launcher's 1 stands for it
-        print(f"warning: the exit code {ending} is not recorded in {folder}: {error.strerror}", file=sys.stderr)
+        (Path(folder) / os.environ.get("RANK", "0")).write_text(str(code), encoding="utf-8")
+    except OSError as error:  # not fatal: the launcher's exit code, 1, is used instead
+        print(f"warning: the exit code {code} is not recorded in {folder}: {error.strerror}", file=sys.stderr)
 
 
 def recorded_exit_codes(folder: Path) -> list[str]:
-    """What the processes of one start have recorded."""
+    """Exit codes, or LOST_CONTACT, that the processes of one start have recorded, sorted by rank as text."""
     return [path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())]
 
 
 def combined_exit_code(
     records: Collection[str], processes: int, asked: bool, launcher_code: int, lost_code: int
 ) -> int:
-    """The exit code of `processes` that one launcher started, of which some may have died without a record.
+    """The exit code of one launcher's `processes`, some of which may have died without a record.
 
-    `asked` says whether they were asked to stop from outside: what dies of that without a record may be started again.
-    `lost_code` is for processes that only lost those of other machines.
+    `asked`: whether they were asked to stop from outside, after which a process that dies without a record may be
+    started again. `launcher_code` is the launcher's own. `lost_code` is returned if all processes only lost contact
+    with those of other machines.
     """
     if launcher_code == 0 or (len(records) == processes and set(records) == {"0"}):
         return 0

@@ -1,4 +1,4 @@
-"""What the processes of a run say to each other outside of the training step: small objects, errors, agreement."""
+"""Communication among the processes of a run outside of the training step: small objects, errors, maxima."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,39 +12,40 @@ from mtl_dist.errors import TrainingError, UserError
 
 T = TypeVar("T")
 
-# Others wait while one process tokenises, which may take hours; a process that dies ends the rest through its launcher.
+# Ranks may wait for hours while one tokenises; if a process dies, its launcher ends the others.
 CONTROL_TIMEOUT = timedelta(hours=24)
 
 
 class AsyncMax:
-    """The greatest wish of all ranks, agreed without waiting: what is cast in one round is the outcome of the next.
+    """Greatest value over all ranks, one round late and therefore without waiting.
 
-    Every rank casts, the same number of times. The exchange of a round goes on behind the work until the next one.
+    Each call of `reduce` starts an asynchronous all-reduce and returns the result of the previous one. All ranks call
+    it the same number of times.
     """
 
     def __init__(self, group: Any) -> None:
-        """`group`: a gloo group that nothing else uses; None for one process, whose wish is the outcome at once."""
+        """`group` is a gloo group that nothing else uses; with None, for one process, results are not late."""
         self._group = group
         self._pending: tuple[Any, torch.Tensor] | None = None
 
-    def reduce(self, wish: int) -> int:
-        """The outcome of the round before; 0 in the first."""
+    def reduce(self, value: int) -> int:
+        """Contributes `value` to this round; returns the greatest value of the previous round, 0 in the first."""
         if self._group is None:
-            return wish
-        outcome = 0
+            return value
+        greatest = 0
         if self._pending is not None:
-            work, wishes = self._pending
+            work, values = self._pending
             work.wait()
-            outcome = int(wishes)
-        wishes = torch.tensor(wish)
-        self._pending = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True), wishes
-        return outcome
+            greatest = int(values)
+        values = torch.tensor(value)
+        self._pending = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group, async_op=True), values
+        return greatest
 
 
 class ProcessGroup:
-    """The processes of this run and where this one stands among them.
+    """The processes of this run, and the rank of this one.
 
-    Messages go over a gloo group of their own, so that they work beside any engine and never wait for a device.
+    Objects are exchanged over a gloo group of its own, which works beside any engine and never waits for a device.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0) -> None:
@@ -56,17 +57,18 @@ class ProcessGroup:
             self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
     def async_max(self) -> AsyncMax:
-        """A new one. Every rank calls this."""
+        """A new AsyncMax with a group of its own. Every rank calls this."""
         several = self.world_size > 1
         return AsyncMax(dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if several else None)
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the main process: rank 0."""
         return self.rank == 0
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this is the first process of its machine."""
+        """Whether this is the first process on its machine."""
         return self.local_rank == 0
 
     def all_gather(self, value: T) -> list[T]:
@@ -78,20 +80,9 @@ class ProcessGroup:
         return values
 
     def together(self, work: Callable[[], T]) -> T:
-        """Does `work` on every rank; where one fails with an error of ours, all raise the first one in rank order.
-
-        Without this, the ranks that did not fail would wait for the one that did.
-        """
-        result: Any = None
-        error: UserError | TrainingError | None = None
-        try:
-            result = work()
-        except (UserError, TrainingError) as caught:
-            error = caught
-        for first in self.all_gather(error):
-            if first is not None:
-                raise first
-        return result
+        """Calls `work` on every rank inside `raise_together`, and returns its result."""
+        with self.raise_together():
+            return work()
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
@@ -110,5 +101,7 @@ class ProcessGroup:
                 raise first
 
     def on_main_process(self, work: Callable[[], object]) -> None:
-        """Does `work` on the first rank alone; every rank calls this, and raises what it raises of ours."""
-        self.together(lambda: work() if self.is_main else None)
+        """Calls `work` on the main process only, and raises its error on every rank. Every rank calls this."""
+        with self.raise_together():
+            if self.is_main:
+                work()

@@ -1,8 +1,9 @@
-"""Finds out that the ranks wait for one that does not come: says which, keeps every rank's stack, ends the run.
+"""Ends a run whose ranks wait for one that does not arrive, names that rank, and saves every rank's stack.
 
-Each rank counts the places that it passes, the same ones in the same order, and a thread of its own exchanges the
-counts with the others through the store by which they met. When a rank has stood still for `timeout` seconds, it looks
-at the others: one whose thread is silent is stopped or gone, one with a lower count did not arrive.
+Each rank counts the places in the code that it passes, the same ones in the same order on all ranks. A thread of its
+own exchanges these heartbeats with the other ranks, through the store with which they initialized the process group. A
+rank that has stayed at one place for `timeout` seconds looks at the others: one without recent heartbeats is stopped or
+gone, one with a lower count did not arrive.
 """
 
 import faulthandler
@@ -24,54 +25,57 @@ from mtl_dist.distributed.exit_codes import record_exit_code
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import TrainingError
 
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
+"""Interval of the exchange."""
 SILENT_SECONDS = 5.0
-"""A thread that has told nothing for so long is not running."""
-PATIENCE_WITH_ALL = 4
-"""Times the timeout that ranks may take which all stand at the same place: a long step, more likely than not."""
+"""Age of a rank's last heartbeat beyond which its thread is taken not to run."""
+SAME_PLACE_FACTOR = 4
+"""Multiple of the timeout that ranks may stay at the same place, all of them: most likely that is one long step."""
 
 
-class Beat(NamedTuple):
-    """What a rank tells the others."""
+class Heartbeat(NamedTuple):
+    """What a rank reports to the others."""
 
     number: int
-    """Of beats so far."""
+    """Heartbeats sent so far."""
     count: int
-    """Of places passed."""
+    """Places passed so far."""
     place: str
-    excused: bool
-    """Whether the rank does something that may take long."""
+    """The last one of these, for messages."""
+    suspended: bool
+    """Whether the rank does something that may take long, such as saving."""
 
 
 class Watchdog:
-    """Watches this rank, and the others through what they tell."""
+    """Compares this rank's progress with the heartbeats of the others."""
 
     def __init__(self, processes: ProcessGroup, timeout: float, folder: Path) -> None:
-        """`timeout` is in seconds; stacks go into `folder`, as `rank-<rank>.txt`."""
+        """`timeout` is in seconds; stacks are written to `rank-<rank>.txt` in `folder`."""
         self._rank = processes.rank
         self._ranks = range(processes.world_size)
         self._timeout = timeout
         self._folder = folder
-        self._own = Beat(0, 0, "the start", False)
-        self._since = 0.0
-        self._heard: dict[int, tuple[Beat, float]] = {}
-        """The last beat of each rank, and when it was first seen here."""
-        self._told = 0.0
-        """When the last exchange was complete."""
+        self._own = Heartbeat(0, 0, "the start", False)
+        self._own_since = 0.0
+        """When this rank came to its place, by the monotonic clock."""
+        self._last: dict[int, tuple[Heartbeat, float]] = {}
+        """Last heartbeat of each rank, and when it was first seen here."""
+        self._last_exchange = 0.0
+        """When the last exchange with the store was complete."""
         self._ended = threading.Event()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around what is watched."""
-        self._since = self._told = time.monotonic()
-        self._heard = dict.fromkeys(self._ranks, (self._own, self._since))
+        """Context of the code that is watched."""
+        self._own_since = self._last_exchange = time.monotonic()
+        self._last = dict.fromkeys(self._ranks, (self._own, self._own_since))
         threads = [threading.Thread(target=self._watch, daemon=True, name="watchdog")]
         if len(self._ranks) > 1:
-            # A connection of its own: one that waits for a key keeps all others of its connection waiting.
-            met_by: Any = distributed_c10d._get_default_store()
-            store = dist.PrefixStore("watchdog", met_by.clone())
-            # A thread of its own: where the keeper of the store is stopped, its answer never comes.
-            threads.append(threading.Thread(target=self._exchange, args=(store,), daemon=True, name="beats"))
+            # A clone has a connection of its own: a rank that waits for a key blocks its whole connection.
+            default_store: Any = distributed_c10d._get_default_store()
+            store = dist.PrefixStore("watchdog", default_store.clone())
+            # Not in the thread that watches: if the process that keeps the store is stopped, calls never return.
+            threads.append(threading.Thread(target=self._exchange, args=(store,), daemon=True, name="heartbeats"))
         for thread in threads:
             thread.start()
         try:
@@ -82,69 +86,71 @@ class Watchdog:
                 thread.join(SILENT_SECONDS)
 
     def heartbeat(self, place: str) -> None:
-        """Says that this rank is at `place` now. Every rank passes the same places in the same order."""
-        self._own = Beat(0, self._own.count + 1, place, self._own.excused)
-        self._since = time.monotonic()
+        """Reports that this rank is at `place` now. Every rank passes the same places in the same order."""
+        self._own = Heartbeat(0, self._own.count + 1, place, self._own.suspended)
+        self._own_since = time.monotonic()
 
     @contextmanager
     def suspended(self, place: str) -> Iterator[None]:
-        """Around what may take long on one rank, while the others wait for it."""
+        """Context of work that may take long on one rank while the others wait for it."""
         self.heartbeat(place)
-        self._own = self._own._replace(excused=True)
+        self._own = self._own._replace(suspended=True)
         try:
             yield
         finally:
-            self._own = self._own._replace(excused=False)
-            self._since = time.monotonic()
+            self._own = self._own._replace(suspended=False)
+            self._own_since = time.monotonic()
 
     def _exchange(self, store: dist.Store) -> None:
         try:
             for number in itertools.count(1):
-                if self._ended.wait(BEAT_SECONDS):
+                if self._ended.wait(HEARTBEAT_SECONDS):
                     return
                 store.set(str(self._rank), json.dumps(self._own._replace(number=number)._asdict()))
                 for rank in self._ranks:
-                    beat = Beat(**json.loads(store.get(str(rank)))) if store.check([str(rank)]) else None
-                    if beat is not None and beat != self._heard[rank][0]:
-                        self._heard[rank] = beat, time.monotonic()
-                self._told = time.monotonic()
+                    received = Heartbeat(**json.loads(store.get(str(rank)))) if store.check([str(rank)]) else None
+                    if received is not None and received != self._last[rank][0]:
+                        self._last[rank] = received, time.monotonic()
+                self._last_exchange = time.monotonic()
         except dist.DistError:
-            return  # its keeper is gone; the launcher will end this process, or `_watch` will
+            return  # the store is gone; the launcher will end this process, or `_watch` will
 
     def _watch(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            stood = time.monotonic() - self._since
-            if stood > self._timeout and not self._own.excused:
-                missing = self._missing(stood)
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            waited = time.monotonic() - self._own_since
+            if waited > self._timeout and not self._own.suspended:
+                missing = self._missing(waited)
                 if missing:
-                    self._end(missing, stood)
+                    self._end(missing, waited)
 
-    def _missing(self, stood: float) -> list[int]:
-        """The ranks for which the others wait; none where there is a reason to wait on."""
+    def _missing(self, waited: float) -> list[int]:
+        """The ranks for which the others wait; none if there is a reason to wait longer."""
         now = time.monotonic()
-        if now - self._told > SILENT_SECONDS and len(self._ranks) > 1:
-            return [0]  # with the store, which the first rank keeps, or its launcher
-        silent = [rank for rank, (_, at) in self._heard.items() if now - at > SILENT_SECONDS and rank != self._rank]
-        if any(beat.excused for rank, (beat, _) in self._heard.items() if rank not in silent):
+        if now - self._last_exchange > SILENT_SECONDS and len(self._ranks) > 1:
+            return [0]  # rank 0, or its launcher, keeps the store, which does not answer
+        silent = [rank for rank, (_, seen) in self._last.items() if now - seen > SILENT_SECONDS and rank != self._rank]
+        if any(last.suspended for rank, (last, _) in self._last.items() if rank not in silent):
             return []
-        beats = {rank: beat for rank, (beat, _) in self._heard.items()} | {self._rank: self._own}
-        at_one_place = len({(beat.count, beat.place) for beat in beats.values()}) == 1
-        if not silent and at_one_place and stood < PATIENCE_WITH_ALL * self._timeout:
+        ranks = {rank: last for rank, (last, _) in self._last.items()} | {self._rank: self._own}
+        at_one_place = len({(last.count, last.place) for last in ranks.values()}) == 1
+        if not silent and at_one_place and waited < SAME_PLACE_FACTOR * self._timeout:
             return []
-        least = min(beat.count for beat in beats.values())
-        return silent or [rank for rank, beat in beats.items() if beat.count == least]
+        least = min(last.count for last in ranks.values())
+        return silent or [rank for rank, last in ranks.items() if last.count == least]
 
-    def _end(self, missing: list[int], stood: float) -> None:
+    def _end(self, missing: list[int], waited: float) -> None:
+        """Saves this rank's stack and ends its process; the first rank that is not missing prints the error."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"rank-{self._rank}.txt").open("w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        # Of those that are there the first speaks; the others give it the time to, and for stacks of their own.
         speaker = min((rank for rank in self._ranks if rank not in missing), default=0)
-        time.sleep(BEAT_SECONDS if self._rank == speaker else 3 * BEAT_SECONDS)
+        # The first process to end makes the launcher end the others: they need time for their stacks, and the speaker
+        # for its message.
+        time.sleep(HEARTBEAT_SECONDS if self._rank == speaker else 3 * HEARTBEAT_SECONDS)
         if self._rank == speaker:
-            names = ", ".join(f"rank {rank} did not come past {self._heard[rank][0].place!r}" for rank in missing)
+            names = ", ".join(f"rank {rank} did not come past {self._last[rank][0].place!r}" for rank in missing)
             print(
-                f"error: {names}; rank {speaker} has waited at {self._own.place!r} for {stood:.0f} seconds"
+                f"error: {names}; rank {speaker} has waited at {self._own.place!r} for {waited:.0f} seconds"
                 f" (safety.timeout_seconds); the ranks' stacks are in {self._folder}",
                 file=sys.stderr,
                 flush=True,

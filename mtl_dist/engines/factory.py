@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from mtl_dist.config.recipe import OptimizerConfig, Recipe
-from mtl_dist.distributed.launch_check import LaunchRequest
+from mtl_dist.distributed.launch_request import LaunchRequest
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.engines.base import Engine
 from mtl_dist.engines.ddp import DataParallel

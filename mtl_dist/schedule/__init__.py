@@ -1,4 +1,4 @@
-"""What happens at each step, decided before training: samples, partition among ranks, phases, learning rates.
+"""Samples, their partition among ranks, trainable units and learning rates of each step.
 
-Pure functions of (recipe, seed, step); imports no torch.
+All are pure functions of recipe, seed and step, known before training. Imports no torch.
 """

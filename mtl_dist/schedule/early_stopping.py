@@ -1,4 +1,4 @@
-"""When a phase has trained long enough: the rule of a phase's `until`, on plain numbers."""
+"""Early stopping of a phase by a validation metric: the rule of `UntilConfig`, on plain numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,21 @@ from mtl_dist.config.recipe import UntilConfig
 
 
 def value_of(metric: str, figures: Mapping[str, Mapping[str, float]]) -> float:
-    """The value of `metric` in the figures of an evaluation, by task and name."""
+    """The value of `metric` in the figures of an evaluation, which are by task and by name.
+
+    `metric` is `<task>/<name>`, or a name alone for the mean over tasks.
+    """
     task, name = task_and_name(metric)
     if task is not None:
         return figures[task][name]
-    return math.fsum(of_task[name] for of_task in figures.values()) / len(figures)
+    return math.fsum(by_name[name] for by_name in figures.values()) / len(figures)
 
 
 def best_of(values: Sequence[float], until: UntilConfig) -> int | None:
-    """Index of the last of `values`, in the order of their measurement, that was an improvement; None if none was.
+    """Index of the last improvement among `values`, in the order of their measurement; None if there was none.
 
-    The first finite value is one; a value that is not finite never is.
+    An improvement exceeds the best value so far, by at least `min_delta`. The first finite value is an improvement; a
+    value that is not finite never is.
     """
     sign = SIGNS[task_and_name(until.metric)[1]]
     best = None
@@ -30,24 +34,24 @@ def best_of(values: Sequence[float], until: UntilConfig) -> int | None:
 
 
 def patience_exhausted(values: Sequence[float], until: UntilConfig) -> bool:
-    """Whether the patience of `until` ends with the last of `values`."""
+    """Whether the last `until.patience` of `values`, or more, were no improvement."""
     best = best_of(values, until)
     return len(values) - (0 if best is None else best + 1) >= until.patience
 
 
 def earliest_stop(until: UntilConfig) -> int:
-    """Steps after which it can end a phase at the earliest, if what it measures is finite."""
+    """Fewest steps after which `until` can end a phase, provided that the first value is finite."""
     return (1 + until.patience) * until.every_steps
 
 
 def describe_until(until: UntilConfig) -> str:
-    """When a phase ends before its length is reached, in words."""
-    least = f", min_delta {until.min_delta:g}" if until.min_delta else ""
-    return f"{until.metric} stops improving (patience {until.patience}, every_steps {until.every_steps}{least})"
+    """The condition under which `until` ends a phase, for messages."""
+    min_delta = f", min_delta {until.min_delta:g}" if until.min_delta else ""
+    return f"{until.metric} stops improving (patience {until.patience}, every_steps {until.every_steps}{min_delta})"
 
 
 def stop_reason(values: Sequence[float], until: UntilConfig, start: int) -> str:
-    """Why a phase that began after `start` steps ends with the last of `values`, in words."""
+    """The reason why a phase ends with the last of `values`, for messages; `start` is the phase's first step."""
     best = best_of(values, until)
     if best is None:
         return f"{until.metric} was never finite"

@@ -1,7 +1,8 @@
-"""Random orders that need no memory: a keyed permutation of [0, size) computed for any place in it.
+"""Random permutations that need no memory: each element is computed from its position and a key.
 
 A generalised Feistel network with cycle walking: J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains",
-CT-RSA 2002. Grain's `index_shuffle` serves the same purpose. Integers only, so every machine gives the same order.
+CT-RSA 2002. Grain's `index_shuffle` serves the same purpose. It uses integers only, so that the order is the same on
+every machine.
 """
 
 import hashlib
@@ -9,21 +10,21 @@ import math
 
 import numpy as np
 
-# Three rounds are enough for large sizes; the orders of five values are still visibly unequal in frequency after ten.
 ROUNDS = 16
+"""Three are enough for large sizes, but after ten the orders of five values still differ visibly in frequency."""
 
 
-def shuffled(start: int, stop: int, size: int, seed: int, name: str) -> np.ndarray:
-    """Places start to stop of an endless sequence that runs through [0, size) again and again, [stop - start] int64.
+def shuffled_indices(start: int, stop: int, size: int, seed: int, name: str) -> np.ndarray:
+    """Elements start to stop of an endless sequence of permutations of [0, size); [stop - start] int64.
 
-    Each pass, the places from k * size up to (k + 1) * size, is a permutation of its own, keyed by (seed, name, k).
+    The elements from k * size to (k + 1) * size are pass k, a permutation keyed by (seed, name, k).
     """
     passes, positions = np.divmod(np.arange(start, stop), size)
     passes -= start // size
     keys = [_round_keys(seed, name, number) for number in range(start // size, -(-stop // size))]
     round_keys = np.array(keys, dtype=np.uint64).reshape(-1, ROUNDS)
     values = positions.astype(np.uint64)
-    # The network permutes slightly more than [0, size): what falls outside goes through it again.
+    # The network permutes slightly more than [0, size): values outside are permuted again (cycle walking).
     walking = np.arange(len(values))
     while len(walking):
         values[walking] = _feistel(values[walking], size, round_keys, passes[walking])
@@ -32,15 +33,16 @@ def shuffled(start: int, stop: int, size: int, seed: int, name: str) -> np.ndarr
 
 
 def _round_keys(seed: int, name: str, number: int) -> np.ndarray:
-    """Keys of one pass, [ROUNDS] uint64."""
+    """Round keys of pass `number`, [ROUNDS] uint64."""
     key = hashlib.shake_128(f"{seed}/{number}/{name}".encode())
     return np.frombuffer(key.digest(8 * ROUNDS), dtype="<u8")
 
 
 def _feistel(values: np.ndarray, size: int, round_keys: np.ndarray, passes: np.ndarray) -> np.ndarray:
-    """A permutation of the pairs (left < width, right < height), the smallest near-square that holds [0, size).
+    """Permutes the integers below width * height, the smallest near-square that holds [0, size).
 
-    Row passes[i] of `round_keys`, [passes, ROUNDS], is the key of values[i].
+    An integer is split into left < width and right < height. Row passes[i] of `round_keys`, [passes, ROUNDS], is the
+    key of values[i].
     """
     width = math.isqrt(size - 1) + 1
     height = -(-size // width)
@@ -52,7 +54,7 @@ def _feistel(values: np.ndarray, size: int, round_keys: np.ndarray, passes: np.n
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit."""
+    """The output function of SplitMix64 (Steele, Lea, Flood 2014): every input bit affects every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

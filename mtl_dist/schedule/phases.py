@@ -1,9 +1,7 @@
-"""The freeze schedule, compiled before training: which units train from which step to which.
+"""The unfreezing schedule, compiled before training: the phases of a run with their steps and trainable units.
 
-Where a metric ends a phase before its time, `Schedule.with_early_stops` gives the schedule that the run really has.
-
-A *unit* is the smallest thing that freezes or thaws: `embeddings`, `blocks.0` and up, `heads.<task>`. This module
-imports no torch: a compiled schedule is names and numbers, so that it can be printed, digested and compared.
+A *unit* is the smallest part of the model that can be frozen: `embeddings`, `blocks.0` and up (the encoder's layers),
+`heads.<task>`. A compiled schedule consists of names and numbers, so that it can be printed, digested and compared.
 """
 
 import hashlib
@@ -20,7 +18,7 @@ from mtl_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of steps with one set of trainable units."""
+    """Consecutive steps with the same trainable units."""
 
     name: str
     start: int
@@ -30,28 +28,29 @@ class Phase:
     units: tuple[str, ...]
     """Trainable units in canonical order: embeddings, blocks upwards, heads in the recipe's order."""
     unfrozen: tuple[str, ...]
-    """Those of `units` that did not train in the phase before; empty in the first phase, where nothing has unfrozen."""
+    """Those of `units` that were frozen in the previous phase; empty in the first phase."""
     until: UntilConfig | None = None
-    """What may end it before `stop`."""
+    """Early stopping, which may end the phase before `stop`."""
     early: int = 0
-    """Steps by which it begins earlier than planned, because phases before it were cut short."""
+    """Steps by which it starts earlier than planned, because earlier phases were stopped early."""
 
     @property
     def steps(self) -> int:
+        """Number of steps."""
         return self.stop - self.start
 
     def measures_after(self, done: int) -> bool:
-        """Whether `until` wants a measurement when `done` steps of the run are done. At the end comes one anyway."""
+        """Whether `until` requires an evaluation after `done` steps of the run; not at `stop`, which has one anyway."""
         return self.until is not None and done < self.stop and (done - self.start) % self.until.every_steps == 0
 
     def measurements_by(self, done: int) -> int:
-        """Measurements that `until` has wanted when `done` steps of the run are done."""
+        """Evaluations that `until` has required during the first `done` steps of the run."""
         return 0 if self.until is None else (done - self.start) // self.until.every_steps
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """All phases of a run, in order and without gaps. No phase at all: everything is frozen."""
+    """All phases of a run, in order and without gaps; none if everything is frozen."""
 
     phases: tuple[Phase, ...]
 
@@ -61,48 +60,49 @@ class Schedule:
 
     @property
     def digest(self) -> str:
-        """Equal for equal schedules, on every machine."""
+        """SHA-256 of all fields of all phases, the same on every machine."""
         return hashlib.sha256(json.dumps([asdict(phase) for phase in self.phases]).encode()).hexdigest()
 
     def phase_at(self, step: int) -> Phase:
-        """The phase to which `step` belongs."""
+        """The phase that `step` belongs to."""
         return next(phase for phase in self.phases if phase.start <= step < phase.stop)
 
     def with_early_stops(self, stops: Mapping[str, int]) -> "Schedule":
-        """This schedule with the phases named in `stops` ending there; those that follow move up without gaps.
+        """The schedule of a run with early stopping: phases in `stops` end there, and later ones start earlier.
 
-        A stop is counted as the steps of the result are: by then, the phases before may have been cut as well.
+        `stops` are steps by name of the phase, counted over the run as it was, in which earlier phases may have been
+        stopped early too.
         """
         if not stops:
             return self
         phases: list[Phase] = []
-        saved = 0
+        early = 0
         for phase in self.phases:
-            stop = stops.get(phase.name, phase.stop - saved)
-            phases.append(replace(phase, start=phase.start - saved, stop=stop, early=phase.early + saved))
-            saved = phase.stop - stop
+            stop = stops.get(phase.name, phase.stop - early)
+            phases.append(replace(phase, start=phase.start - early, stop=stop, early=phase.early + early))
+            early = phase.stop - stop
         return Schedule(tuple(phases))
 
     def planned(self, step: int) -> int:
-        """Where `step` would stand if no phase before it had been cut."""
+        """The number that `step` would have if no earlier phase had been stopped early."""
         return step + self.phase_at(step).early
 
 
 def phase_steps(phase: PhaseConfig, rows: int, batch_size: int) -> int:
-    """Optimizer steps of a phase; an epoch is as many examples as all tasks together have training rows."""
+    """Optimizer steps of a phase. An epoch has as many examples as all tasks together have training `rows`."""
     if phase.steps is not None:
         return phase.steps
-    assert phase.epochs is not None, "checked with the recipe"
-    # Epochs as they are written: in binary, 1.1 x 100 rows are more than 110.
+    assert phase.epochs is not None, "checked by the recipe"
+    # Exact decimal arithmetic: in binary, 1.1 x 100 rows are more than 110.
     return math.ceil(Fraction(str(phase.epochs)) * rows / batch_size)
 
 
 def compile_schedule(recipe: Recipe, num_blocks: int, rows: int) -> Schedule:
-    """Turns the recipe's phases into steps and units.
+    """Compiles the recipe's phases into steps and units.
 
-    `rows` is the number of training rows of all tasks together. With everything under `model.freeze` the schedule is
-    empty: the run evaluates and saves. Raises UserError where a selector names a block the encoder lacks, or where
-    `model.freeze` leaves a phase nothing to train.
+    `rows` is the number of training rows of all tasks together. If `model.freeze` covers everything, the schedule is
+    empty: such a run only evaluates and saves. Raises UserError if a selector names a block that the encoder lacks, or
+    if `model.freeze` leaves a phase nothing to train.
     """
     trainable = trainable_units(recipe, num_blocks)
     if not any(trainable):
@@ -121,7 +121,10 @@ def compile_schedule(recipe: Recipe, num_blocks: int, rows: int) -> Schedule:
 
 
 def trainable_units(recipe: Recipe, num_blocks: int) -> list[tuple[str, ...]]:
-    """Units that train in each phase, `model.freeze` taken off. Needs no data, so mistakes in selectors show early."""
+    """Trainable units of each phase, without those of `model.freeze`.
+
+    Needs no data, so that mistakes in selectors are found early.
+    """
     tasks = list(recipe.tasks)
     frozen = set(select(recipe.model.freeze, tasks, num_blocks, "model.freeze")) if recipe.model.freeze else set()
     return [
@@ -131,7 +134,7 @@ def trainable_units(recipe: Recipe, num_blocks: int) -> list[tuple[str, ...]]:
 
 
 def format_units(units: Sequence[str]) -> str:
-    """Units for a reader: runs of blocks as one range, e.g. `blocks[2:6] heads.domain heads.sentiment`."""
+    """Units as text, with consecutive blocks as one range, e.g. `blocks[2:6] heads.domain heads.sentiment`."""
     words: list[str] = []
     blocks = [int(unit.removeprefix("blocks.")) for unit in units if unit.startswith("blocks.")]
     for unit in units:

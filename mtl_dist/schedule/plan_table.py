@@ -1,4 +1,4 @@
-"""The compiled plan as a table: what `launch/train.py --plan` prints."""
+"""The table that `launch/train.py --plan` prints: phases with their steps, units, learning rates and draws."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,14 +11,12 @@ HEADER = ("phase", "steps", "trains", "parameters", "learning rates", "draws (ep
 
 
 def plan_table(
-    rates: LearningRates, plan: TaskBalancedSampler, sizes: Mapping[str, int], unit_sizes: Mapping[str, int]
+    rates: LearningRates, sampler: TaskBalancedSampler, sizes: Mapping[str, int], unit_sizes: Mapping[str, int]
 ) -> str:
-    """A line for each phase, and the whole run's numbers under it. Steps count from 1, as in metrics.jsonl.
+    """A line for each phase, followed by the numbers of the whole run. Steps count from 1, as in metrics.jsonl.
 
-    A phase that a metric may end early has the steps that it takes at most, and those that follow begin where it would
-    end then.
-
-    `sizes` are training rows by task, `unit_sizes` parameters by unit.
+    A phase with early stopping has its largest possible number of steps, and later phases start after these. `sizes`
+    are training rows by task, `unit_sizes` numbers of parameters by unit.
     """
     schedule = rates.schedule
     if not schedule.phases:
@@ -33,7 +31,7 @@ def plan_table(
                 format_units(phase.units),
                 f"{parameters:,} ({parameters / sum(unit_sizes.values()):.1%})",
                 _rates_text(rates, phase),
-                _draws_text(plan.draws(phase.start, phase.stop), sizes),
+                _draws_text(sampler.draws(phase.start, phase.stop), sizes),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
@@ -41,7 +39,7 @@ def plan_table(
     lines.insert(1, "  ".join("-" * width for width in widths))
     open_ended = {phase.name: phase.until for phase in schedule.phases if phase.until is not None}
     total = f"{schedule.total_steps} steps{' at most' if open_ended else ''}"
-    lines.append(f"{total}; {_draws_text(plan.draws(0, schedule.total_steps), sizes)}")
+    lines.append(f"{total}; {_draws_text(sampler.draws(0, schedule.total_steps), sizes)}")
     lines += [f"{name} ends early when {describe_until(until)}" for name, until in open_ended.items()]
     return "\n".join(lines)
 
@@ -52,24 +50,25 @@ def _steps_text(phase: Phase) -> str:
 
 
 def _rates_text(rates: LearningRates, phase: Phase) -> str:
-    """Highest rate of each group of like units in the phase, and the rate it ends at."""
+    """Highest and last learning rate in the phase, for each group of units that have them in common."""
     groups: dict[tuple[float, float], list[str]] = {}
-    for unit, of_unit in peak_and_final_rates(rates, phase).items():
-        groups.setdefault(of_unit, []).append(unit)
-    return ", ".join(f"{_group_name(units)} {top:.2e} to {end:.2e}" for (top, end), units in groups.items())
+    for unit, peak_and_final in peak_and_final_rates(rates, phase).items():
+        groups.setdefault(peak_and_final, []).append(unit)
+    return ", ".join(f"{_group_name(units)} {peak:.2e} to {final:.2e}" for (peak, final), units in groups.items())
 
 
 def peak_and_final_rates(rates: LearningRates, phase: Phase) -> dict[str, tuple[float, float]]:
-    """Of each unit that trains in the phase, the highest rate and the one at the end."""
-    last = rates.at(phase.stop - 1)
-    each = [rates.at(step) for step in _turning_points(rates, phase)]
-    return {unit: (max(at[unit] for at in each), last[unit]) for unit in phase.units}
+    """The highest and the last learning rate of each unit that is trainable in the phase."""
+    final = rates.at(phase.stop - 1)
+    candidates = [rates.at(step) for step in _peak_candidates(rates, phase)]
+    return {unit: (max(at[unit] for at in candidates), final[unit]) for unit in phase.units}
 
 
-def _turning_points(rates: LearningRates, phase: Phase) -> set[int]:
-    """Steps among which the phase's highest rates lie: rates rise to the end of the warm-up and fall after it.
+def _peak_candidates(rates: LearningRates, phase: Phase) -> set[int]:
+    """Steps that include those with the phase's highest rates.
 
-    While a thaw warms up they may do both, so that each of its steps counts.
+    Rates rise until the end of the run's warm-up and fall after it. During the warm-up after unfreezing they may do
+    both, so that each of its steps is a candidate.
     """
     config = rates.config
     ends = {phase.start, phase.stop - 1, min(max(config.warmup_steps, phase.start), phase.stop - 1)}

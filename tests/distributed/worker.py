@@ -17,7 +17,8 @@ from accelerate.utils import DistributedType
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_dist.config.load import parse
-from mtl_dist.distributed.launch_check import LaunchRequest, start_accelerator
+from mtl_dist.distributed.launch_check import start_accelerator
+from mtl_dist.distributed.launch_request import LaunchRequest
 from mtl_dist.engines import base, zero
 from mtl_dist.engines.base import Engine
 from mtl_dist.engines.ddp import DataParallel

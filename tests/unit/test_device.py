@@ -1,4 +1,4 @@
-"""Kernels are chosen and cuBLAS is settled without leaving a variable behind; on a real GPU: tests/gpu."""
+"""Configuration of cuBLAS without leaving an environment variable behind; tests/gpu has it on a real GPU."""
 
 import os
 
@@ -9,25 +9,25 @@ from mtl_dist import device as devices
 from mtl_dist.device import WORKSPACES
 
 
-@pytest.mark.parametrize(("looks_each_time", "left"), [(False, None), (True, ":4096:8")])
-def test_the_variable_of_cublas_is_there_as_long_as_torch_looks_for_it(
-    monkeypatch: pytest.MonkeyPatch, looks_each_time: bool, left: str | None
+@pytest.mark.parametrize(("checks_each_time", "left"), [(False, None), (True, ":4096:8")])
+def test_the_variable_is_set_as_long_as_torch_checks_for_it(
+    monkeypatch: pytest.MonkeyPatch, checks_each_time: bool, left: str | None
 ) -> None:
     def multiply(device: torch.device) -> None:
         seen.append(os.environ.get(WORKSPACES))
-        if looks_each_time and seen[-1] is None:
+        if checks_each_time and seen[-1] is None:
             raise RuntimeError(f"you must set an environment variable {WORKSPACES}=:4096:8")
 
     seen: list[str | None] = []
     monkeypatch.setattr(devices, "_multiply", multiply)
     monkeypatch.setenv(WORKSPACES, "to be restored")
     monkeypatch.delenv(WORKSPACES)
-    devices._settle_cublas(torch.device("cuda"))
+    devices._configure_cublas(torch.device("cuda"))
     assert seen == [":4096:8", None]
     assert os.environ.get(WORKSPACES) == left
 
 
-def test_a_variable_of_the_users_stays_and_other_errors_are_not_taken_for_its_lack(
+def test_the_users_variable_stays_and_other_errors_are_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fails(device: torch.device) -> None:
@@ -36,8 +36,8 @@ def test_a_variable_of_the_users_stays_and_other_errors_are_not_taken_for_its_la
 
     monkeypatch.setattr(devices, "_multiply", fails)
     monkeypatch.setenv(WORKSPACES, ":16:8")
-    devices._settle_cublas(torch.device("cuda"))
+    devices._configure_cublas(torch.device("cuda"))
     assert os.environ[WORKSPACES] == ":16:8"
     monkeypatch.delenv(WORKSPACES)
     with pytest.raises(RuntimeError, match="out of memory"):
-        devices._settle_cublas(torch.device("cuda"))
+        devices._configure_cublas(torch.device("cuda"))

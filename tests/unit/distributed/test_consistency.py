@@ -14,7 +14,7 @@ def test_a_digest_is_sha256_over_name_shape_and_bytes() -> None:
     assert tensor_digest("some.weight", torch.from_numpy(values)) == expected
 
 
-def test_a_digest_tells_name_shape_and_every_byte() -> None:
+def test_a_digest_depends_on_name_shape_and_every_byte() -> None:
     tensor = torch.linspace(0, 1, 12)
     others = [tensor.reshape(3, 4), tensor.reshape(4, 3), tensor.flip(0), tensor.nextafter(tensor + 1)]
     for index in range(12):
@@ -27,14 +27,14 @@ def test_a_digest_tells_name_shape_and_every_byte() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64])
-def test_a_digest_is_of_the_values_not_of_how_they_lie_in_memory(dtype: torch.dtype) -> None:
+def test_a_digest_does_not_depend_on_the_memory_layout(dtype: torch.dtype) -> None:
     tensor = torch.arange(12).reshape(3, 4).to(dtype)
-    for like in (
+    for same in (
         tensor.t().contiguous().t(),
         torch.nn.Parameter(tensor, requires_grad=False),
         tensor.repeat(1, 2)[:, :4],
     ):
-        assert tensor_digest("a", like) == tensor_digest("a", tensor)
+        assert tensor_digest("a", same) == tensor_digest("a", tensor)
     assert tensor_digest("a", tensor[:, 1]) == tensor_digest("a", tensor[:, 1].clone())
     assert tensor_digest("a", tensor[0, 0]) == hashlib.sha256(b"a()" + bytes(dtype.itemsize)).hexdigest()
 

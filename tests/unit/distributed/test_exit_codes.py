@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[3]
     ("records", "asked", "launcher", "code"),
     [
         (["0", "0"], False, 0, 0),
-        (["0", "0"], False, 1, 0),  # a launcher that lost those of other machines at their end
+        (["0", "0"], False, 1, 0),  # the launcher lost contact with other machines as they ended
         ([], False, 0, 0),  # --help
         (["75", "75"], False, 1, 75),
         (["75", LOST_CONTACT], False, 1, 75),
         (["0", "75"], False, 1, 75),
-        (["75"], False, 1, 1),  # the other crashed, and the launcher has asked this one
+        (["75"], False, 1, 1),  # the other one crashed, after which the launcher stopped this one
         ([], False, 1, 1),
-        ([], True, -15, 75),  # before there was a process to ask
+        ([], True, -15, 75),  # before any process has started
         (["75"], True, 1, 75),
         ([LOST_CONTACT, LOST_CONTACT], True, 1, 75),
         ([LOST_CONTACT, LOST_CONTACT], False, 1, 9),
@@ -32,12 +32,12 @@ ROOT = Path(__file__).parents[3]
         (["1", LOST_CONTACT], False, 1, 1),
     ],
 )
-def test_the_code_of_two_processes(records: list[str], asked: bool, launcher: int, code: int) -> None:
+def test_the_exit_code_of_two_processes(records: list[str], asked: bool, launcher: int, code: int) -> None:
     assert combined_exit_code(records, 2, asked, launcher, lost_code=9) == code
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["optimizer.lrr=1"], "2"), (["--config", "none"], "2")])
-def test_a_process_leaves_its_code(tmp_path: Path, arguments: list[str], code: str) -> None:
+def test_a_process_records_its_exit_code(tmp_path: Path, arguments: list[str], code: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(tmp_path), "RANK": "0"}
     command = [sys.executable, "launch/train.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
@@ -45,7 +45,7 @@ def test_a_process_leaves_its_code(tmp_path: Path, arguments: list[str], code: s
     assert recorded_exit_codes(tmp_path) == [code]
 
 
-def test_where_the_record_cannot_be_left_the_process_says_so_and_ends(tmp_path: Path) -> None:
+def test_a_process_that_cannot_record_its_exit_code_warns_and_ends(tmp_path: Path) -> None:
     folder = tmp_path / "none"
     environment = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(folder), "RANK": "0"}
     command = [sys.executable, "launch/train.py", "optimizer.lrr=1"]

@@ -1,4 +1,4 @@
-"""How a process takes the signals that ask it to stop; real signals, to processes of their own."""
+"""Signals that ask a process to stop: real signals, sent to processes of their own."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ with stop.waiting():
     print('ready', flush=True)
     while not stop.made:
         time.sleep(0.01)
-    print('asked by', stop.signal.name, flush=True)
+    print('request:', stop.signal.name, flush=True)
     sys.stdin.read()
 print('ended by itself')
 """
@@ -28,7 +28,7 @@ print('ended by itself')
 
 @contextmanager
 def process(code: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that has come to the point where it says that it is ready."""
+    """A process that runs `code`, and has printed that it is ready."""
     imports = "import sys, threading, time\nfrom mtl_dist.distributed.preemption import StopRequest"
     code = f"{imports}\nstop = StopRequest()\n{code}"
     pipe = subprocess.PIPE
@@ -44,23 +44,23 @@ def process(code: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
 def test_before_training_a_signal_ends_the_process_at_once(number: signal.Signals) -> None:
     with process(BEFORE) as started:
         started.send_signal(number)
-        _, said = started.communicate(timeout=30)
+        _, printed = started.communicate(timeout=30)
     assert started.returncode == 75
-    assert said == f"stopped by {number.name}; the same command goes on\n"
+    assert printed == f"stopped by {number.name}; the same command resumes it\n"
 
 
-def test_another_rank_than_the_first_says_nothing() -> None:
+def test_only_rank_0_prints_a_message() -> None:
     with process(BEFORE, RANK="1") as started:
         started.terminate()
-        _, said = started.communicate(timeout=30)
-    assert (started.returncode, said) == (75, "")
+        _, printed = started.communicate(timeout=30)
+    assert (started.returncode, printed) == (75, "")
 
 
-def test_while_training_the_first_signal_is_a_request() -> None:
+def test_during_training_the_first_signal_is_a_request() -> None:
     with process(TRAINING) as started:
         started.terminate()
         assert started.stdout is not None
-        assert started.stdout.readline() == "asked by SIGTERM\n"
+        assert started.stdout.readline() == "request: SIGTERM\n"
         assert started.communicate(timeout=30) == ("ended by itself\n", "")
     assert started.returncode == 0
 
@@ -70,7 +70,7 @@ def test_signals_close_together_are_one_request() -> None:
         for _ in range(3):
             started.send_signal(signal.SIGINT)
         assert started.stdout is not None
-        assert started.stdout.readline() == "asked by SIGINT\n"
+        assert started.stdout.readline() == "request: SIGINT\n"
         assert started.communicate(timeout=30)[0] == "ended by itself\n"
 
 
@@ -83,12 +83,12 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         started.stdout.readline()
         started.send_signal(signal.SIGINT)
         assert started.wait(timeout=30) == 75
-        assert started.stderr.read() == "stopped by SIGINT; the same command goes on\n"
+        assert started.stderr.read() == "stopped by SIGINT; the same command resumes it\n"
 
 
 @pytest.mark.parametrize("first_while_training", [True, False])
-def test_after_the_end_a_signal_ends_the_process_as_one_that_has_finished(first_while_training: bool) -> None:
-    """A rank that has cast its last vote cannot ask the others any more: were it to end with 75, they would not."""
+def test_after_the_run_a_signal_ends_the_process_with_the_runs_exit_code(first_while_training: bool) -> None:
+    """The ranks do not exchange requests any more: if this one exited with 75, the others would not."""
     first = "os.kill(os.getpid(), 15)\n    while not stop.made: time.sleep(0.01)" if first_while_training else "pass"
     ended = f"""
 import os

@@ -1,4 +1,4 @@
-"""What processes say to each other: one process here, and two real ones that leave what they saw in files."""
+"""Communication among processes: one process here, and two real ones that write their results to files."""
 
 import json
 import multiprocessing
@@ -28,35 +28,40 @@ def fail(error: Exception) -> None:
     raise error
 
 
-VOTES = [(0, 0), (0, 2), (1, 0), (0, 1), (0, 0), (0, 0)]
-"""Wishes of both ranks, round by round."""
+ROUNDS = [(0, 0), (0, 2), (1, 0), (0, 1), (0, 0), (0, 0)]
+"""Values of both ranks, round by round."""
 
 
-def talk(rank: int, folder: str) -> None:
-    """All cases on one rank; a call that one rank makes alone would hang here, and the fixture would stop it."""
+def run_cases(rank: int, folder: str) -> None:
+    """Runs all cases on one rank. A collective that one rank calls alone hangs here until the fixture kills it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     processes = ProcessGroup(rank, WORLD, rank)
 
     def compare(*by_rank: dict[str, str]) -> list[object]:
         return outcome(lambda: require_equal(processes, "start", by_rank[rank]))
 
-    def work(*by_rank: Callable[[], object]) -> list[object]:
-        return outcome(lambda: processes.together(by_rank[rank]))
+    def raising(error: Exception | None = None) -> list[object]:
+        def work() -> None:
+            with processes.raise_together():
+                if error is not None:
+                    raise error
+
+        return outcome(work)
 
     outcomes = {
         "gather": processes.all_gather({"rank": rank, "main": processes.is_main}),
         "equal": compare({"a": "1", "b": "2"}, {"a": "1", "b": "2"}),
         "value": compare({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "c": "9"}),
         "name": compare({"a": "1"}, {"a": "1", "b": "2"}),
-        "together": work(lambda: "zero", lambda: "one"),
-        "first fails": work(lambda: fail(UserError("zero")), lambda: "one"),
-        "second fails": work(lambda: "zero", lambda: fail(TrainingError("one"))),
-        "both fail": work(lambda: fail(UserError("zero")), lambda: fail(TrainingError("one"))),
+        "none fails": raising(),
+        "first fails": raising(UserError("zero") if rank == 0 else None),
+        "second fails": raising(TrainingError("one") if rank == 1 else None),
+        "both fail": raising(UserError("zero") if rank == 0 else TrainingError("one")),
     }
-    vote = processes.async_max()
-    outcomes["votes"] = [vote.reduce(wish[rank]) for wish in VOTES]
-    outcomes["on first"] = outcome(lambda: processes.on_main_process(lambda: Path(folder, f"first {rank}").touch()))
-    outcomes["first fails alone"] = outcome(lambda: processes.on_main_process(lambda: fail(UserError("zero"))))
+    greatest = processes.async_max()
+    outcomes["maxima"] = [greatest.reduce(values[rank]) for values in ROUNDS]
+    outcomes["main process"] = outcome(lambda: processes.on_main_process(lambda: Path(folder, f"main {rank}").touch()))
+    outcomes["main process fails"] = outcome(lambda: processes.on_main_process(lambda: fail(UserError("zero"))))
     Path(folder, f"{rank}.json").write_text(json.dumps(outcomes))
     dist.destroy_process_group()
 
@@ -66,7 +71,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """By rank, how each case ended."""
     folder = tmp_path_factory.mktemp("processes")
     context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=talk, args=(rank, str(folder))) for rank in range(WORLD)]
+    ranks = [context.Process(target=run_cases, args=(rank, str(folder))) for rank in range(WORLD)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -82,11 +87,11 @@ def test_values_are_gathered_in_rank_order(outcomes: list[dict[str, Any]]) -> No
     assert [of_rank["gather"] for of_rank in outcomes] == [expected] * WORLD
 
 
-def test_equal_digests_let_all_go_on(outcomes: list[dict[str, Any]]) -> None:
+def test_equal_digests_pass(outcomes: list[dict[str, Any]]) -> None:
     assert [of_rank["equal"] for of_rank in outcomes] == [["returned", None]] * WORLD
 
 
-def test_a_difference_stops_all_with_its_name(outcomes: list[dict[str, Any]]) -> None:
+def test_a_difference_is_named_on_all_ranks(outcomes: list[dict[str, Any]]) -> None:
     value = "start: rank 1 differs from rank 0 in b (2 differences in all)"
     name = "start: rank 1 differs from rank 0 in b (1 differences in all)"
     for of_rank in outcomes:
@@ -94,32 +99,32 @@ def test_a_difference_stops_all_with_its_name(outcomes: list[dict[str, Any]]) ->
         assert of_rank["name"] == ["TrainingError", name]
 
 
-def test_work_is_done_by_each(outcomes: list[dict[str, Any]]) -> None:
-    assert [of_rank["together"] for of_rank in outcomes] == [["returned", "zero"], ["returned", "one"]]
+def test_raise_together_without_an_error_passes(outcomes: list[dict[str, Any]]) -> None:
+    assert [of_rank["none fails"] for of_rank in outcomes] == [["returned", None]] * WORLD
 
 
-def test_an_error_of_one_is_raised_by_all(outcomes: list[dict[str, Any]]) -> None:
+def test_an_error_of_one_rank_is_raised_on_all(outcomes: list[dict[str, Any]]) -> None:
     for of_rank in outcomes:
         assert of_rank["first fails"] == ["UserError", "zero"]
         assert of_rank["second fails"] == ["TrainingError", "one"]
         assert of_rank["both fail"] == ["UserError", "zero"]
 
 
-def test_the_greatest_wish_of_a_round_is_the_outcome_of_the_next(outcomes: list[dict[str, Any]]) -> None:
+def test_async_max_returns_the_maximum_of_the_previous_round(outcomes: list[dict[str, Any]]) -> None:
     for of_rank in outcomes:
-        assert of_rank["votes"] == [0, *map(max, VOTES[:-1])]
+        assert of_rank["maxima"] == [0, *map(max, ROUNDS[:-1])]
 
 
-def test_the_first_works_for_all(outcomes: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_only_the_main_process_works(outcomes: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
     for of_rank in outcomes:
-        assert of_rank["on first"] == ["returned", None]
-        assert of_rank["first fails alone"] == ["UserError", "zero"]
-    assert {path.name for path in tmp_path_factory.getbasetemp().glob("processes*/first *")} == {"first 0"}
+        assert of_rank["main process"] == ["returned", None]
+        assert of_rank["main process fails"] == ["UserError", "zero"]
+    assert {path.name for path in tmp_path_factory.getbasetemp().glob("processes*/main process *")} == {"main 0"}
 
 
-def test_alone_a_wish_is_granted_at_once() -> None:
-    vote = ProcessGroup().async_max()
-    assert [vote.reduce(wish) for wish in (0, 2, 1)] == [0, 2, 1]
+def test_async_max_of_one_process_is_not_late() -> None:
+    greatest = ProcessGroup().async_max()
+    assert [greatest.reduce(value) for value in (0, 2, 1)] == [0, 2, 1]
 
 
 def test_one_process_needs_no_group() -> None:
@@ -127,20 +132,19 @@ def test_one_process_needs_no_group() -> None:
     assert processes.is_main
     assert processes.is_local_main
     assert processes.all_gather("value") == ["value"]
-    assert processes.together(lambda: 3) == 3
     error = UserError("mine")
-    with pytest.raises(UserError) as raised:
-        processes.together(lambda: fail(error))
+    with pytest.raises(UserError) as raised, processes.raise_together():
+        raise error
     assert raised.value is error
 
 
-def test_other_errors_are_not_held_back() -> None:
-    """A fault of the program shows with its traceback; the launcher ends the other processes."""
-    with pytest.raises(ZeroDivisionError):
-        ProcessGroup().together(lambda: 1 / 0)
+def test_other_errors_are_raised_at_once() -> None:
+    """A defect shows with its traceback; the launcher ends the other processes."""
+    with pytest.raises(ZeroDivisionError), ProcessGroup().raise_together():
+        raise ZeroDivisionError
 
 
-def test_a_machine_has_a_first_process_of_its_own() -> None:
+def test_each_machine_has_a_local_main_process() -> None:
     later = ProcessGroup(rank=4, world_size=1, local_rank=0)
     assert later.is_local_main
     assert not later.is_main

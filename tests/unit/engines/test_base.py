@@ -1,4 +1,4 @@
-"""What an engine gives away of its state and takes back; how it trains is tested with the trainer."""
+"""State that an engine gathers and loads; training is tested with the trainer."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def fresh(recipe_file: Path, *overrides: str) -> RunContext:
 
 
 def train(setup: RunContext, phase: int, steps: int) -> None:
-    """The first steps of a phase."""
+    """Trains the first steps of a phase."""
     entered = setup.rates.schedule.phases[phase]
     setup.engine.enter_phase(entered.name, entered.units)
     setup.engine.train_mode()
@@ -46,8 +46,10 @@ def state_of(engine: Engine) -> list[dict[str, tuple[torch.dtype, bytes]]]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, recipe_file: Path, dtype: str) -> None:
-    """Into an engine with moments of its own, also for parameters that had none: those must go."""
+def test_a_checkpoint_restores_weights_and_optimizer_state_bit_by_bit(
+    tmp_path: Path, recipe_file: Path, dtype: str
+) -> None:
+    """Also if the engine that loads it has optimizer state already, which must be dropped."""
     first = fresh(recipe_file, f"model.dtype={dtype}")
     train(first, 1, 2)
     expected = state_of(first.engine)
@@ -64,7 +66,7 @@ def test_weights_and_moments_go_through_a_checkpoint_bit_by_bit(tmp_path: Path, 
     assert state_of(second.engine) == expected
 
 
-def test_training_goes_on_as_if_the_state_had_not_moved(recipe_file: Path) -> None:
+def test_training_continues_equally_in_an_engine_that_loaded_the_state(recipe_file: Path) -> None:
     first, second = fresh(recipe_file), fresh(recipe_file)
     train(first, 0, 3)
     copies = [
@@ -77,7 +79,7 @@ def test_training_goes_on_as_if_the_state_had_not_moved(recipe_file: Path) -> No
     assert state_of(second.engine) == state_of(first.engine)
 
 
-def test_digests_follow_every_parameter(recipe_file: Path) -> None:
+def test_digests_depend_on_every_parameter(recipe_file: Path) -> None:
     engine = fresh(recipe_file).engine
     before = engine.parameter_digests()
     assert list(before) == sorted(name for name, _ in engine.model.named_parameters())

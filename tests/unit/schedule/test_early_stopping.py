@@ -1,4 +1,4 @@
-"""The rule by which a metric ends a phase, on plain numbers."""
+"""Early stopping by a metric, against a plain implementation."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ VALUES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, math.nan, math.inf, 
 
 
 def ends_after(values: list[float], until: UntilConfig) -> int | None:
-    """Early stopping as it is usually written: the number of measurements after which the phase is over."""
+    """Early stopping as it is usually written: the number of measurements after which it ends the phase."""
     lower_is_better = until.metric.endswith("loss")
     best, waited = None, 0
     for number, value in enumerate(values, start=1):
@@ -49,10 +49,12 @@ def ends_after(values: list[float], until: UntilConfig) -> int | None:
 @given(
     VALUES, st.sampled_from(["loss", "a/loss", "a/accuracy", "macro_f1"]), st.integers(1, 4), st.sampled_from([0, 1])
 )
-def test_patience_is_early_stoppings(values: list[float], metric: str, patience: int, min_delta: float) -> None:
+def test_patience_is_that_of_usual_early_stopping(
+    values: list[float], metric: str, patience: int, min_delta: float
+) -> None:
     until = UntilConfig(metric, patience=patience, min_delta=min_delta)
-    runs_out = [number for number in range(1, len(values) + 1) if patience_exhausted(values[:number], until)]
-    assert (runs_out[0] if runs_out else None) == ends_after(values, until)
+    exhausted = [number for number in range(1, len(values) + 1) if patience_exhausted(values[:number], until)]
+    assert (exhausted[0] if exhausted else None) == ends_after(values, until)
 
 
 def test_what_counts_as_improvement() -> None:
@@ -73,7 +75,7 @@ FIGURES = {
 @pytest.mark.parametrize(
     ("metric", "value"), [("a/loss", 0.25), ("b/accuracy", 1.0), ("loss", 0.5), ("accuracy", 0.75), ("macro_f1", 0.25)]
 )
-def test_a_metric_is_a_tasks_or_the_mean_over_tasks(metric: str, value: float) -> None:
+def test_a_metric_is_of_one_task_or_the_mean_over_tasks(metric: str, value: float) -> None:
     assert value_of(metric, FIGURES) == value
 
 
@@ -83,18 +85,18 @@ def test_the_metrics_are_those_of_an_evaluation() -> None:
     assert all(value_of(f"task/{name}", {"task": figures}) == figures[name] for name in SIGNS)
 
 
-def test_the_first_chance_to_end_a_phase() -> None:
+def test_the_earliest_stop() -> None:
     until = UntilConfig("loss", patience=2, every_steps=5)
     assert earliest_stop(until) == 15
     numbers = [number for number in (1, 2, 3) if patience_exhausted([1.0] * number, until)]
     assert numbers == [3]
 
 
-def test_words() -> None:
+def test_texts_for_messages() -> None:
     until = UntilConfig("a/accuracy", patience=2, every_steps=50)
     assert describe_until(until) == "a/accuracy stops improving (patience 2, every_steps 50)"
-    words = "a/accuracy stops improving (patience 2, every_steps 50, min_delta 0.01)"
-    assert describe_until(replace(until, min_delta=0.01)) == words
-    words = "a/accuracy stopped improving; its best was 0.7500 after step 200"
-    assert stop_reason([0.5, 0.75, 0.5, 0.75], until, start=100) == words
+    text = "a/accuracy stops improving (patience 2, every_steps 50, min_delta 0.01)"
+    assert describe_until(replace(until, min_delta=0.01)) == text
+    text = "a/accuracy stopped improving; its best was 0.7500 after step 200"
+    assert stop_reason([0.5, 0.75, 0.5, 0.75], until, start=100) == text
     assert stop_reason([math.nan, math.inf], until, start=100) == "a/accuracy was never finite"

@@ -13,8 +13,8 @@ from mtl_dist.schedule.sampler import TaskBalancedSampler
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int | None]:
-    """Arguments of `cut` that can be met."""
+def partitions(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int | None]:
+    """Valid arguments of `partition_batch`."""
     world_size, micro_steps = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     parts = world_size * micro_steps
     tokens = draw(st.lists(st.integers(1, 40), min_size=parts, max_size=parts + 20))
@@ -24,12 +24,12 @@ def cuts(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int | None]:
 
 
 def cost(lengths: np.ndarray, part: np.ndarray) -> int:
-    """Tokens of a part once it is padded."""
+    """Tokens of a part after padding."""
     return len(part) * int(lengths[part].max())
 
 
 def least_cost(lengths: np.ndarray, parts: int, micro_batch_size: int | None) -> int:
-    """The costliest part of the best of all cuts into stretches, found by trying each of them."""
+    """Lowest possible highest cost of a part, found by trying every split into ranges."""
     tokens, most = lengths.tolist(), micro_batch_size or len(lengths)
 
     @cache
@@ -44,8 +44,8 @@ def least_cost(lengths: np.ndarray, parts: int, micro_batch_size: int | None) ->
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
-@given(cuts())
-def test_parts_are_a_partition_into_stretches_of_like_length(
+@given(partitions())
+def test_parts_are_a_partition_into_ranges_of_similar_length(
     arguments: tuple[np.ndarray, int, int, int | None],
 ) -> None:
     lengths, world_size, micro_steps, micro_batch_size = arguments
@@ -62,8 +62,8 @@ def test_parts_are_a_partition_into_stretches_of_like_length(
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
-@given(cuts())
-def test_the_costliest_part_is_the_least_possible_in_each_micro_step(
+@given(partitions())
+def test_the_highest_cost_is_the_lowest_possible_in_each_micro_step(
     arguments: tuple[np.ndarray, int, int, int | None],
 ) -> None:
     lengths, world_size, micro_steps, micro_batch_size = arguments
@@ -76,7 +76,7 @@ def test_the_costliest_part_is_the_least_possible_in_each_micro_step(
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
-@given(cuts())
+@given(partitions())
 def test_ranks_differ_by_no_more_than_the_parts_of_one_micro_step(
     arguments: tuple[np.ndarray, int, int, int | None],
 ) -> None:
@@ -98,10 +98,10 @@ def test_any_world_size_and_accumulation_give_the_same_global_batch(
     world_size: int, accumulation: int, step: int, micro_batch_size: int | None
 ) -> None:
     lengths = {task: np.random.default_rng(seed).integers(1, 60, 50) for seed, task in enumerate(["a", "b", "c"])}
-    plan = TaskBalancedSampler(
+    sampler = TaskBalancedSampler(
         lengths, batch_size=32, seed=3, shares=dict.fromkeys(lengths, 1), batches="mixed", length_window=8
     )
-    batch = plan.batch(step)
+    batch = sampler.batch(step)
     micro_steps = micro_steps_for(32, world_size, micro_batch_size, accumulation)
     trained = np.concatenate(
         list(itertools.chain(*partition_batch(batch.lengths, world_size, micro_steps, micro_batch_size)))

@@ -1,4 +1,4 @@
-"""The freeze schedule: from the words of a recipe to steps and units."""
+"""Compilation of a recipe's phases into steps and units."""
 
 import dataclasses
 from decimal import ROUND_CEILING, Decimal
@@ -73,7 +73,7 @@ def test_scenario_one_head_frozen() -> None:
     assert [phase.steps for phase in schedule.phases] == [phase.steps for phase in whole.phases]
 
 
-def test_freeze_that_leaves_a_phase_nothing() -> None:
+def test_freezing_everything_that_a_phase_trains_is_refused() -> None:
     message = "phases[0].train: model.freeze leaves phase 'heads' nothing to train"
     assert refusal(recipe(freeze=("heads",))) == message
 
@@ -88,7 +88,7 @@ def test_epochs_are_steps_rounded_up(epochs: float, rows: int, batch_size: int, 
 
 @settings(deadline=None)
 @given(st.decimals("0.01", "50", places=2), st.integers(1, 10**7), st.integers(1, 4096))
-def test_epochs_count_as_they_are_written(epochs: Decimal, rows: int, batch_size: int) -> None:
+def test_epochs_are_exact_decimals(epochs: Decimal, rows: int, batch_size: int) -> None:
     """In binary, 1.1 times 100 rows are a little more than 110."""
     exact = (epochs * rows / batch_size).to_integral_value(ROUND_CEILING)
     assert phase_steps(PhaseConfig(epochs=float(epochs)), rows, batch_size) == exact
@@ -108,7 +108,7 @@ def test_steps_may_be_given_instead() -> None:
     ]
 
 
-def test_what_thaws_is_what_did_not_train_in_the_phase_before() -> None:
+def test_unfrozen_units_are_those_that_were_frozen_in_the_previous_phase() -> None:
     trains = (["all"], ["heads.topic"], ["heads", "blocks[0]"], ["heads", "blocks[0]"], ["embeddings", "blocks[0]"])
     schedule = compile_schedule(recipe(*(PhaseConfig(str(i), t, steps=1) for i, t in enumerate(trains))), 12, 40)
     assert [phase.unfrozen for phase in schedule.phases] == [
@@ -120,14 +120,14 @@ def test_what_thaws_is_what_did_not_train_in_the_phase_before() -> None:
     ]
 
 
-def test_selectors_that_overlap() -> None:
+def test_overlapping_selectors_are_refused() -> None:
     one = PhaseConfig("one", ["heads"], steps=1)
     message = refusal(recipe(one, PhaseConfig("two", ["blocks[-3:]", "blocks[8:10]"], steps=1)))
     assert message == "phases[1].train: blocks[-3:] and blocks[8:10] both name blocks.9"
 
 
 @pytest.mark.parametrize("selector", ["blocks[6]", "blocks[-7:]"])
-def test_blocks_that_the_encoder_lacks(selector: str) -> None:
+def test_blocks_that_the_encoder_lacks_are_refused(selector: str) -> None:
     in_phase = recipe(PhaseConfig("one", ["heads"], steps=1), PhaseConfig("two", [selector], steps=1))
     assert refusal(in_phase, 6) == f"phases[1].train: {selector}: the encoder has 6 blocks, 0 to 5"
     assert refusal(recipe(freeze=(selector,)), 6) == f"model.freeze: {selector}: the encoder has 6 blocks, 0 to 5"
@@ -141,7 +141,7 @@ def test_trainable_units_need_no_rows() -> None:
     assert trainable_units(recipe(freeze=("all",)), 12) == [(), (), ()]
 
 
-def test_digest_tells_every_difference() -> None:
+def test_the_digest_depends_on_every_field() -> None:
     phase = Phase("a", 0, 2, ("blocks.0",), ())
     schedules = [
         Schedule(()),
@@ -169,12 +169,12 @@ def spans(schedule: Schedule) -> list[tuple[int, int, int]]:
     return [(phase.start, phase.stop, phase.early) for phase in schedule.phases]
 
 
-def test_a_phase_cut_short_lets_those_after_it_move_up() -> None:
+def test_phases_after_an_early_stop_start_earlier() -> None:
     schedule = compile_schedule(recipe(), 12, 100)
     assert spans(schedule) == [(0, 13, 0), (13, 26, 0), (26, 39, 0)]
     assert schedule.with_early_stops({}) == schedule
     assert spans(schedule.with_early_stops({"heads": 10})) == [(0, 10, 0), (10, 23, 3), (23, 36, 3)]
-    # The second stop is counted as the run counts, in which the first phase was short.
+    # The second stop is a step of the run as it was, in which the first phase was short.
     assert spans(schedule.with_early_stops({"heads": 10, "upper": 15})) == [(0, 10, 0), (10, 15, 3), (15, 28, 11)]
     assert spans(schedule.with_early_stops({"all": 30})) == [(0, 13, 0), (13, 26, 0), (26, 30, 0)]
     assert Schedule(()).with_early_stops({}) == Schedule(())
@@ -182,26 +182,26 @@ def test_a_phase_cut_short_lets_those_after_it_move_up() -> None:
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_cut_changes_where_phases_stand_and_nothing_else(data: st.DataObject) -> None:
-    """Against lists of (phase, step in it): the planned one with the ends of phases left out."""
+def test_early_stops_change_only_the_steps_of_phases(data: st.DataObject) -> None:
+    """Against lists of (phase, step in the phase), without the steps that early stops leave out."""
     lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
     schedule = compile_schedule(recipe(*(PhaseConfig(str(i), ["all"], steps=n) for i, n in enumerate(lengths))), 12, 9)
     kept = [data.draw(st.integers(1, length)) for length in lengths]
     stops = {str(i): sum(kept[: i + 1]) for i in range(len(lengths)) if kept[i] < lengths[i]}
-    cut = schedule.with_early_stops(stops)
+    stopped = schedule.with_early_stops(stops)
     planned = [(i, step) for i, length in enumerate(lengths) for step in range(length)]
     expected = [(i, step) for i, length in enumerate(kept) for step in range(length)]
-    assert cut.total_steps == len(expected)
-    assert [planned[cut.planned(step)] for step in range(cut.total_steps)] == expected
-    assert [int(cut.phase_at(step).name) for step in range(cut.total_steps)] == [i for i, _ in expected]
-    assert (cut == schedule) == (not stops)
-    assert [(phase.name, phase.units, phase.unfrozen) for phase in cut.phases] == [
+    assert stopped.total_steps == len(expected)
+    assert [planned[stopped.planned(step)] for step in range(stopped.total_steps)] == expected
+    assert [int(stopped.phase_at(step).name) for step in range(stopped.total_steps)] == [i for i, _ in expected]
+    assert (stopped == schedule) == (not stops)
+    assert [(phase.name, phase.units, phase.unfrozen) for phase in stopped.phases] == [
         (phase.name, phase.units, phase.unfrozen) for phase in schedule.phases
     ]
     one_by_one = schedule
     for name, stop in stops.items():
         one_by_one = one_by_one.with_early_stops({name: stop})
-    assert one_by_one == cut
+    assert one_by_one == stopped
 
 
 def test_measurements_count_from_the_phases_start_and_not_at_its_end() -> None:
@@ -215,7 +215,7 @@ def test_measurements_count_from_the_phases_start_and_not_at_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("units", "words"),
+    ("units", "text"),
     [
         ((), ""),
         (("blocks.3",), "blocks[3]"),
@@ -224,12 +224,12 @@ def test_measurements_count_from_the_phases_start_and_not_at_its_end() -> None:
         (("blocks.9", "blocks.10", "blocks.11"), "blocks[9:12]"),
     ],
 )
-def test_short_names(units: tuple[str, ...], words: str) -> None:
-    assert format_units(units) == words
+def test_units_as_text(units: tuple[str, ...], text: str) -> None:
+    assert format_units(units) == text
 
 
 @settings(deadline=None)
 @given(st.sets(st.sampled_from(("embeddings", *BLOCKS, *HEADS))))
-def test_short_names_are_selectors_of_the_same_units(chosen: set[str]) -> None:
+def test_units_as_text_are_selectors_of_the_same_units(chosen: set[str]) -> None:
     units = tuple(unit for unit in ("embeddings", *BLOCKS, *HEADS) if unit in chosen)
     assert select(format_units(units).split(), TASKS, 12, "train") == units

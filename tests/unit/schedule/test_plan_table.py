@@ -1,4 +1,4 @@
-"""The printed plan against the plan, the schedule and the rates that it is printed from."""
+"""The printed table against the sampler, the schedule and the learning rates."""
 
 import re
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def made(
     strategy: SamplingConfig | None = None,
     phases: Sequence[PhaseConfig] = PHASES,
 ) -> tuple[LearningRates, TaskBalancedSampler]:
-    """Rates and plan of a recipe with these phases."""
+    """Learning rates and sampler of a recipe with these phases."""
     recipe = Recipe(
         batch_size=16,
         model=ModelConfig(freeze=list(freeze)),
@@ -51,7 +51,7 @@ def made(
         phases=list(phases),
         optimizer=optimizer,
     )
-    plan = TaskBalancedSampler(
+    sampler = TaskBalancedSampler(
         {task: np.ones(rows, dtype=np.int32) for task, rows in SIZES.items()},
         batch_size=recipe.batch_size,
         seed=0,
@@ -59,12 +59,12 @@ def made(
         batches="mixed",
         length_window=4,
     )
-    return LearningRates(optimizer, compile_schedule(recipe, NUM_BLOCKS, sum(SIZES.values())), NUM_BLOCKS), plan
+    return LearningRates(optimizer, compile_schedule(recipe, NUM_BLOCKS, sum(SIZES.values())), NUM_BLOCKS), sampler
 
 
-def cells(rates: LearningRates, plan: TaskBalancedSampler) -> list[list[str]]:
+def cells(rates: LearningRates, sampler: TaskBalancedSampler) -> list[list[str]]:
     """The table's lines in columns, header and rule left out, and the last line whole."""
-    header, rule, *lines, total = plan_table(rates, plan, SIZES, UNIT_SIZES).splitlines()
+    header, rule, *lines, total = plan_table(rates, sampler, SIZES, UNIT_SIZES).splitlines()
     assert tuple(re.split(" {2,}", header)) == HEADER
     assert set(rule) == {"-", " "}
     starts = [match.start() for match in re.finditer("-+", rule)]
@@ -79,8 +79,8 @@ def draws_in(text: str) -> dict[str, tuple[int, float]]:
 
 
 def test_a_line_for_each_phase() -> None:
-    rates, plan = made(OptimizerConfig(warmup_steps=10))
-    rows = cells(rates, plan)
+    rates, sampler = made(OptimizerConfig(warmup_steps=10))
+    rows = cells(rates, sampler)
     # 1350 rows in batches of 16 are 85 steps.
     assert [row[:4] for row in rows[:-1]] == [
         ["heads", "1-30", "heads.topic heads.mood", "500 (0.9%)"],
@@ -91,15 +91,15 @@ def test_a_line_for_each_phase() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "proportional"])
-def test_draws_are_the_plans(strategy: str) -> None:
+def test_draws_are_those_of_the_sampler(strategy: str) -> None:
     sampling = SamplingConfig("proportional") if strategy == "proportional" else SamplingConfig()
-    rates, plan = made(OptimizerConfig(), strategy=sampling)
-    *rows, [total] = cells(rates, plan)
+    rates, sampler = made(OptimizerConfig(), strategy=sampling)
+    *rows, [total] = cells(rates, sampler)
     counted = dict.fromkeys(SIZES, 0)
     for row, phase in zip(rows, rates.schedule.phases, strict=True):
         drawn = dict.fromkeys(SIZES, 0)
         for step in range(phase.start, phase.stop):
-            for task, count in zip(SIZES, plan.batch(step).counts, strict=True):
+            for task, count in zip(SIZES, sampler.batch(step).counts, strict=True):
                 drawn[task] += int(count)
                 counted[task] += int(count)
         assert draws_in(row[5]) == {task: (count, round(count / SIZES[task], 2)) for task, count in drawn.items()}
@@ -112,42 +112,42 @@ def test_draws_are_the_plans(strategy: str) -> None:
         OptimizerConfig(lr=1e-3, warmup_steps=10),
         OptimizerConfig(lr=1e-3, warmup_steps=60, block_lr_decay=0.5),
         OptimizerConfig(lr=1e-3, warmup_steps=500, schedule="cosine"),
-        # A thaw so slow that the run's decay overtakes it: the highest rate is neither at its end nor at its start.
+        # The schedule's decay overtakes a slow warm-up: the highest rate is neither at its start nor at its end.
         OptimizerConfig(lr=1e-3, warmup_steps=0, unfreeze_warmup_steps=80),
         OptimizerConfig(lr=1e-3, warmup_steps=50, unfreeze_warmup_steps=30, schedule="constant"),
     ],
 )
 def test_rates_are_the_highest_and_the_last_of_each_group(optimizer: OptimizerConfig) -> None:
-    rates, plan = made(optimizer)
-    for row, phase in zip(cells(rates, plan), rates.schedule.phases, strict=False):
+    rates, sampler = made(optimizer)
+    for row, phase in zip(cells(rates, sampler), rates.schedule.phases, strict=False):
         printed = {}
         for group in row[4].split(", "):
-            *names, top, _, end = group.split()
-            printed |= dict.fromkeys(select(names, list(SIZES), NUM_BLOCKS, ""), (top, end))
+            *names, peak, _, final = group.split()
+            printed |= dict.fromkeys(select(names, list(SIZES), NUM_BLOCKS, ""), (peak, final))
         at = [rates.at(step) for step in range(phase.start, phase.stop)]
         assert printed == {unit: (f"{max(one[unit] for one in at):.2e}", f"{at[-1][unit]:.2e}") for unit in phase.units}
 
 
-def test_like_units_are_printed_as_one_group() -> None:
-    rates, plan = made(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant", block_lr_decay=0.5))
-    rows = cells(rates, plan)
+def test_units_of_equal_rates_are_printed_as_one_group() -> None:
+    rates, sampler = made(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant", block_lr_decay=0.5))
+    rows = cells(rates, sampler)
     assert rows[0][4] == "heads 5.00e-03 to 5.00e-03"
     assert rows[1][4] == "blocks[4] 5.00e-04 to 5.00e-04, blocks[5] 1.00e-03 to 1.00e-03, heads 5.00e-03 to 5.00e-03"
-    rates, plan = made(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant"))
-    assert cells(rates, plan)[2][4] == "embeddings blocks[0:6] 1.00e-03 to 1.00e-03, heads 5.00e-03 to 5.00e-03"
+    rates, sampler = made(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant"))
+    assert cells(rates, sampler)[2][4] == "embeddings blocks[0:6] 1.00e-03 to 1.00e-03, heads 5.00e-03 to 5.00e-03"
 
 
-def test_a_phase_that_a_metric_may_end_has_its_steps_at_most_and_the_condition() -> None:
+def test_a_phase_with_early_stopping_has_its_steps_at_most_and_the_condition() -> None:
     until = UntilConfig("topic/accuracy", patience=3, every_steps=5)
-    rates, plan = made(OptimizerConfig(), phases=[PHASES[0], replace(PHASES[1], until=until), PHASES[2]])
+    rates, sampler = made(OptimizerConfig(), phases=[PHASES[0], replace(PHASES[1], until=until), PHASES[2]])
     fixed = plan_table(*made(OptimizerConfig()), SIZES, UNIT_SIZES).splitlines()
-    *lines, last = plan_table(rates, plan, SIZES, UNIT_SIZES).splitlines()
+    *lines, last = plan_table(rates, sampler, SIZES, UNIT_SIZES).splitlines()
     assert [re.split(" {2,}", line)[1] for line in lines[2:-1]] == ["1-30", "31-115 at most", "116"]
     assert lines[-1] == fixed[-1].replace("116 steps; ", "116 steps at most; ")
     assert last == "upper ends early when topic/accuracy stops improving (patience 3, every_steps 5)"
 
 
 def test_everything_frozen_is_one_line() -> None:
-    rates, plan = made(OptimizerConfig(), "all")
+    rates, sampler = made(OptimizerConfig(), "all")
     expected = "everything is frozen (model.freeze): no training steps, evaluation only"
-    assert plan_table(rates, plan, SIZES, UNIT_SIZES) == expected
+    assert plan_table(rates, sampler, SIZES, UNIT_SIZES) == expected
