@@ -70,7 +70,7 @@ class Execution:
         start = start_of(self.engine, self.train_state.step, self.setup.micro_steps)
         self.processes.on_main_process(lambda: write_setup(self.folder, self.description, start))
         done = self.train_state.step
-        self.tracker = Tracker(self.folder, self.recipe, self.console, self.processes, self.train_state.wandb_id, done)
+        self.tracker = Tracker(self.folder, self.recipe, self.processes, self.train_state.wandb_id, done)
         self.train_state.wandb_id = self.tracker.wandb_id
         self.saver = Saver(
             self.folder / CHECKPOINTS,
@@ -109,7 +109,7 @@ class Execution:
         with self.watchdog.suspended("saving the model"):
             weights = self.engine.weights()
             self.processes.on_main_process(lambda: self._save_model(weights, summary))
-            self.tracker.keep("model", self.folder / MODEL, self.train_state.step)
+            self.tracker.log_artifact("model", self.folder / MODEL, self.train_state.step)
             self.processes.on_main_process(lambda: write_summary(self.folder, summary))
             self.processes.on_main_process(self._write_report)
         self.console.say(f"model, metrics and summary are in {self.folder}")
@@ -121,7 +121,7 @@ class Execution:
         return self.setup.rates.schedule.with_early_stops(self.train_state.stops)
 
     def _train(self) -> None:
-        progress = Progress(self.console, self._schedule.total_steps, self.train_state.step)
+        progress = Progress(self.processes.is_main, self._schedule.total_steps, self.train_state.step)
         try:
             TransferLearningTrainer(self.setup, self.train_state, self.tracker, progress, self).train()
         finally:

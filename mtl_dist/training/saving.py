@@ -71,7 +71,7 @@ class Saver:
 
         try:
             self.engine.processes.on_main_process(write)
-            self.tracker.keep("checkpoint", self.root / folder_name(step), step)
+            self.tracker.log_artifact("checkpoint", self.root / folder_name(step), step)
         except TrainingError as error:
             if self.recipe.checkpoint.on_error == "stop":
                 raise
