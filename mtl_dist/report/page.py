@@ -61,7 +61,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _page(template: str, title: str, sections: Sequence[Section], **values: Any) -> str:
-    """Renders a document whose content-security policy lets a browser run the page's script and load nothing."""
+    """Renders a document; its content-security policy allows the page's own script and no loading."""
     script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"

@@ -11,7 +11,7 @@ from mtl_dist.report.sections.section import Section
 from mtl_dist.report.templating import render
 
 MAX_EARLIER = 6
-"""Number of evaluations before the last whose confusion matrices are shown."""
+"""Number of earlier evaluations whose confusion matrices are shown."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ResultRow:
     task: str
     figures: Mapping[str, float | None]
     size: int | None
-    """Number of rows of the split; None where setup.json does not say it."""
+    """Number of rows of the split; None where setup.json does not have it."""
     classes: int | None
 
 

@@ -1,30 +1,15 @@
-"""Escaping, in Python and in the templates, and the formats of numbers."""
+"""Escaping of markup made in Python, and the formats of numbers."""
 
-import pytest
-from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from mtl_dist.report.formatting import duration
 from mtl_dist.report.markup import joined, json_script, tag
-from mtl_dist.report.templating import render
 
 
 def test_text_is_escaped_and_markup_is_not() -> None:
     assert joined("<b>", tag("i", "&", title='"'), None, ["<"]) == '&lt;b&gt;<i title="&#34;">&amp;</i>&lt;'
     assert tag("p", "\ud800") == "<p>?</p>"
     assert isinstance(joined("a", Markup("<b>")), Markup)
-
-
-def test_a_template_escapes_its_values_and_leaves_markup_alone() -> None:
-    page = render("events.html", events=[(1, "\ud800<b>&"), (2, tag("i", "x"))])
-    assert "<td>?&lt;b&gt;&amp;</td>" in page
-    assert "<td><i>x</i></td>" in page
-    assert isinstance(page, Markup)
-
-
-def test_a_template_refuses_a_missing_value() -> None:
-    with pytest.raises(UndefinedError, match="'events' is undefined"):
-        render("events.html")
 
 
 def test_json_in_the_page_cannot_end_its_element() -> None:

@@ -83,8 +83,8 @@ def test_a_tracker_that_fails_is_reported_once_and_changes_nothing(
     run_here(tiny_recipe(tmp_path, "tracking.also=[tensorboard]"))
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     assert summary_of(tmp_path / "run")["state_sha256"] == summary_of(tmp_path / "whole")["state_sha256"]
-    said = [line for line in capsys.readouterr().out.splitlines() if "is off from here" in line]
-    assert [line.split(":")[0] for line in said] == ["tensorboard is off from here"]
+    reported = [line for line in capsys.readouterr().out.splitlines() if "is off from here" in line]
+    assert [line.split(":")[0] for line in reported] == ["tensorboard is off from here"]
 
 
 def test_a_tracker_that_is_not_installed_ends_the_run_before_it_starts(tmp_path: Path) -> None:

@@ -436,7 +436,7 @@ for child in psutil.Process().children(recursive=True):
     child.kill()
     child.wait()
 tracker.finish({{"steps": 1}})
-print("the run goes on")
+print("the run continues")
 """
     # Without the settings of the tests, and without the service that W&B started for the tests above.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
@@ -445,6 +445,6 @@ print("the run goes on")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     off, last = done.stdout.splitlines()
     assert off.startswith("W&B is off from here: ")
-    assert last == "the run goes on"
+    assert last == "the run continues"
     assert "deprecated" not in done.stderr
     assert len(lines_of(tmp_path)) == 1
