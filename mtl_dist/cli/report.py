@@ -1,4 +1,4 @@
-"""`python -m mtl_dist report RUN ... [--to FILE]`."""
+"""Command `python -m mtl_dist report RUN ... [--to FILE]`: writes the HTML report of one run or of several."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from mtl_dist.report.records import read_run
 from mtl_dist.run_layout import REPORT
 
 COMPARISON = "comparison.html"
+"""Default name of the page that compares runs, in the current folder."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,7 +21,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the page of one run, or one that compares several. Raises UserError, or TrainingError for the disk."""
+    """Writes the page of one run, or one page that compares several.
+
+    Raises UserError for a wrong argument or folder, TrainingError where the disk refuses the file.
+    """
     parser = _Parser(prog="python -m mtl_dist report", description="One HTML page on a run, or on several compared.")
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's output_dir")
     parser.add_argument(

@@ -1,4 +1,5 @@
-"""A run, or several side by side, as one HTML page that needs no network and no account.
+"""HTML report on one run, or on several side by side: a single file that needs no network and no account.
 
-Everything is drawn here as inline SVG, from recipe.yaml, setup.json, metrics.jsonl and summary.json alone.
+It is made from recipe.yaml, setup.json, metrics.jsonl and summary.json alone. The page is rendered from the Jinja2
+templates in `templates/`; charts are inline SVG. It trains and measures nothing, and imports no torch.
 """

@@ -1,22 +1,24 @@
 """Charts as HTML with an SVG inside: the drawing stretches to any width, while its text keeps its size.
 
-An SVG of 1000 x 1000 units is stretched over the plot; lines keep their width (`vector-effect`). Ticks and names stand
-around it as HTML, placed in percent. So a chart is right on a telephone and on paper, and needs no script.
+An SVG of 1000 x 1000 units is stretched over the plot; lines keep their width (`vector-effect`). Ticks and names are
+HTML around it, positioned in percent, so that a chart is readable on a telephone and on paper, and needs no script.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mtl_dist.report.markup import Html, data, joined, tag
+from markupsafe import Markup
+
+from mtl_dist.report.markup import joined, json_script, tag
 from mtl_dist.report.series import Series, short, thinned, ticks, widened
 
 SIZE = 1000
-"""Width and height of a plot in the units of its SVG."""
-MARKS = {"restart": "started again", "lost": "lost: went back to earlier weights"}
-"""Kinds of marks, in words."""
+"""Width and height of a plot in SVG units."""
+MARKS = {"restart": "resumed", "lost": "lost: went back to earlier weights"}
+"""Legend entries by kind of mark."""
 COLOURS = 8
-"""Colours for lines; after these, the same ones dashed."""
+"""Number of colours for lines; further lines use the same colours dashed."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,24 @@ class Line:
     """One line of a chart."""
 
     name: str
-    """For the legend and the read-out; empty for one that has neither."""
+    """Name in the legend and the read-out; empty for a line that is in neither."""
     series: Series
     colour: int = 0
     style: str = "line"
-    """`line`, `faint` for what another line smooths, or `points` for a line with a point at each value."""
+    """`line`; `faint` for the raw values of a smoothed line; `points` for a line with a point at each value."""
     dashed: bool = False
-    """Also where another line lies under it, which then shows between the dashes."""
+    """Whether the line is dashed even in its first colour, so that a line under it shows between the dashes."""
 
     @property
     def classes(self) -> str:
+        """CSS classes of the line."""
         dashed = " dashed" if self.dashed or self.colour >= COLOURS else ""
         return f"{self.style} s{self.colour % COLOURS}{dashed}"
 
 
 @dataclass(frozen=True)
 class Band:
-    """A stretch of steps in the background, with its name."""
+    """A named range of steps, shaded in the background."""
 
     name: str
     start: float
@@ -49,31 +52,31 @@ class Band:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened: at a step, or over a stretch that was lost."""
+    """An event at a step, or over a range of steps that were rolled back."""
 
     title: str
     start: float
     stop: float
     kind: str
-    """One of MARKS."""
+    """A key of MARKS."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The range of a chart's values and how they are written."""
+    """Range of a chart's values, and the function that formats them."""
 
     low: float
     high: float
     label: Callable[[float], str] = short
 
     def share(self, value: float) -> float:
-        """Where `value` is between `low`, 0, and `high`, 1."""
+        """Returns the position of `value` between `low` (0) and `high` (1)."""
         return (value - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What all charts of a run have in common: the horizontal axis and what lies behind the lines."""
+    """Horizontal axis and background that all charts of a run share."""
 
     total: int
     bands: tuple[Band, ...] = ()
@@ -85,12 +88,15 @@ class Steps:
 
     @property
     def ticks(self) -> list[float]:
-        """Fewer where their labels are longer."""
+        """Steps with a label; fewer where the labels are longer."""
         return [step for step in ticks(0, self.axis.high, 8 if self.total < 1000 else 6) if step == int(step)]
 
 
 def from_zero(lines: Sequence[Line]) -> Axis:
-    """From 0 to what the lines reach, without the few highest values of those that another line smooths."""
+    """Returns an axis from 0 to the lines' maximum.
+
+    The highest 2 % of the values of a faint line are left out, so that a spike does not flatten the smoothed line.
+    """
     tops = [1e-12]
     for line in lines:
         finite = sorted(value for value in line.series.values if math.isfinite(value))
@@ -100,13 +106,13 @@ def from_zero(lines: Sequence[Line]) -> Axis:
 
 
 def around(lines: Sequence[Line]) -> Axis:
-    """From the least to the greatest value, with a little room."""
+    """Returns an axis from the smallest to the largest value, with a margin."""
     finite = [value for line in lines for value in line.series.values if math.isfinite(value)]
     return Axis(*widened(min(finite), max(finite))) if finite else Axis(0.0, 1.0)
 
 
-def chart(title: str, lines: Sequence[Line], steps: Steps, axis: Axis, cls: str = "", points: int = 600) -> Html:
-    """A chart of lines over steps, with its legend; `points` is how many of a line are drawn at most."""
+def chart(title: str, lines: Sequence[Line], steps: Steps, axis: Axis, cls: str = "", points: int = 600) -> Markup:
+    """Returns a chart of lines over steps, with its legend; about `points` points of a line are drawn at most."""
     drawn = [replace(line, series=thinned(line.series, points)) for line in lines]
     shapes = [*_background(steps), *_grid(axis, steps), *[_path(line, steps.axis, axis) for line in drawn]]
     named = [line for line in drawn if line.name]
@@ -130,13 +136,13 @@ def chart(title: str, lines: Sequence[Line], steps: Steps, axis: Axis, cls: str 
         "figure",
         tag("figcaption", tag("b", title), legend(named, steps.marks if "wide" in cls else ())),
         frame(plot, value_labels(axis), steps),
-        None if empty else data({"total": steps.axis.high, "lines": read_out}),
+        None if empty else json_script({"total": steps.axis.high, "lines": read_out}),
         cls=f"chart {cls}".strip(),
     )
 
 
-def frame(plot: Html, labels: Sequence[Html], steps: Steps) -> Html:
-    """A plot between the names of its phases above, its labels on the left and its steps below."""
+def frame(plot: Markup, labels: Sequence[Markup], steps: Steps) -> Markup:
+    """Returns a plot with the names of its phases above, its labels on the left and its steps below."""
     width = steps.axis
     names = [
         tag("span", band.name, title=band.name, style=_at(left=width.share(band.start), width=_width(band, width)))
@@ -154,30 +160,30 @@ def frame(plot: Html, labels: Sequence[Html], steps: Steps) -> Html:
     )
 
 
-def value_labels(axis: Axis) -> list[Html]:
-    """The ticks of the vertical axis."""
+def value_labels(axis: Axis) -> list[Markup]:
+    """Returns the labels of the vertical axis."""
     return [tag("span", axis.label(value), style=_at(bottom=axis.share(value))) for value in ticks(axis.low, axis.high)]
 
 
-def legend(lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Html | None:
-    """Names of lines, and of the kinds of marks, beside a piece of each."""
+def legend(lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Markup | None:
+    """Returns the names of lines and of the kinds of marks, each beside a sample; None where there are none."""
     entries = [key(line.name, line.classes) for line in lines]
     entries += [key(MARKS[kind], f"mark {kind}") for kind in MARKS if any(mark.kind == kind for mark in marks)]
     return tag("span", entries, cls="legend") if entries else None
 
 
-def key(name: str, classes: str) -> Html:
-    """One entry of a legend."""
-    piece = tag("svg", tag("path", d="M1 5H21", cls=classes), viewBox="0 0 22 10", aria_hidden="true")
-    return tag("span", piece, name, cls="key")
+def key(name: str, classes: str) -> Markup:
+    """Returns one entry of a legend."""
+    sample = tag("svg", tag("path", d="M1 5H21", cls=classes), viewBox="0 0 22 10", aria_hidden="true")
+    return tag("span", sample, name, cls="key")
 
 
 def round_to(value: float) -> float | None:
-    """Five digits, for JSON, which has no NaN."""
+    """Rounds to five significant digits; None, as JSON has no NaN, for a value that is not finite."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def _background(steps: Steps) -> list[Html]:
+def _background(steps: Steps) -> list[Markup]:
     width = steps.axis
     shapes = []
     for index, band in enumerate(steps.bands):
@@ -193,14 +199,14 @@ def _background(steps: Steps) -> list[Html]:
     return shapes
 
 
-def _grid(axis: Axis, steps: Steps) -> list[Html]:
+def _grid(axis: Axis, steps: Steps) -> list[Markup]:
     rows = "".join(f"M0 {_down(axis, value):.2f}H{SIZE}" for value in ticks(axis.low, axis.high))
     columns = "".join(f"M{SIZE * steps.axis.share(step):.2f} {SIZE}v-12" for step in steps.ticks)
     return [tag("path", d=rows, cls="grid"), tag("path", d=columns, cls="grid")]
 
 
-def _path(line: Line, width: Axis, axis: Axis) -> Html:
-    """The line, broken where a value is not a number."""
+def _path(line: Line, width: Axis, axis: Axis) -> Markup:
+    """Returns the line's path, interrupted where a value is not finite."""
     at = [
         (SIZE * width.share(step), _down(axis, value)) if math.isfinite(value) else None for step, value in line.series
     ]
@@ -214,13 +220,13 @@ def _path(line: Line, width: Axis, axis: Axis) -> Html:
     path = tag("path", d="".join(words), cls=line.classes.replace("points", "line"))
     if line.style != "points":
         return path
-    # Points of no length, which their round ends make dots of one size however the plot is stretched.
+    # Segments of almost no length: their round caps are dots of one size however the plot is stretched.
     dots = "".join(f"M{place[0]:.1f} {place[1]:.1f}h.01" for place in at if place is not None)
     return joined(path, tag("path", d=dots, cls=f"dots s{line.colour % COLOURS}"))
 
 
 def _down(axis: Axis, value: float) -> float:
-    """SVG counts downwards. What is far outside the frame stays near it, for browsers draw in floats."""
+    """Returns the vertical SVG coordinate of a value, clamped near the frame because browsers compute in floats."""
     return min(max(SIZE * (1 - axis.share(value)), -SIZE), 2 * SIZE)
 
 

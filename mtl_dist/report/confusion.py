@@ -1,21 +1,60 @@
-"""Confusion matrices: counts in a table where there are few classes, a drawing and the worst pairs where many."""
+"""Confusion matrices: a table of counts for few classes; a drawing and the most confused pairs for many."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from mtl_dist.report.markup import DASH, Html, table, tag
+from markupsafe import Markup
+
+from mtl_dist.report.formatting import DASH, percent
+from mtl_dist.report.markup import tag
+from mtl_dist.report.templating import render
 
 MANY_LABELS = 14
-"""Classes beyond which counts no longer fit into a table."""
+"""Number of classes up to which the counts fit into a table."""
 DEEP = 0.73
-"""Share of a row from which a cell's shade wants the other colour of text: where black and white are as readable."""
+"""Share of a row from which the text on a cell changes its colour: where black and white are equally readable."""
 WORST = 12
-"""Pairs of classes named under a drawing."""
+"""Number of pairs of classes listed under a drawing."""
+
+Counts = Mapping[tuple[int, int], int]
+"""Count by label and prediction where it is not 0."""
 
 
-def confusion_matrix(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> Html:
-    """What was taken for what. `cells` are [label, prediction, count] where the count is not 0.
+@dataclass(frozen=True)
+class Cell:
+    """A count in the table."""
 
-    Shades are shares of a row, which is all examples of one true class.
+    count: int
+    share: float
+    """Share of the examples of its true class."""
+    title: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """The examples of one true class."""
+
+    label: str
+    cells: list[Cell]
+    recall: str
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """A true class and another that was predicted for it."""
+
+    label: str
+    prediction: str
+    count: int
+    share: float
+    """Share of the examples of the true class."""
+
+
+def confusion_matrix(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
+    """Returns the confusion matrix of [label, prediction, count] triples; pairs that are not given have 0.
+
+    A class without a name in `labels` is shown by its number. Shades are shares of a row, which has all examples of
+    one true class.
     """
     size = max([len(labels), *(1 + max(label, prediction) for label, prediction, _ in cells)])
     names = [*labels, *(str(index) for index in range(len(labels), size))]
@@ -23,38 +62,25 @@ def confusion_matrix(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> H
     totals = [0] * size
     for (label, _), count in counts.items():
         totals[label] += count
-    if size <= MANY_LABELS:
-        return _as_table(counts, totals, names)
-    return tag("div", _as_drawing(counts, totals, names), _worst(counts, totals, names), cls="many")
+    if size > MANY_LABELS:
+        worst = _worst_pairs(counts, totals, names)
+        return render("confusion_drawing.html", drawing=_drawing(counts, totals, names), worst=worst)
+    rows = [_row(counts, totals, names, label) for label in range(size)]
+    return render("confusion_table.html", labels=names, rows=rows, few=size <= 4, deep=DEEP)
 
 
-def _as_table(counts: dict[tuple[int, int], int], totals: Sequence[int], names: Sequence[str]) -> Html:
-    few = len(names) <= 4
-    narrow = None if few else "tall"
-    head = tag(
-        "tr",
-        tag("th", "true ↓  predicted →", cls="corner"),
-        [tag("th", tag("span", name, title=name), scope="col", cls=narrow) for name in names],
-        tag("th", tag("span", "recall"), scope="col", cls="recall"),
-    )
-    rows = []
-    for label, name in enumerate(names):
-        cells = [_cell(counts.get((label, other), 0), totals[label], name, names[other]) for other in range(len(names))]
-        recall = f"{counts.get((label, label), 0) / totals[label]:.1%}" if totals[label] else DASH
-        heading = tag("th", tag("span", name, title=name), scope="row")
-        rows.append(tag("tr", heading, cells, tag("td", recall, cls="recall")))
-    matrix = tag("table", tag("thead", head), tag("tbody", rows), cls="confusion few" if few else "confusion")
-    return tag("div", matrix, cls="scroll", tabindex="0")
+def _row(counts: Counts, totals: Sequence[int], names: Sequence[str], label: int) -> Row:
+    total = totals[label]
+    cells = []
+    for prediction, name in enumerate(names):
+        count = counts.get((label, prediction), 0)
+        share = count / total if total else 0.0
+        cells.append(Cell(count, share, f"{names[label]} taken for {name}: {count} of {total} ({share:.1%})"))
+    recall = percent(cells[label].share, 1) if total else DASH
+    return Row(names[label], cells, recall)
 
 
-def _cell(count: int, total: int, label: str, prediction: str) -> Html:
-    share = count / total if total else 0.0
-    title = f"{label} taken for {prediction}: {count} of {total} ({share:.1%})"
-    classes = ("deep " if share > DEEP else "") + ("none" if not count else "some")
-    return tag("td", f"{count:,}", title=title, cls=classes, style=f"--share:{share:.3f}")
-
-
-def _as_drawing(counts: dict[tuple[int, int], int], totals: Sequence[int], names: Sequence[str]) -> Html:
+def _drawing(counts: Counts, totals: Sequence[int], names: Sequence[str]) -> Markup:
     size = len(names)
     squares = [
         tag(
@@ -69,17 +95,15 @@ def _as_drawing(counts: dict[tuple[int, int], int], totals: Sequence[int], names
         for (label, prediction), count in sorted(counts.items())
     ]
     title = f"confusion matrix of {size} classes, true ones downwards, predicted ones to the right"
-    drawing = tag("svg", squares, viewBox=f"0 0 {size} {size}", role="img", aria_label=title)
-    return tag("div", drawing, tag("p", "true classes downwards, predicted ones to the right", cls="note"))
+    return tag("svg", squares, viewBox=f"0 0 {size} {size}", role="img", aria_label=title)
 
 
-def _worst(counts: dict[tuple[int, int], int], totals: Sequence[int], names: Sequence[str]) -> Html:
+def _worst_pairs(counts: Counts, totals: Sequence[int], names: Sequence[str]) -> list[ConfusedPair]:
     wrong = sorted(
         ((count, label, prediction) for (label, prediction), count in counts.items() if label != prediction),
         key=lambda one: (-one[0], one[1:]),
     )
-    rows = [
-        (names[label], names[prediction], f"{count:,}", f"{count / totals[label]:.1%}")
+    return [
+        ConfusedPair(names[label], names[prediction], count, count / totals[label])
         for count, label, prediction in wrong[:WORST]
     ]
-    return table(("true class", "taken for", "count", "of the class"), rows, cls="figures", label="most confused pairs")

@@ -1,7 +1,7 @@
-"""What a run folder tells, read back: recipe, set-up, lines of metrics and summary, whatever of them there is.
+"""A run folder read back: recipe, setup.json, metrics.jsonl and summary.json, as far as they exist.
 
-A run folder of an older version lacks setup.json, one of a run that goes on lacks summary.json, and the last line of
-metrics.jsonl may be half written. None of that keeps the rest from being read.
+A run folder of an older version has no setup.json, that of a running run no summary.json, and the last line of
+metrics.jsonl may be incomplete. The rest is read all the same.
 """
 
 import json
@@ -23,55 +23,55 @@ RATES = "optim/lr/"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All tasks measured on one split."""
+    """Evaluation of all tasks on one split."""
 
     step: int
-    """Steps done by then."""
+    """Steps done before it."""
     split: str
-    """`eval`, for that of `evaluation.split`, or `test`, at the end."""
+    """`eval` for the split of `evaluation.split`, or `test` for the test at the end."""
     figures: dict[str, dict[str, float]]
-    """By task and name."""
+    """Figures by task and name."""
     confusions: dict[str, list[list[int]]]
-    """By task: [label, prediction, count] where that is not 0; none in runs of older versions."""
+    """[label, prediction, count] by task, where the count is not 0; none in runs of older versions."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A phase as it was, or as it is planned where the run has not come to its end."""
+    """A phase as it was run, or as it is planned where the run has not reached its end."""
 
     name: str
     start: int
-    """Steps done before it."""
+    """Steps done before the phase."""
     stop: int
-    """Steps done after it."""
+    """Steps done after the phase."""
     units: tuple[str, ...]
     planned: Mapping[str, Any]
-    """Of setup.json; empty where there is none."""
+    """The phase in setup.json; empty without that file."""
     outcome: Mapping[str, Any]
-    """Of summary.json; empty where there is none."""
+    """The phase in summary.json; empty without that file."""
 
 
 @dataclass
 class Lines:
-    """What metrics.jsonl holds."""
+    """Content of metrics.jsonl."""
 
     columns: dict[str, Series] = field(default_factory=dict)
-    """Numbers of training steps, by key."""
+    """Numbers of the training steps, by key."""
     evaluations: dict[tuple[int, str], Evaluation] = field(default_factory=dict)
-    """By step and split, in the order of the steps."""
+    """Evaluations by step and split, in the order of steps."""
     rollbacks: dict[int, int] = field(default_factory=dict)
-    """The steps after which the run went back to earlier weights, and how many steps these had done."""
+    """Steps after which the run was rolled back to earlier weights, with the steps done at these weights."""
     phases: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The first and last logged step of each phase."""
+    """First and last logged step of each phase."""
     units: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """What had a learning rate in each phase."""
+    """Units with a learning rate in each phase."""
     unreadable: int = 0
-    """Lines that are not JSON."""
+    """Number of lines that are not JSON."""
     latest: int = 0
-    """The step of the last line."""
+    """Step of the last line."""
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Takes one line in. A run that goes on from a checkpoint may do steps again: the last time counts."""
+        """Adds one line. A resumed run may repeat steps; the last repetition counts."""
         step, phase = int(line["step"]), str(line["phase"])
         if step < self.latest:
             self._forget_after(step)
@@ -86,9 +86,9 @@ class Lines:
         if "safety/rolled_back_to" in line:
             self.rollbacks[step] = int(line["safety/rolled_back_to"])
         for split in ("eval", "test"):
-            self._measured(step, split, line)
+            self._add_evaluation(step, split, line)
 
-    def _measured(self, step: int, split: str, line: Mapping[str, Any]) -> None:
+    def _add_evaluation(self, step: int, split: str, line: Mapping[str, Any]) -> None:
         figures: dict[str, dict[str, float]] = {}
         confusions: dict[str, list[list[int]]] = {}
         for key, value in line.items():
@@ -112,15 +112,15 @@ class Lines:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, finished or not."""
+    """A finished or unfinished run."""
 
     folder: Path
     recipe_text: str
     recipe: dict[str, Any]
     setup: dict[str, Any]
-    """Empty where there is no setup.json."""
+    """setup.json; empty without that file."""
     summary: dict[str, Any]
-    """Empty while the run is not finished."""
+    """summary.json; empty while the run is not finished."""
     lines: Lines
 
     @property
@@ -133,12 +133,12 @@ class RunRecord:
 
     @property
     def tasks(self) -> list[str]:
-        """In the recipe's order."""
+        """Task names in the recipe's order."""
         return [str(task) for task in self.recipe.get("tasks") or {}]
 
     @property
     def done(self) -> int:
-        """Steps done, as far as was logged."""
+        """Steps done according to the summary or the last logged step."""
         if self.summary:
             return int(self.summary["steps"])
         losses = self.column("train/loss")
@@ -146,13 +146,13 @@ class RunRecord:
 
     @property
     def total(self) -> int:
-        """Steps of the run; what is still to come as planned."""
+        """Steps of the whole run, those that remain as planned."""
         spans = self.spans
         return max(self.done, spans[-1].stop if spans else 0)
 
     @property
     def spans(self) -> list[Span]:
-        """The phases without gaps, from what is known best: the summary, the lines, the plan."""
+        """Phases without gaps, from the summary where it exists, then from logged lines, then as planned."""
         planned = {phase["name"]: phase for phase in self.setup.get("phases", ())}
         outcomes = {phase["name"]: phase for phase in self.summary.get("phases", ())}
         logged = self.lines.phases
@@ -173,22 +173,22 @@ class RunRecord:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """Each time that the run was started, oldest first; of a run of an older version, what its summary says."""
+        """Every start of the run, oldest first; in runs of older versions, the only one that the summary has."""
         known = ("engine", "world_size", "mixed_precision", "versions")
         if self.setup:
             return self.setup["starts"]
         return [{"step": 0, **{key: self.summary[key] for key in known}}] if self.summary else []
 
     def column(self, key: str) -> Series:
-        """A number of the training steps; empty where the run never wrote it."""
+        """Returns a number of the training steps; empty where the run never logged it."""
         return self.lines.columns.get(key, Series())
 
     def training_loss(self, task: str) -> Series:
-        """A task's part of the training loss; runs of older versions call it otherwise."""
+        """Returns a task's part of the training loss, also under the key of older versions."""
         return self.column(f"train/{task}/loss") or self.column(f"train/loss/{task}")
 
     def measured(self, task: str, figure: str, split: str = "eval") -> Series:
-        """A figure of a task over the steps done when it was measured."""
+        """Returns a figure of a task by the steps done when it was measured."""
         found = [
             (one.step, one.figures[task][figure])
             for one in self.lines.evaluations.values()
@@ -197,17 +197,17 @@ class RunRecord:
         return Series.of(sorted(found))
 
     def last_evaluation(self) -> Evaluation | None:
-        """The test figures, or the last ones measured while there are none."""
+        """Returns the evaluation on the test split, or before the test the last one; None without any."""
         return max(self.lines.evaluations.values(), key=lambda one: (one.step, one.split == "test"), default=None)
 
     def labels(self, task: str) -> list[str]:
-        """Class names in order; none where the run did not write them down."""
+        """Returns the class names in order; empty where the run did not record them."""
         known = self.setup.get("tasks", {}).get(task, {}).get("labels")
         return [str(label) for label in known or self.recipe["tasks"][task].get("labels") or ()]
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Reads a run folder. Raises UserError where it is none, or where one of its files is not what a run writes."""
+    """Reads a run folder. Raises UserError where it is not one, or where a file is not as a run writes it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a run's output_dir")
     if not (folder / RECIPE).is_file():
@@ -229,7 +229,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The lines of metrics.jsonl; None for one that is cut short, or zeros where the machine lost its power."""
+    """Yields the lines of metrics.jsonl; None for an incomplete line, or zeros left by a power failure."""
     if not path.exists():
         return
     try:
@@ -245,7 +245,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """A JSON file that is written whole or not at all; empty where there is none."""
+    """Reads a JSON file, which a run writes atomically; empty where it does not exist."""
     if not path.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Numbers over steps: smoothed, thinned out for drawing, and the ticks of an axis."""
+"""Values over steps: smoothing, thinning for drawing, and the ticks of an axis."""
 
 import bisect
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Series:
-    """Values by step, steps ascending; NaN where the run wrote null."""
+    """Values by ascending step; NaN where the run wrote null."""
 
     steps: array = field(default_factory=lambda: array("q"))
     values: array = field(default_factory=lambda: array("d"))
@@ -21,7 +21,7 @@ class Series:
         return zip(self.steps, self.values, strict=True)
 
     def put(self, step: int, value: float) -> None:
-        """Appends, or replaces what stands at the last step."""
+        """Appends a value, or replaces that of the last step."""
         if self.steps and self.steps[-1] == step:
             self.values[-1] = value
         else:
@@ -29,22 +29,23 @@ class Series:
             self.values.append(value)
 
     def forget_after(self, step: int) -> None:
-        """Drops what is later than `step`."""
+        """Drops the values after `step`."""
         keep = bisect.bisect_right(self.steps, step)
         del self.steps[keep:], self.values[keep:]
 
     @property
     def last(self) -> float | None:
-        """The last value that is a number."""
+        """The last finite value; None without one."""
         return next((value for value in reversed(self.values) if math.isfinite(value)), None)
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[int, float]]) -> "Series":
+        """Returns a series of (step, value) pairs."""
         return cls(array("q", (step for step, _ in pairs)), array("d", (value for _, value in pairs)))
 
 
 def smoothed(series: Series, window: int) -> Series:
-    """The mean over `window` points around each, fewer at the ends; what is not a number is left out."""
+    """Returns the moving average over `window` points around each, fewer at the ends, without non-finite values."""
     sums, counts = [0.0], [0]
     for value in series.values:
         finite = math.isfinite(value)
@@ -60,12 +61,12 @@ def smoothed(series: Series, window: int) -> Series:
 
 
 def window_for(series: Series) -> int:
-    """Points to smooth over: a fortieth of them, and five at least; 1 where there are too few to need it."""
+    """Returns the window to smooth over: a fortieth of the points, at least five; 1 below 30 points."""
     return max(5, len(series) // 40) | 1 if len(series) >= 30 else 1
 
 
 def thinned(series: Series, most: int) -> Series:
-    """At most about `most` points that look the same when drawn: of each stretch the least and the greatest."""
+    """Returns about `most` points at most that look the same when drawn: the extremes of each range."""
     if len(series) <= most:
         return series
     stretch = math.ceil(2 * len(series) / most)
@@ -84,7 +85,7 @@ def thinned(series: Series, most: int) -> Series:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, at most `most` of them, 1, 2 or 5 times a power of ten apart."""
+    """Returns at most `most` round numbers from `low` to `high`, spaced by 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / most))
@@ -96,7 +97,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """A little more than from `low` to `high`, so that nothing lies on the frame; never an empty range."""
+    """Returns the range with a margin, so that no point is on the frame; never an empty range."""
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
         return low - pad, high + pad
@@ -105,7 +106,7 @@ def widened(low: float, high: float) -> tuple[float, float]:
 
 
 def short(value: float) -> str:
-    """A tick's label: 12k for 12,000, 2e-05 for what is very small."""
+    """Returns a tick's label, such as 12k for 12,000 and 2e-5 for 0.00002."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:g}M"

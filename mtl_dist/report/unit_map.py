@@ -1,30 +1,35 @@
-"""Which unit of the model trained at which step: a row for each, from the heads down to the embeddings."""
+"""Map of the units that trained at each step, one row per unit from the heads down to the embeddings.
+
+A unit is the smallest part of the model that can be frozen: the embeddings, a block or a head.
+"""
 
 import bisect
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from mtl_dist.report.charts import SIZE, Steps, frame
-from mtl_dist.report.markup import Html, tag, text
+from mtl_dist.report.markup import tag
 from mtl_dist.report.records import RATES, RunRecord, Span
 from mtl_dist.report.series import Series
 
 ROW = 10
-"""Height of a row in the units of the SVG."""
+"""Height of a row in SVG units."""
 COLUMNS = 240
-"""Stretches of steps that are told apart at most, phases not counted."""
+"""Number of ranges of steps that are drawn at most, not counting those that end with a phase."""
 SHADES = 20
 MANY_HEADS = 6
-"""Heads beyond which those that train in the same phases share a row."""
+"""Number of heads up to which each has its own row; beyond it, those that train in the same phases share one."""
 
 
-def unit_map(run: RunRecord, steps: Steps) -> Html:
-    """The map; a cell is the darker, the higher the rate, and a frozen one stays empty."""
+def unit_map(run: RunRecord, steps: Steps) -> Markup:
+    """Returns the map: a cell is darker the higher the learning rate, and empty where the unit is frozen."""
     rows = rows_of(run)
     rates = {key.removeprefix(RATES): one for key, one in run.lines.columns.items() if key.startswith(RATES)}
     highest = max((rate for one in rates.values() for rate in one.values if math.isfinite(rate)), default=0.0)
     ends = column_ends(run.column("train/loss"), run.spans)
-    shapes: list[Html] = []
+    shapes: list[Markup] = []
     for index, (name, units) in enumerate(rows):
         shapes.append(tag("path", d=f"M0 {ROW * index}H{SIZE}", cls="grid"))
         for start, stop, shade, rate in cells(rates.get(units[0], Series()), ends, highest):
@@ -50,7 +55,7 @@ def unit_map(run: RunRecord, steps: Steps) -> Html:
 
 
 def rows_of(run: RunRecord) -> list[tuple[str, tuple[str, ...]]]:
-    """Names of the rows from the top, each with the units that it stands for."""
+    """Returns the names of the rows from the top, each with the units it represents."""
     known = run.setup.get("units") or {unit: 0 for span in run.spans for unit in span.units}
     heads = [unit for unit in known if unit.startswith("heads.")]
     blocks = sorted((unit for unit in known if unit.startswith("blocks.")), key=lambda unit: -int(unit[7:]))
@@ -66,14 +71,14 @@ def rows_of(run: RunRecord) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def column_ends(losses: Series, spans: Sequence[Span]) -> list[int]:
-    """Logged steps at which a column ends: about COLUMNS of them, and the last of each phase."""
+    """Returns the logged steps at which a column ends: about COLUMNS of them, and the last of each phase."""
     logged = list(losses.steps)
     every = max(1, math.ceil(len(logged) / COLUMNS))
     return sorted({*logged[every - 1 :: every], *logged[-1:], *({span.stop for span in spans} & set(logged))})
 
 
 def cells(rates: Series, ends: Sequence[int], highest: float) -> list[tuple[int, int, int, float]]:
-    """Stretches with one shade: steps done before and after, the shade, and the rate at the stretch's end."""
+    """Returns ranges of one shade as steps done before, steps done after, shade, and learning rate at the end."""
     merged: list[tuple[int, int, int, float]] = []
     start = 0
     for end in ends:
@@ -87,9 +92,3 @@ def cells(rates: Series, ends: Sequence[int], highest: float) -> list[tuple[int,
                 merged.append((start, end, shade, rate))
         start = end
     return merged
-
-
-def shades_key() -> Html:
-    """What the shades of the map mean."""
-    steps = [tag("i", style=f"opacity:{0.2 + 0.2 * index:.1f}") for index in range(5)]
-    return tag("p", "frozen ", tag("i", cls="frozen"), text(" low rate "), steps, " high rate", cls="shades")

@@ -1,4 +1,4 @@
-"""A tracker of Accelerate's that gets the same figures: TensorBoard, trackio."""
+"""Trackers of Accelerate as backends: TensorBoard and trackio."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,33 +20,33 @@ def check_trackers(config: TrackingConfig) -> None:
 
 
 class AccelerateTracker:
-    """A started tracker. Every method may raise whatever it does."""
+    """A started tracker of Accelerate. Every method may raise any exception of the tracker."""
 
     def __init__(self, name: str, folder: Path, recipe: Recipe, step: int) -> None:
-        """`name` as in `tracking.also`; `folder` is the run's, which goes on after `step` steps."""
+        """Starts the tracker `name` of `tracking.also` for the run in `folder`, of which `step` steps are done."""
         self.name = name
-        self._tracker = _made(name, folder, recipe, step)
+        self._tracker = _create_tracker(name, folder, recipe, step)
         self._tracker.start()
 
     def log(self, line: Mapping[str, Any], tables: object = None) -> None:
-        """Sends the numbers of a line; what is text stays the same, or is the plan's."""
+        """Sends the numbers of a line; its texts are the phase's name and digests, which these trackers cannot plot."""
         numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
         self._tracker.log(numbers, step=int(line["step"]))
 
     def alert(self, title: str, text: str, step: int | None = None) -> None:
-        """None of them has any."""
+        """Does nothing: no tracker supports alerts."""
 
-    def keep(self, kind: Literal["model", "checkpoint"], folder: Path, step: int) -> None:
-        """Artifacts are W&B's."""
+    def log_artifact(self, kind: Literal["model", "checkpoint"], folder: Path, step: int) -> None:
+        """Does nothing: only W&B stores artifacts."""
 
     def finish(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
         self._tracker.finish()
 
 
-def _made(name: str, folder: Path, recipe: Recipe, step: int) -> GeneralTracker:
+def _create_tracker(name: str, folder: Path, recipe: Recipe, step: int) -> GeneralTracker:
     tracker: Any = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
-        # What an earlier process wrote of the steps to come is hidden by TensorBoard, so that none shows twice.
+        # TensorBoard hides what an earlier process wrote about the steps to come, so that no step appears twice.
         return tracker(TENSORBOARD, str(folder), purge_step=step + 1)
     run = recipe.tracking.name or folder.resolve().name
     return tracker(recipe.tracking.wandb_project, name=run, group=recipe.tracking.group, resume="allow")

@@ -1,28 +1,29 @@
-"""What a run shows of its last measurement beside figures: what was taken for what, and texts that were."""
+"""Tables of the last evaluation for trackers: confusion matrices and misclassified texts."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class MisclassifiedText(NamedTuple):
-    """A text of a split that was taken for another class than its own."""
+    """A text for which another class than its own was predicted."""
 
     row: int
-    """In the source, from 0."""
+    """Row of the source, from 0."""
     text: str
-    """As the encoder sees it: cut to `data.max_length`, and in lower case where its tokenizer makes it so."""
+    """Text as the encoder reads it: truncated to `data.max_length`, in lower case if its tokenizer does so."""
     truth: str
     predicted: str
     score: float
-    """Probability that the model gives to `predicted`."""
+    """Probability of `predicted` according to the model."""
 
 
 @dataclass(frozen=True)
 class FinalTables:
-    """All by task."""
+    """Tables of one evaluation, by task."""
 
     labels: dict[str, tuple[str, ...]]
+    """Class names in order."""
     confusions: dict[str, list[list[int]]]
-    """[label, prediction, count] where that is not 0."""
+    """[label, prediction, count] where the count is not 0."""
     misclassified: dict[str, list[MisclassifiedText]]
-    """The surest first."""
+    """Misclassified texts by descending score."""

@@ -1,11 +1,12 @@
-"""The run at Weights & Biases: one over all restarts, with every line of metrics.jsonl in it once.
+"""Weights & Biases as a backend: one W&B run across all restarts, with every line of metrics.jsonl exactly once.
 
 A row's number (`_step`) is a function of the line alone. W&B, or the file in which it recorded the run on this machine,
-knows the last number that it has. So a run that goes on sends what is missing there of metrics.jsonl, and not again
-what it does a second time after a kill.
+has the number of its last row. A resumed run therefore sends the lines of metrics.jsonl that are missing there, and
+does not send again the steps that it repeats after a kill.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,21 +19,23 @@ from mtl_dist.errors import root_cause
 from mtl_dist.tracking.tables import FinalTables, MisclassifiedText
 from mtl_dist.tracking.wandb_offline_file import last_row
 
+logger = logging.getLogger(__name__)
+
 WANDB_START_SECONDS = 60.0
-"""How long a run waits for W&B before its first step."""
+"""Timeout for W&B to start, before the first step."""
 WANDB_FINISH_SECONDS = 60.0
-"""How long a finished run waits for W&B to take the rest; `wandb sync` sends from the folder what it did not."""
+"""Timeout for W&B to receive the rest of a finished run; `wandb sync` sends the remainder from the folder."""
 WANDB_UPLOAD_SECONDS = 600.0
-"""As `WANDB_FINISH_SECONDS`, of a run with artifacts."""
+"""The same as `WANDB_FINISH_SECONDS`, for a run with artifacts."""
 MOST_CELLS = 10_000
-"""Of a confusion matrix as W&B draws it; of a larger one it gets the cells that are not 0."""
+"""Cells up to which a confusion matrix is sent in full; of a larger one only the cells that are not 0."""
 
 _ROLLBACK, _STEP, _MEASURED, _END = range(4)
 _ROWS_OF_A_STEP = 4
 
 
 def row_number(line: Mapping[str, Any]) -> int:
-    """The number of the row that a line of metrics.jsonl is at W&B; grows from each line to the next."""
+    """Returns the number of the W&B row for a line of metrics.jsonl; it increases from line to line."""
     if any(key.startswith("test/") for key in line):
         kind = _END
     elif "train/loss" in line:
@@ -42,30 +45,30 @@ def row_number(line: Mapping[str, Any]) -> int:
     return _ROWS_OF_A_STEP * int(line["step"]) + kind
 
 
-class Bests:
-    """The last and the best of each figure that has a best: losses are better if lower, what is measured if higher.
+class BestValues:
+    """Last and best value of each loss (minimum), accuracy and macro-F1 (maximum).
 
-    W&B's own `summary="max"` counts within one process alone, and so would lose what was before a restart.
+    W&B's own `summary="max"` covers one process only, and would forget the values before a restart.
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, dict[str, float]] = {}
+        self.values: dict[str, dict[str, float]] = {}
 
-    def take(self, line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        """Takes a line in; returns what it has changed, as W&B writes it: by key, `max` or `min` and `last`."""
+    def update(self, line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Adds a line; returns the changed entries in W&B's form: `max` or `min`, and `last`, by key."""
         changed = {}
         for key, value in line.items():
             best = best_of(key)
             if best is not None and isinstance(value, int | float) and math.isfinite(value):
                 choose = max if best == "max" else min
-                before = self.found.get(key, {}).get(best, value)
+                before = self.values.get(key, {}).get(best, value)
                 changed[key] = {best: choose(before, value), "last": value}
-        self.found |= changed
+        self.values |= changed
         return changed
 
 
 def best_of(key: str) -> Literal["max", "min"] | None:
-    """Which value of a figure is its best, if any is."""
+    """Returns whether the best value of a figure is its maximum or its minimum; None for one without a best."""
     space, _, name = key.partition("/")
     figure = name.rpartition("/")[2]
     if figure == "loss" and space in ("train", "eval"):
@@ -74,31 +77,31 @@ def best_of(key: str) -> Literal["max", "min"] | None:
 
 
 class WandbRun:
-    """A started run. Every method may raise whatever W&B does."""
+    """A started W&B run. Every method may raise any exception of W&B."""
 
     name = "W&B"
 
-    def __init__(self, folder: Path, recipe: Recipe, wandb_id: str, lines: Path, say: Callable[[str], None]) -> None:
-        """Goes on with the run `wandb_id`, or starts a new one; `lines` is metrics.jsonl, `say` takes a line."""
-        self._run = _started(folder, recipe, wandb_id, say)
-        self._bests = Bests()
+    def __init__(self, folder: Path, recipe: Recipe, wandb_id: str, lines: Path) -> None:
+        """Resumes the W&B run `wandb_id`, or starts a new one where it is empty; `lines` is metrics.jsonl."""
+        self._run = _start_run(folder, recipe, wandb_id)
+        self._bests = BestValues()
         self._sent = -1
-        """Number of the last row that W&B had when the process began."""
+        """Number of the last row that W&B had when this process started."""
         if self._run.offline:
             self._sent = last_row(folder / "wandb", self._run.id)
         elif self._run.resumed:
             self._sent = self._run.starting_step - 1
-        self._define(recipe)
-        self._catch_up(lines)
+        self._define_metrics(recipe)
+        self._send_missing_lines(lines)
 
     @property
     def id(self) -> str:
-        """By which W&B knows the run."""
+        """Id of the run at W&B."""
         return self._run.id
 
     def log(self, line: Mapping[str, Any], tables: Callable[[], FinalTables] | None = None) -> None:
-        """Sends a line, and what goes with it, unless an earlier process has."""
-        changed = self._bests.take(line)
+        """Sends a line with its tables, unless an earlier process has sent it."""
+        changed = self._bests.update(line)
         number = row_number(line)
         if number <= self._sent:
             return
@@ -108,51 +111,52 @@ class WandbRun:
             self._run.summary.update(changed)
 
     def alert(self, title: str, text: str, step: int | None = None) -> None:
-        """Sends a message by the ways that its user has chosen; one on `step` only once, restarts or not."""
+        """Sends an alert over the user's channels at W&B; one about `step` is sent once across restarts."""
         if step is None or _ROWS_OF_A_STEP * step + _STEP > self._sent:
             self._run.alert(title, text, level="WARN")
 
-    def keep(self, kind: Literal["model", "checkpoint"], folder: Path, step: int) -> None:
-        """Sends a folder as an artifact, with the steps that were done."""
+    def log_artifact(self, kind: Literal["model", "checkpoint"], folder: Path, step: int) -> None:
+        """Uploads a folder as an artifact, with the number of steps done as metadata."""
         import wandb
 
         artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind, metadata={"step": step})
-        # A checkpoint may be removed before it is uploaded, so W&B takes a copy.
+        # W&B copies a checkpoint, which may be removed before it is uploaded.
         artifact.add_dir(str(folder), policy="immutable" if kind == "model" else "mutable")
         self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
 
     def finish(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
-        """Ends this process's part of the run."""
-        self._run.summary.update({**self._bests.found, **(summary or {})})
+        """Ends this process's part of the run, with the run's summary if there is one."""
+        self._run.summary.update({**self._bests.values, **(summary or {})})
         self._run.finish(exit_code=exit_code)
 
-    def _define(self, recipe: Recipe) -> None:
+    def _define_metrics(self, recipe: Recipe) -> None:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         figures = [f"eval/{task}/{name}" for task in recipe.tasks for name in ("loss", "accuracy", "macro_f1")]
         for key in ("train/loss", *(f"train/{task}/loss" for task in recipe.tasks), *figures):
-            self._run.define_metric(key, step_metric="step", summary="none")  # it is in `Bests`
+            self._run.define_metric(key, step_metric="step", summary="none")  # BestValues keeps it
 
-    def _catch_up(self, lines: Path) -> None:
-        """Sends the lines that W&B lacks: it was off, or killed before it had them on the disk."""
+    def _send_missing_lines(self, lines: Path) -> None:
+        """Sends the lines that W&B lacks because it was off, or was killed before they were on the disk."""
         if not lines.exists():
             return
         with lines.open(encoding="utf-8") as file:
             for text in file:
                 line = json.loads(text)
-                self._bests.take(line)
+                self._bests.update(line)
                 if row_number(line) > self._sent:
                     self._run.log(_row(line), step=row_number(line), commit=True)
-        if self._bests.found:
-            self._run.summary.update(self._bests.found)
+        if self._bests.values:
+            self._run.summary.update(self._bests.values)
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line without its lists, which W&B cannot draw; confusions come as charts at the end."""
+    """Returns a line without its lists, which W&B cannot plot; confusions are sent as charts at the end."""
     return {key: math.nan if value is None else value for key, value in line.items() if not isinstance(value, list)}
 
 
 def _charts(tables: FinalTables) -> dict[str, Any]:
+    """Returns W&B's charts and tables by key: confusion matrices, and misclassified texts where there are any."""
     import wandb
 
     charts: dict[str, Any] = {}
@@ -172,6 +176,7 @@ def _charts(tables: FinalTables) -> dict[str, Any]:
 
 
 def _cells(labels: Sequence[str], cells: Sequence[Sequence[int]]) -> list[Any]:
+    """Returns rows of class name, predicted class name and count; zeros too where the matrix is small enough."""
     counts = {(label, prediction): count for label, prediction, count in cells}
     if len(labels) ** 2 <= MOST_CELLS:
         every = range(len(labels))
@@ -179,39 +184,43 @@ def _cells(labels: Sequence[str], cells: Sequence[Sequence[int]]) -> list[Any]:
     return [[labels[label], labels[prediction], count] for (label, prediction), count in counts.items()]
 
 
-def _started(folder: Path, recipe: Recipe, wandb_id: str, say: Callable[[str], None]) -> Any:
-    # Imported here because a run without W&B should not pay for it, nor need it.
+def _start_run(folder: Path, recipe: Recipe, wandb_id: str) -> Any:
+    """Starts a run, offline where W&B has no key or cannot be reached; returns W&B's run object."""
+    # Imported here because a run without W&B should neither need it nor wait for its import.
+    import wandb
+
+    options = _run_options(folder, recipe, wandb_id)
+    mode_is_known = os.environ.get("WANDB_MODE") or wandb.login(prompt=False, verify=False)
+    try:
+        return wandb.init(**options, mode=None if mode_is_known else "offline")
+    except wandb.Error as error:
+        wandb.teardown()  # otherwise its service reports that the run's id is in use
+        logger.info(f"W&B is offline: {root_cause(error)}; `wandb sync` sends later what is in {folder}/wandb")
+        return wandb.init(**options, mode="offline")
+
+
+def _run_options(folder: Path, recipe: Recipe, wandb_id: str) -> dict[str, Any]:
+    """Returns the arguments of `wandb.init`: the recipe first, then W&B's environment variables, then defaults."""
     import wandb
 
     config = recipe.tracking
     sweep = os.environ.get("WANDB_SWEEP_ID")
     group = os.environ.get("WANDB_RUN_GROUP") or (f"sweep-{sweep}" if sweep else None)
-
-    def start(mode: Literal["offline"] | None) -> Any:
-        return wandb.init(
-            project=config.wandb_project,
-            dir=str(folder),
-            id=wandb_id or None,
-            resume="allow" if wandb_id else None,
-            name=config.name or os.environ.get("WANDB_NAME") or folder.resolve().name,
-            group=config.group or group,
-            job_type=config.job_type,
-            tags=config.tags or None,
-            config=asdict(recipe),
-            mode=mode,
-            settings=wandb.Settings(
-                init_timeout=WANDB_START_SECONDS,
-                finish_timeout=WANDB_FINISH_SECONDS if config.artifacts == "none" else WANDB_UPLOAD_SECONDS,
-                finish_timeout_raises=True,
-                console="off",
-                silent=True,
-            ),
-        )
-
-    decided = os.environ.get("WANDB_MODE") or wandb.login(prompt=False, verify=False)
-    try:
-        return start(None if decided else "offline")
-    except wandb.Error as error:
-        wandb.teardown()  # or its service would say that the run's id is in use
-        say(f"W&B is offline: {root_cause(error)}; `wandb sync` sends later what is in {folder}/wandb")
-        return start("offline")
+    return {
+        "project": config.wandb_project,
+        "dir": str(folder),
+        "id": wandb_id or None,
+        "resume": "allow" if wandb_id else None,
+        "name": config.name or os.environ.get("WANDB_NAME") or folder.resolve().name,
+        "group": config.group or group,
+        "job_type": config.job_type,
+        "tags": config.tags or None,
+        "config": asdict(recipe),
+        "settings": wandb.Settings(
+            init_timeout=WANDB_START_SECONDS,
+            finish_timeout=WANDB_FINISH_SECONDS if config.artifacts == "none" else WANDB_UPLOAD_SECONDS,
+            finish_timeout_raises=True,
+            console="off",
+            silent=True,
+        ),
+    }

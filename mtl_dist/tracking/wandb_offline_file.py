@@ -1,7 +1,7 @@
-"""The file in which W&B records a run on this machine, read back: how far it has come.
+"""Reader of the file in which W&B records a run on this machine, to find the last row that it has.
 
-A LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a header of 7 bytes, each record of
-which is a protobuf message of W&B's. A killed run leaves a file whose last record is cut short.
+The file is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a header of 7 bytes;
+each record is a protobuf message of W&B. A killed run leaves a file with an incomplete last record.
 """
 
 import struct
@@ -12,18 +12,18 @@ from typing import Any
 
 _MAGIC = b":W&B"
 _HEADER = 7
-"""Bytes of the file's header, and of each piece's."""
+"""Size in bytes of the file's header, and of the header of each chunk."""
 _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-"""Kinds of pieces of a record."""
+"""Types of chunks of a record."""
 
 
 def records(path: Path) -> Iterator[Any]:
-    """W&B's records of a file, up to the first that is not whole."""
-    # Here, because a run without W&B needs neither.
+    """Yields W&B's records of a file, up to the first incomplete one."""
+    # Imported here because a run without W&B needs neither.
     from google.protobuf.message import DecodeError
 
-    # By name, because protobuf makes its classes as the module is loaded, unseen by type checks.
+    # Imported by name because protobuf creates its classes when the module is loaded, invisible to type checkers.
     record_class: Any = import_module("wandb.proto.wandb_internal_pb2").Record
     content = path.read_bytes()
     if not content.startswith(_MAGIC):
@@ -42,16 +42,16 @@ def records(path: Path) -> Iterator[Any]:
         if kind in (_FULL, _LAST):
             try:
                 record = record_class.FromString(whole)
-            except DecodeError:  # the machine lost its power
+            except DecodeError:  # after a power failure
                 return
             yield record
             whole = b""
 
 
 def last_row(folder: Path, wandb_id: str) -> int:
-    """The number (`_step`) of the last row that the files of a run in `folder`, W&B's own, have; -1 without any."""
+    """Returns the number (`_step`) of a run's last row in W&B's folder `folder`; -1 without any."""
     last = -1
-    # Of two starts within a second, the later one's folder has -1 behind the id.
+    # Where a run starts twice within a second, the name of the second folder ends in -1 after the id.
     for path in folder.glob(f"*run-*/run-{wandb_id}.wandb"):
         for record in records(path):
             if record.WhichOneof("record_type") == "history":

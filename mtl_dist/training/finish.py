@@ -71,7 +71,7 @@ def save_results(context: RunContext, state: TrainState, summary: Mapping[str, A
     folder, group = Path(context.recipe.output_dir), context.group
     weights = context.engine.weights()
     group.on_main_process(lambda: save_model(context, folder / MODEL, weights, summary))
-    tracker.keep("model", folder / MODEL, state.step)
+    tracker.log_artifact("model", folder / MODEL, state.step)
     group.on_main_process(lambda: write_summary(folder, summary))
     group.on_main_process(lambda: _write_report(folder))
     logger.info("model, metrics and summary are in %s", folder)

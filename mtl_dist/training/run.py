@@ -21,7 +21,7 @@ from mtl_dist.errors import Interrupted, TrainingError, UserError
 from mtl_dist.io import write_text_atomically
 from mtl_dist.run_layout import RECIPE, STACKS
 from mtl_dist.tracking.accelerate_backend import check_trackers
-from mtl_dist.tracking.console import Console, Progress, show_log_lines
+from mtl_dist.tracking.console import Progress, show_log_lines
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.train_state import TrainState
 from mtl_dist.training.build import build_context, plan_run
@@ -118,8 +118,7 @@ def execute(
     start = start_of(context.engine, state.step, context.micro_steps)
     context.group.on_main_process(lambda: write_text_atomically(folder / RECIPE, resolved_yaml(context.recipe)))
     context.group.on_main_process(lambda: write_setup(folder, description, start))
-    console = Console(context.group.is_main)
-    tracker = Tracker(folder, context.recipe, console, context.group, state.wandb_id, state.step)
+    tracker = Tracker(folder, context.recipe, context.group, state.wandb_id, state.step)
     state.wandb_id = tracker.wandb_id
     summary, exit_code = None, TrainingError.exit_code
     with stop_request.waiting():
@@ -152,7 +151,7 @@ def _fit_and_finish(
     evaluator = Evaluator(context, tracker, vote, watchdog)
     checkpointer = Checkpointer(context, identity, tracker, evaluator, vote, watchdog)
     metrics = MetricsLogger(context, tracker)
-    progress = Progress(Console(context.group.is_main), context.schedule_of(state).total_steps, state.step)
+    progress = Progress(context.group.is_main, context.schedule_of(state).total_steps, state.step)
     callbacks = (
         metrics,
         EarlyStopping(context, evaluator),

@@ -71,7 +71,7 @@ def at_line(line: int, action: Hook) -> None:
     ) -> None:
         nonlocal lines
         lines += 1
-        if lines == line and self._console.speaks:
+        if lines == line and self._group.is_main:
             action()
         log(self, step, phase, values, tables)
 

@@ -77,7 +77,7 @@ def guarding() -> None:
     def unguarded(self: Tracker, name: str, action: Callable[[], object]) -> None:
         action()
 
-    Tracker._guarded = unguarded
+    Tracker._disable_on_error = unguarded
 
 
 def refusing_rows() -> None:

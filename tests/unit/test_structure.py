@@ -123,6 +123,6 @@ def test_no_file_names_a_machines_folder_or_a_package_registry() -> None:
     found = []
     for name in listed.stdout.splitlines():
         path = ROOT / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         found += [f"{name}:{number}: {line}" for number, line in enumerate(lines, 1) if FOREIGN.search(line)]
     assert not found

@@ -1,4 +1,4 @@
-"""Run folders for reports, written by hand: two tasks, two blocks, two phases of four steps."""
+"""Run folders for tests of the report: two tasks, two blocks, two phases of four steps."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ def setup_of_run() -> dict[str, Any]:
 
 
 def lines_of_run() -> list[dict[str, Any]]:
-    """A line for each step, one at the boundary and one at the end; all numbers but counts are floats."""
+    """Returns a line for each step, one for each phase end; all numbers other than counts are floats."""
     lines: list[dict[str, Any]] = []
     for name, start, stop, units in PHASES:
         for step in range(start + 1, stop + 1):
@@ -108,7 +108,10 @@ def write_run(
     setup: dict[str, Any] | None = _DEFAULT,
     summary: dict[str, Any] | None = _DEFAULT,
 ) -> Path:
-    """Writes a run folder; what is not given is a finished run's, and None leaves setup.json or summary.json out."""
+    """Writes a run folder with the files of a finished run, unless others are given.
+
+    None for `setup` or `summary` leaves that file out.
+    """
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(json.dumps(recipe or recipe_of_run(), indent=1), encoding="utf-8")
     written = lines_of_run() if lines is None else lines
@@ -118,3 +121,16 @@ def write_run(
         if content is not None:
             (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
+
+
+def two_runs(folder: Path) -> list[Path]:
+    """Writes two finished runs of the same name that differ in two keys of the recipe and in two figures."""
+    other, summary = recipe_of_run(), summary_of_run()
+    other["optimizer"]["lr"], other["model"]["freeze"] = 0.01, ["embeddings"]
+    other["output_dir"] = "runs/two"
+    lines = lines_of_run()
+    lines[-1] |= {"test/mood/accuracy": 0.875, "test/mood/loss": 0.125}
+    return [
+        write_run(folder / "a" / "run"),
+        write_run(folder / "b" / "run", recipe=other, lines=lines, summary=summary),
+    ]

@@ -1,4 +1,4 @@
-"""Pages as trees, by the standard library's parser; one that is not well formed fails."""
+"""Pages parsed into trees by the standard library; a page that is not well formed fails."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ VOID = {"meta", "br", "col", "hr"}
 
 @dataclass
 class Node:
-    """An element."""
+    """An element with its attributes and children."""
 
     name: str
     attributes: dict[str, str]
@@ -20,7 +20,7 @@ class Node:
         return "".join(child if isinstance(child, str) else child.text for child in self.children)
 
     def walk(self) -> Iterator["Node"]:
-        """All elements inside, in document order."""
+        """Yields all elements inside, in document order."""
         for child in self.children:
             if isinstance(child, Node):
                 yield child
@@ -62,9 +62,14 @@ class _Parser(HTMLParser):
 
 
 def parsed(markup: str) -> Node:
-    """The tree of a page or a part of one; every element must be closed in order."""
+    """Parses a page or a part of one; every element must be closed in order."""
     parser = _Parser()
     parser.feed(markup)
     parser.close()
     (root,) = parser.open
     return root
+
+
+def cells(table: Node) -> list[list[str]]:
+    """Returns the text of the cells of a table's body, by row."""
+    return [[cell.text for cell in row.walk() if cell.name in ("th", "td")] for row in table.first("tbody").all("tr")]

@@ -96,7 +96,7 @@ class Checkpointer(Callback):
                 if group.is_main:
                     self._tracker.flush()  # a run that resumes here does not write the lines up to here again
                     storage.save(self._root, step, weights, optimizer_state, stored, self._config)
-            self._tracker.keep("checkpoint", self._root / folder_name(step), step)
+            self._tracker.log_artifact("checkpoint", self._root / folder_name(step), step)
         except TrainingError as error:
             if self._config.on_error == "stop":
                 raise

@@ -1,17 +1,14 @@
-"""The report of a run, and of several, as a reader and a browser get them."""
+"""The page of one run as a reader and a browser see it."""
 
 import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtl_dist.__main__ import main
-from mtl_dist.report.compare import flat, in_order, names_of
 from mtl_dist.report.page import page_of_run, page_of_runs, write_report
 from mtl_dist.report.records import read_run
 from tests.utils.report_folders import (
@@ -24,7 +21,7 @@ from tests.utils.report_folders import (
     summary_of_run,
     write_run,
 )
-from tests.utils.report_pages import Node, parsed
+from tests.utils.report_pages import Node, cells, parsed
 
 HOSTILE = "<script>alert('1')</script>"
 SECTIONS = [
@@ -47,16 +44,12 @@ def page_in(folder: Path) -> Node:
     return parsed(page_of_run(read_run(folder)))
 
 
-def cells(table: Node) -> list[list[str]]:
-    return [[cell.text for cell in row.walk() if cell.name in ("th", "td")] for row in table.first("tbody").all("tr")]
-
-
 @pytest.fixture
 def finished(tmp_path: Path) -> Node:
     return page_in(write_run(tmp_path / "a run"))
 
 
-def test_a_page_has_all_parts_and_leads_to_each(finished: Node) -> None:
+def test_a_page_has_all_sections_and_links_to_each(finished: Node) -> None:
     assert [node.text for node in finished.all("h2")] == SECTIONS
     for link in finished.first("nav").all("a"):
         assert finished.by_id(link.attributes["href"].removeprefix("#")).first("h2").text == link.text
@@ -64,7 +57,7 @@ def test_a_page_has_all_parts_and_leads_to_each(finished: Node) -> None:
     assert finished.first("h1").text == "a run finished"
 
 
-def test_a_page_loads_nothing_and_names_nothing_elsewhere(tmp_path: Path) -> None:
+def test_a_page_loads_nothing_and_links_to_nothing_elsewhere(tmp_path: Path) -> None:
     text = page_of_run(read_run(write_run(tmp_path / "run")))
     root = parsed(text)
     for node in root.walk():
@@ -105,7 +98,7 @@ def test_charts_have_the_numbers_of_the_lines(finished: Node) -> None:
         assert figures[0]["y"] == pytest.approx([line[f"eval/{task}/accuracy"] for line in measured], rel=1e-4)
 
 
-def test_rates_are_shown_once_for_units_that_have_the_same(finished: Node) -> None:
+def test_learning_rates_are_drawn_once_for_units_that_share_them(finished: Node) -> None:
     lines = json.loads(finished.by_id("learning-rates").first("script").text)["lines"]
     assert [line["n"] for line in lines] == ["2 heads", "embeddings blocks[0:2]"]
     assert lines[1]["x"] == [5, 6, 7, 8]
@@ -144,11 +137,11 @@ def test_the_environment_has_versions_and_digests(finished: Node) -> None:
     assert rows["digest of the final parameters"] == summary_of_run()["params_sha256"]
 
 
-def test_user_text_is_text(tmp_path: Path) -> None:
-    """A label, a task, a phase, the encoder and the folder are all called like a script."""
+def test_text_of_the_user_is_escaped(tmp_path: Path) -> None:
+    """A label, a task, a phase, the encoder and the folder are all named like markup."""
     recipe, setup, summary = recipe_of_run(), setup_of_run(), summary_of_run()
     text = json.dumps([recipe, setup, summary, lines_of_run()]).replace('"sea"', json.dumps(HOSTILE))
-    # The name of a task stands in keys, where a slash would part them.
+    # The name of a task is a part of keys, which a slash would split.
     name = "<script>alert(2)"
     text = text.replace('"somewhere/encoder"', json.dumps(HOSTILE)).replace("mood", name)
     recipe, setup, summary, lines = json.loads(text.replace('"heads"', '"</style><b>"'))
@@ -172,7 +165,7 @@ def test_user_text_is_text(tmp_path: Path) -> None:
     assert HOSTILE in page_in(folder).by_id("confusion").text
 
 
-def test_a_run_that_goes_on_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
+def test_an_unfinished_run_says_so_and_shows_what_is_logged(tmp_path: Path) -> None:
     lines = [line for line in lines_of_run() if line["step"] <= 5]
     root = page_in(write_run(tmp_path / "run", lines=lines, summary=None))
     assert root.first("h1").text == "run unfinished"
@@ -183,13 +176,13 @@ def test_a_run_that_goes_on_says_so_and_shows_what_there_is(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("without", [("setup",), ("setup", "summary"), ("setup", "summary", "lines"), ("lines",)])
-def test_whatever_is_missing_the_rest_is_a_page(tmp_path: Path, without: tuple[str, ...]) -> None:
+def test_a_page_is_made_whatever_files_are_missing(tmp_path: Path, without: tuple[str, ...]) -> None:
     settings: dict[str, Any] = {name: [] if name == "lines" else None for name in without}
     root = page_in(write_run(tmp_path / "run", **settings))
     assert [node.text for node in root.all("h2")][:5] == SECTIONS[:5]
 
 
-def test_what_happened_is_told_in_order(tmp_path: Path) -> None:
+def test_events_are_in_the_order_of_steps(tmp_path: Path) -> None:
     setup, lines = setup_of_run(), lines_of_run()
     setup["starts"].append({**setup["starts"][0], "step": 3, "world_size": 2, "engine": "fsdp2"})
     setup["phases"][1] |= {"stop": 20, "until": {"metric": "mood/loss", "condition": "it is enough"}}
@@ -200,118 +193,19 @@ def test_what_happened_is_told_in_order(tmp_path: Path) -> None:
     root = page_in(write_run(tmp_path / "run", setup=setup, lines=lines))
     assert cells(root.by_id("events")) == [
         ["0", "started on 1 process (single, cpu), 2026-01-02 03:04:05 UTC"],
-        ["3", "started again on 2 processes (fsdp2, cpu), 2026-01-02 03:04:05 UTC"],
+        ["3", "resumed on 2 processes (fsdp2, cpu), 2026-01-02 03:04:05 UTC"],
         ["7", "2 steps were skipped, their gradient was not finite"],
         ["7", "back to the weights of step 4"],
         ["8", "phase all ended early: mood/loss improved no more"],
         ["8", "finished"],
     ]
     marks = [node.first("title").text for node in root.by_id("training").by_class("mark") if node.all("title")]
-    assert marks == ["started again after step 3", "after step 7 back to the weights of step 4"]
-
-
-def two_runs(folder: Path) -> list[Path]:
-    other, summary = recipe_of_run(), summary_of_run()
-    other["optimizer"]["lr"], other["model"]["freeze"] = 0.01, ["embeddings"]
-    other["output_dir"] = "runs/two"
-    lines = lines_of_run()
-    lines[-1] |= {"test/mood/accuracy": 0.875, "test/mood/loss": 0.125}
-    return [
-        write_run(folder / "a" / "run"),
-        write_run(folder / "b" / "run", recipe=other, lines=lines, summary=summary),
-    ]
-
-
-def test_compared_runs_show_what_differs_and_who_is_better(tmp_path: Path) -> None:
-    root = parsed(page_of_runs([read_run(folder) for folder in two_runs(tmp_path)]))
-    assert cells(root.by_id("recipe")) == [["model.freeze", "[]", '["embeddings"]'], ["optimizer.lr", "0.001", "0.01"]]
-    assert root.by_id("environment").all("table") == []
-    figures = {(row[0], row[1]): row[2:] for row in cells(root.by_id("figures"))}
-    assert figures["mood", "accuracy"] == ["0.7500", "0.8750+0.1250"]
-    assert figures["topic", "accuracy"] == ["0.7500", "0.7500+0.0000"]
-    assert figures["mean", "accuracy"] == ["0.7500", "0.8125+0.0625"]
-    assert figures["mood", "loss"] == ["0.2500", "0.1250-0.1250"]
-    bold = [cell.text for node in root.by_id("figures").all("td") for cell in node.all("b")]
-    assert bold == ["0.8750", "0.1250", "0.8125", "0.1875"]
-    assert [node.text for node in root.by_class("better")] == ["+0.1250", "-0.1250", "+0.0625", "-0.0625"]
-    lines = json.loads(root.by_id("training").first("script").text)["lines"]
-    assert [line["n"] for line in lines] == ["a/run", "b/run"]
-    assert lines[0]["c"] != lines[1]["c"]
-
-
-def test_runs_with_other_tasks_and_lengths_are_compared_all_the_same(tmp_path: Path) -> None:
-    short = [line for line in lines_of_run() if line["step"] <= 3]
-    recipe = recipe_of_run()
-    recipe["tasks"] = {"mood": recipe["tasks"]["mood"], "irony": {"path": "json"}}
-    folders = [
-        write_run(tmp_path / "a"),
-        write_run(tmp_path / "b", recipe=recipe, lines=short, summary=None, setup=None),
-    ]
-    root = parsed(page_of_runs([read_run(folder) for folder in folders]))
-    assert [node.text for node in root.by_id("tasks").all("h3")] == ["topic", "mood", "irony"]
-    assert cells(root.by_id("figures"))[0][2:] == ["0.7500", "\N{EN DASH}"]
-    assert [row[1] for row in cells(root.by_id("runs"))] == ["finished", "unfinished"]
-
-
-def test_names_tell_runs_apart(tmp_path: Path) -> None:
-    runs = [read_run(folder) for folder in two_runs(tmp_path)]
-    assert names_of(runs) == ["a/run", "b/run"]
-    assert names_of(runs[:1]) == ["run"]
-    assert names_of([runs[0], runs[0]]) == ["run (1)", "run (2)"]
-
-
-def test_keys_are_dotted_and_keep_their_order() -> None:
-    assert flat({"a": {"b": 1, "c": []}, "p": [{"n": "x"}], "l": [1, "y"], "t": "no"}) == {
-        "a.b": "1",
-        "a.c": "[]",
-        "p[0].n": "x",
-        "l": '[1, "y"]',
-        "t": "no",
-    }
-    assert in_order([{"a": "", "d": ""}, {"a": "", "b": "", "d": "", "e": ""}]) == ["a", "b", "d", "e"]
-
-
-def test_the_command_writes_where_it_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    one, other = (str(folder) for folder in two_runs(tmp_path))
-    assert main(["report", one]) == main(["report", one, other]) == main(["report", one, "--to", "x.html"]) == 0
-    paths = [Path(one) / "report.html", Path("comparison.html"), Path("x.html")]
-    assert capsys.readouterr().out == "".join(f"written to {path}\n" for path in paths)
-    assert paths[0].read_text() == paths[2].read_text() == page_of_run(read_run(Path(one)))
-    assert parsed(paths[1].read_text()).first("h1").text == "2 runs"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{folder}"], "{folder}: is no run: it has no recipe.yaml"),
-        (["{run}", "{folder}/none"], "{folder}/none: no such folder; name a run's output_dir"),
-        (["{run}", "--to", "{folder}/none/x.html"], "--to: {folder}/none is no folder"),
-        (["{run}", "--to", "{folder}"], "--to: {folder} is a folder; name a file in it"),
-        ([], "command line: the following arguments are required: RUN"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    names = {"folder": str(tmp_path), "run": str(write_run(tmp_path / "run"))}
-    assert main(["report", *(one.format(**names) for one in arguments)]) == 2
-    assert capsys.readouterr().err == f"error: {message.format(**names)}\n"
-    assert not list(tmp_path.glob("**/*.html"))
-
-
-def test_the_command_runs_as_a_module(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    command = [sys.executable, "-m", "mtl_dist", "report", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True)
-    assert done.stdout == f"written to {folder / 'report.html'}\n"
+    assert marks == ["resumed after step 3", "after step 7 back to the weights of step 4"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_runs_the_pages_script_and_draws_its_lines(tmp_path: Path) -> None:
-    """The policy lets exactly this script run: a digest that did not fit it would leave the button out."""
+def test_a_browser_runs_the_script_of_the_page(tmp_path: Path) -> None:
+    """The policy allows exactly this script: with a digest that does not match, the button would be missing."""
     path = write_report(write_run(tmp_path / "run"))
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
     profile = f"--user-data-dir={tmp_path / 'profile'}"

@@ -1,4 +1,4 @@
-"""What a report reads back from a run folder, against what was written and against a run folder's own rules."""
+"""A run folder read back, compared with what was written and with how a run truncates its own file."""
 
 import json
 import math
@@ -55,32 +55,32 @@ def test_null_is_not_a_number(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), max_size=4))
-def test_steps_done_again_count_as_in_a_file_that_was_cut_before(
+def test_repeated_steps_count_as_in_a_file_that_was_truncated(
     tmp_path_factory: pytest.TempPathFactory, kills: list[tuple[int, int]]
 ) -> None:
-    """A run that is killed after some lines and goes on from an earlier step, several times over.
+    """A run is killed after some lines and resumes from an earlier step, several times.
 
-    The reference is what a run itself does: it cuts its file before it writes these steps again.
+    The reference is what a run itself does: it truncates its file before it repeats these steps.
     """
     path = tmp_path_factory.mktemp("again") / "metrics.jsonl"
     path.touch()
-    uncut = Lines()
+    untruncated = Lines()
     for attempt, (count, back_to) in enumerate([*kills, (99, 0)]):
         position = len(path.read_text().splitlines())
         for line in lines_of_run()[position : position + count]:
             marked = {key: value + attempt if isinstance(value, float) else value for key, value in line.items()}
-            uncut.add(marked)
+            untruncated.add(marked)
             with path.open("a") as file:
                 file.write(json.dumps(marked) + "\n")
         if attempt < len(kills):
-            trim_metrics(path, min(back_to, uncut.latest))
-    cut = Lines()
+            trim_metrics(path, min(back_to, untruncated.latest))
+    truncated = Lines()
     for text in path.read_text().splitlines():
-        cut.add(json.loads(text))
-    assert uncut == cut
+        truncated.add(json.loads(text))
+    assert untruncated == truncated
 
 
-def test_a_rollback_stays_where_its_step_is_logged_after_it() -> None:
+def test_a_rollback_stays_when_its_step_is_logged_again() -> None:
     lines = Lines()
     for line in lines_of_run()[:3]:
         lines.add(line)
@@ -95,7 +95,7 @@ def test_a_rollback_stays_where_its_step_is_logged_after_it() -> None:
     assert lines.rollbacks == {}
 
 
-def test_what_cannot_be_read_is_counted_and_the_rest_is_there(tmp_path: Path) -> None:
+def test_unreadable_lines_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", summary=None)
     path = folder / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -115,7 +115,7 @@ def test_phases_of_a_finished_run_are_those_of_its_summary(tmp_path: Path) -> No
     assert spans(read_run(write_run(tmp_path / "run", summary=summary))) == [("heads", 0, 3), ("all", 3, 7)]
 
 
-def test_phases_of_a_run_that_goes_on_are_as_planned_behind_those_that_have_ended(tmp_path: Path) -> None:
+def test_phases_of_an_unfinished_run_are_as_planned_after_those_that_have_ended(tmp_path: Path) -> None:
     cut = [line for line in lines_of_run() if line["phase"] == "heads" and line["step"] <= 3]
     next_phase = {"step": 4, "phase": "all", "train/loss": 1.0}
     assert spans(read_run(write_run(tmp_path / "a", lines=[], summary=None))) == [("heads", 0, 4), ("all", 4, 8)]
@@ -125,7 +125,7 @@ def test_phases_of_a_run_that_goes_on_are_as_planned_behind_those_that_have_ende
     assert (record.done, record.total, record.finished) == (4, 7, False)
 
 
-def test_a_run_of_an_older_version_has_what_its_lines_tell(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_has_what_its_lines_contain(tmp_path: Path) -> None:
     finished = read_run(write_run(tmp_path / "finished", setup=None))
     assert spans(finished) == [("heads", 0, 4), ("all", 4, 8)]
     assert finished.starts[0]["engine"] == "single"

@@ -1,4 +1,4 @@
-"""Accelerate's trackers, by the real TensorBoard: its files are read back by its own reader."""
+"""Trackers of Accelerate, with the real TensorBoard, whose files are read by its own reader."""
 
 import os
 import subprocess
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[3]
 
 
 def series(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run: by key, the values over the steps."""
+    """Returns (step, value) pairs by key as TensorBoard shows them."""
     events: Any = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {key: [(one.step, one.value) for one in events.Scalars(key)] for key in events.Tags()["scalars"]}
 
 
 def require_lines(folder: Path) -> None:
-    """That it shows each number of metrics.jsonl once."""
+    """Checks that TensorBoard shows each number of metrics.jsonl once."""
     expected: dict[str, list[tuple[int, Any]]] = {}
     for line in metrics_of(folder):
         for key, value in line.items():
@@ -44,7 +44,7 @@ def test_tensorboard_has_every_number_of_the_metrics_file(tmp_path: Path) -> Non
     assert "perf/tokens_per_second" in series(tmp_path / "run")
 
 
-def test_a_run_that_goes_on_shows_no_step_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, "tracking.also=[tensorboard]", "checkpoint.every_steps=3")
     with pytest.MonkeyPatch.context() as patch:
         killed_before_step(11)(patch)
@@ -52,23 +52,23 @@ def test_a_run_that_goes_on_shows_no_step_twice(tmp_path: Path) -> None:
             run_here(recipe)
     run_here(recipe)
     require_lines(tmp_path / "run")
-    # Readers that do not look for steps that come again are told where the run goes on.
+    # For readers that do not look for repeated steps, an event marks the step from which the run resumes.
     files = sorted((tmp_path / "run" / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime_ns)
     events: list[Any] = [event for path in files for event in EventFileLoader(str(path)).Load()]
     assert [event.step for event in events if event.HasField("session_log")] == [1, 10]
 
 
-def test_a_run_that_starts_anew_leaves_the_earlier_files_aside(tmp_path: Path) -> None:
+def test_a_new_run_keeps_the_earlier_files_apart(tmp_path: Path) -> None:
     for _ in range(2):
         run_here(tiny_recipe(tmp_path, "tracking.also=[tensorboard]"))
     require_lines(tmp_path / "run")
     require_lines(tmp_path / "run" / "previous" / "1")
 
 
-def test_a_tracker_that_breaks_is_said_once_and_changes_nothing(
+def test_a_tracker_that_fails_is_reported_once_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its writer is closed under it in the middle of the run."""
+    """The tracker's writer is closed in the middle of the run."""
     log = AccelerateTracker.log
 
     def closing(self: AccelerateTracker, line: dict[str, object], tables: object = None) -> None:
@@ -83,11 +83,11 @@ def test_a_tracker_that_breaks_is_said_once_and_changes_nothing(
     run_here(tiny_recipe(tmp_path, "tracking.also=[tensorboard]"))
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     assert summary_of(tmp_path / "run")["state_sha256"] == summary_of(tmp_path / "whole")["state_sha256"]
-    said = [line for line in capsys.readouterr().out.splitlines() if "is off from here" in line]
-    assert [line.split(":")[0] for line in said] == ["tensorboard is off from here"]
+    reported = [line for line in capsys.readouterr().out.splitlines() if "is off from here" in line]
+    assert [line.split(":")[0] for line in reported] == ["tensorboard is off from here"]
 
 
-def test_a_tracker_that_is_not_installed_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_ends_the_run_before_it_starts(tmp_path: Path) -> None:
     if "trackio" in map(str, accelerate_tracking.get_available_trackers()):
         pytest.skip("trackio is installed here")
     arguments = ["--config", str(tiny_recipe_file(tmp_path)), "tracking.also=[trackio]"]
@@ -99,6 +99,6 @@ def test_a_tracker_that_is_not_installed_ends_the_run_before_it_begins(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_names_that_a_recipe_may_have_are_accelerates() -> None:
+def test_the_tracker_names_of_a_recipe_are_those_of_accelerate() -> None:
     for name in ("tensorboard", "trackio"):
         assert accelerate_tracking.LOGGER_TYPE_TO_CLASS[name].name == name

@@ -1,4 +1,4 @@
-"""The run at W&B, by the real library in offline mode; its files are read back as `wandb sync` would read them."""
+"""W&B as a backend, with the real library in offline mode; its files are read as `wandb sync` would read them."""
 
 import json
 import math
@@ -20,8 +20,7 @@ from mtl_dist.config.recipe import Recipe, TrackingConfig
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import Interrupted, TrainingError
 from mtl_dist.models.multitask import MultitaskTransformer
-from mtl_dist.tracking import wandb_backend as wandb_run
-from mtl_dist.tracking.console import Console
+from mtl_dist.tracking import wandb_backend
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.tracking.wandb_offline_file import last_row, records
 from tests.faults.wandb_server import ANSWER, BUCKET, Server, closed_port
@@ -48,9 +47,19 @@ OVERRIDES = ("tracking.wandb=true", "tracking.wandb_project=a project", "trackin
 TAGS = "tracking.tags=[a, b]"
 
 
+@pytest.fixture(autouse=True)
+def log_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="mtl_dist")
+
+
+def messages_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Returns the messages of the package, without those of W&B itself."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("mtl_dist.")]
+
+
 def tracker_in(folder: Path, wandb_id: str = "", **config: Any) -> Tracker:
     recipe = Recipe(tracking=TrackingConfig(wandb=True, **config))
-    return Tracker(folder, recipe, Console(True), ProcessGroup(), wandb_id)
+    return Tracker(folder, recipe, ProcessGroup(), wandb_id)
 
 
 def log(tracker: Tracker, steps: Iterable[int]) -> None:
@@ -64,14 +73,14 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
-    """The folder of a whole run with `tracking.wandb`, and what W&B recorded of it."""
+    """Returns the folder of a whole run with `tracking.wandb`, and the records of W&B."""
     recipe = tiny_recipe(tmp_path_factory.mktemp("tracking"), *OVERRIDES, TAGS)
     run_here(recipe)
     folder = Path(recipe.output_dir)
     return folder, records_in(folder)
 
 
-def test_wandb_has_the_resolved_recipe_as_config_and_what_the_run_belongs_to(
+def test_wandb_has_the_resolved_recipe_as_config_with_project_group_and_tags(
     whole_run: tuple[Path, list[Any]],
 ) -> None:
     folder, found = whole_run
@@ -86,7 +95,7 @@ def test_wandb_plots_every_metric_over_the_step(whole_run: tuple[Path, list[Any]
     axes = {metric.name or metric.glob_name: metric.step_metric for metric in metrics}
     assert axes.pop("step") == ""
     assert set(axes.values()) == {"step"}
-    # W&B's own summaries are of one process; these keys' are ours.
+    # W&B's own summary covers one process; for these keys it is off and ours is used.
     own = {metric.name for metric in metrics if metric.summary.none}
     of_tasks = {f"eval/{task}/{name}" for task in TASKS for name in ("loss", "accuracy", "macro_f1")}
     assert own == {"train/loss"} | of_tasks | {f"train/{task}/loss" for task in TASKS}
@@ -123,7 +132,7 @@ def test_the_summary_has_the_best_and_the_last_of_each_figure(whole_run: tuple[P
 
 
 def table(folder: Path, name: str) -> list[list[Any]]:
-    """The rows of the one table of this name among W&B's files."""
+    """Returns the rows of the only table of this name among W&B's files."""
     (path,) = folder.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json")
     return json.loads(path.read_text(encoding="utf-8"))["data"]
 
@@ -143,7 +152,7 @@ def test_confusions_are_a_chart_at_the_end(whole_run: tuple[Path, list[Any]], ta
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_misclassified_texts_are_those_that_the_saved_model_takes_for_others(
+def test_misclassified_texts_are_those_that_the_saved_model_misclassifies(
     whole_run: tuple[Path, list[Any]], task: str
 ) -> None:
     folder, _ = whole_run
@@ -165,7 +174,7 @@ def test_misclassified_texts_are_those_that_the_saved_model_takes_for_others(
     assert len(expected) > 1
 
 
-def test_no_more_texts_leave_than_are_allowed(tmp_path: Path) -> None:
+def test_no_more_texts_are_sent_than_are_allowed(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, *OVERRIDES, "tracking.misclassified=1", "phases.1.steps=1", "phases.2.steps=1")
     run_here(recipe)
     found = records_in(tmp_path / "run")
@@ -190,7 +199,7 @@ def killed(recipe: Recipe, step: int) -> None:
 
 
 def require_one_run(folder: Path, starts: int) -> list[Any]:
-    """That W&B's files of a run with so many starts have one id and each line of metrics once; returns the records."""
+    """Checks that W&B's files of a run with `starts` starts have one id and each line once; returns the records."""
     paths = files_in(folder)
     assert len(paths) == starts
     found = [record for path in paths for record in records_of(path)]
@@ -203,7 +212,7 @@ def require_one_run(folder: Path, starts: int) -> list[Any]:
 
 
 def test_a_run_requeued_three_times_and_killed_twice_is_one_run_with_each_step_once(tmp_path: Path) -> None:
-    """Killed beyond a checkpoint, so that steps that W&B has are done again; asked to stop also in evaluations."""
+    """Killed after a checkpoint, so that it repeats steps that W&B has; asked to stop in evaluations too."""
     recipe = tiny_recipe(tmp_path, *OVERRIDES, "checkpoint.every_steps=3")
     stopped(recipe, 2)
     killed(recipe, 5)
@@ -229,7 +238,7 @@ def test_what_wandb_has_not_got_it_gets_at_the_next_start(tmp_path: Path) -> Non
     )
 
 
-def test_a_run_that_stops_says_so_and_how(tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_sends_an_alert_and_its_exit_code(tmp_path: Path) -> None:
     stopped(tiny_recipe(tmp_path, *OVERRIDES), 3)
     found = records_in(tmp_path / "run")
     (alert,) = of_kind(found, "alert")
@@ -240,10 +249,10 @@ def test_a_run_that_stops_says_so_and_how(tmp_path: Path) -> None:
     assert [ended.exit_code for ended in of_kind(found, "exit")] == [75]
 
 
-def test_bad_gradients_are_told_once_a_streak_and_so_is_going_back(
+def test_alerts_for_nonfinite_gradients_come_once_a_streak_and_for_each_rollback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps 4 and 5 are bad, and 8 to 10, after which the run goes back. Killed and done again, it says nothing new."""
+    """Steps 4, 5, 8, 9 and 10 are non-finite, then comes a rollback. Repeated after a kill, they send no new alert."""
     spoil(range(3, 5), put=monkeypatch.setattr)
     spoil(range(7, 10), put=monkeypatch.setattr)
     overrides = ("checkpoint.every_steps=3", "optimizer.max_nonfinite_steps=3")
@@ -258,7 +267,7 @@ def test_bad_gradients_are_told_once_a_streak_and_so_is_going_back(
     ]
 
 
-def test_a_run_that_cannot_go_on_ends_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_ends_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(range(4), put=monkeypatch.setattr)
     with pytest.raises(TrainingError):
         run_here(tiny_recipe(tmp_path, *OVERRIDES, "optimizer.max_nonfinite_steps=2"))
@@ -276,7 +285,7 @@ def test_artifacts_are_by_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     steps = [json.loads(artifact.metadata)["step"] for artifact in artifacts]
     assert steps == {"none": [], "model": [6], "checkpoints": [4, 5, 6, 6]}[choice]
     for artifact in artifacts:
-        # What is to be uploaded later is there, though older checkpoints are gone.
+        # Files to be uploaded later exist, although older checkpoints are removed.
         assert all(Path(entry.local_path).is_file() for entry in artifact.manifest.contents)
         names = {entry.path for entry in artifact.manifest.contents}
         assert names >= {"model.safetensors", "config.json" if artifact.type == "model" else "manifest.json"}
@@ -293,7 +302,7 @@ def test_a_run_of_a_sweep_is_in_the_sweeps_group(tmp_path: Path, monkeypatch: py
     assert groups == ["sweep-s33p", "mine"]
 
 
-def test_what_is_no_number_is_none_at_wandb_and_never_the_best(tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_stays_so_at_wandb_and_is_never_the_best(tmp_path: Path) -> None:
     tracker = tracker_in(tmp_path)
     # A NaN that comes first would stay the best, and one that comes last would be the last.
     losses = (math.nan, 2.0, math.nan, 3.0, math.nan)
@@ -305,8 +314,8 @@ def test_what_is_no_number_is_none_at_wandb_and_never_the_best(tmp_path: Path) -
     assert summary_of_wandb(found)["train/loss"] == {"min": 2.0, "last": 3.0}
 
 
-def test_the_last_row_of_a_run_is_found_also_in_a_file_that_was_cut_short(tmp_path: Path) -> None:
-    """At any byte of it: as far as it goes."""
+def test_the_last_row_of_a_run_is_found_in_a_truncated_file_too(tmp_path: Path) -> None:
+    """Truncated at any byte, the file has the rows up to there."""
     tracker = tracker_in(tmp_path)
     for step in range(1, 400):  # some of W&B's blocks of 32 KiB
         tracker.log(step, "heads", {"train/loss": 1 / step})
@@ -324,7 +333,7 @@ def test_the_last_row_of_a_run_is_found_also_in_a_file_that_was_cut_short(tmp_pa
         seen.add(last := last_row(tmp_path / "wandb", tracker.wandb_id))
         steps = [history.step.num for history in of_kind(list(records(path)), "history")]
         assert last == max(steps, default=-1) <= whole
-    for length in range(9000, 9150):  # a message that is cut between two of its fields is one, too
+    for length in range(9000, 9150):  # a message truncated between two fields is still a message
         path.write_bytes(content[:length])
         assert list(records(path)) == list(records_of(path))
     path.write_bytes(content[:50000] + bytes(20000))
@@ -332,56 +341,56 @@ def test_the_last_row_of_a_run_is_found_also_in_a_file_that_was_cut_short(tmp_pa
     assert len(seen) > 4
 
 
-def test_wandb_that_cannot_start_is_said_once_and_stops_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wandb_that_cannot_start_is_reported_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "wandb").write_text("a file where W&B wants its folder")
     tracker = tracker_in(tmp_path)
     tracker.log(1, "heads", {"train/loss": 1.0})
     tracker.finish({"steps": 1})
     assert len(lines_of(tmp_path)) == 1
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = messages_of(caplog)
     assert line.startswith("W&B is off from here: [Errno 20] Not a directory: ")
     assert line.endswith("; metrics.jsonl goes on")
 
 
 @pytest.mark.parametrize("wandb_id", ["", "gone0on"])
-def test_wandb_that_is_out_of_reach_is_recorded_for_later(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wandb_id: str
+def test_a_run_without_a_connection_to_wandb_is_recorded_for_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, wandb_id: str
 ) -> None:
-    """A new run, and one that goes on, which W&B asks its server about first."""
-    monkeypatch.setattr(wandb_run, "WANDB_START_SECONDS", 1.0)
+    """A new run, and a resumed one, about which W&B asks its server first."""
+    monkeypatch.setattr(wandb_backend, "WANDB_START_SECONDS", 1.0)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port()}")
-    wandb.teardown()  # what it has read of the environment so far
-    tracker = Tracker(tmp_path, Recipe(tracking=TrackingConfig(wandb=True)), Console(True), ProcessGroup(), wandb_id)
+    wandb.teardown()  # forgets the environment that it has read
+    tracker = Tracker(tmp_path, Recipe(tracking=TrackingConfig(wandb=True)), ProcessGroup(), wandb_id)
     log(tracker, [1, 2])
     tracker.finish({"steps": 2})
     records = records_in(tmp_path)
     assert rows_of(records) == lines_of(tmp_path)
     (run,) = of_kind(records, "run")
     assert run.run_id == (wandb_id or tracker.wandb_id)
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = messages_of(caplog)
     assert line.startswith("W&B is offline: ")
     assert line.endswith(f"; `wandb sync` sends later what is in {tmp_path}/wandb")
 
 
-def test_of_a_run_that_goes_on_online_the_server_says_which_rows_it_has(
+def test_a_run_resumed_online_sends_the_rows_that_the_server_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Row 13 is the line of step 3; of five lines two are sent."""
+    """The server's last row is 13, the line of step 3; two of five lines are sent."""
     last = json.dumps([json.dumps({"_step": 13, "step": 3, "_runtime": 5})])
     known = {"historyLineCount": 4, "historyTail": last, "eventsTail": "[]", "wandbConfig": json.dumps({"t": 1})}
     monkeypatch.setitem(ANSWER["data"], "model", {"name": "mtl_dist", "bucket": BUCKET | known})
-    monkeypatch.setattr(wandb_run, "WANDB_START_SECONDS", 30.0)
-    monkeypatch.setattr(wandb_run, "WANDB_FINISH_SECONDS", 30.0)
+    monkeypatch.setattr(wandb_backend, "WANDB_START_SECONDS", 30.0)
+    monkeypatch.setattr(wandb_backend, "WANDB_FINISH_SECONDS", 30.0)
     server = Server()
     try:
         for name, value in (("MODE", "online"), ("API_KEY", "0" * 40), ("BASE_URL", server.url)):
             monkeypatch.setenv(f"WANDB_{name}", value)
-        wandb.teardown()  # what it has read of the environment so far
-        log(first := Tracker(tmp_path, Recipe(), Console(True), ProcessGroup()), range(1, 5))
+        wandb.teardown()  # forgets the environment that it has read
+        log(first := Tracker(tmp_path, Recipe(), ProcessGroup()), range(1, 5))
         first.finish(None)
         tracker = tracker_in(tmp_path, "gone0on")
         log(tracker, [5])
@@ -395,46 +404,47 @@ def test_of_a_run_that_goes_on_online_the_server_says_which_rows_it_has(
     assert "WARNING" not in capfd.readouterr().err
 
 
-def test_wandb_that_breaks_on_the_way_is_said_once_and_stops_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wandb_that_fails_during_the_run_is_reported_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = tracker_in(tmp_path)
     tracker.log(1, "heads", {"train/loss": 1.0})
-    tracker._sinks[0].finish(None, 0)  # any further call to this run raises
+    tracker._backends[0].finish(None, 0)  # any further call to this run raises
     tracker.log(2, "heads", {"train/loss": 0.5})
     tracker.log(3, "heads", {"train/loss": 0.4})
     tracker.finish({"steps": 3})
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = messages_of(caplog)
     assert line.startswith("W&B is off from here: Run (")
 
 
 def test_wandb_without_a_key_is_offline_and_may_die_before_the_end(tmp_path: Path) -> None:
-    """In a process of its own, because W&B's service is killed in it."""
+    """Runs in a process of its own, in which W&B's service is killed."""
     code = f"""
 import psutil
 from pathlib import Path
 from mtl_dist.config.recipe import Recipe, TrackingConfig
 from mtl_dist.distributed.process_group import ProcessGroup
-from mtl_dist.tracking.console import Console
+from mtl_dist.tracking.console import show_log_lines
 from mtl_dist.tracking.tracker import Tracker
 
-tracker = Tracker(Path({str(tmp_path)!r}), Recipe(tracking=TrackingConfig(wandb=True)), Console(True), ProcessGroup())
+show_log_lines(True)
+tracker = Tracker(Path({str(tmp_path)!r}), Recipe(tracking=TrackingConfig(wandb=True)), ProcessGroup())
 assert list(Path({str(tmp_path)!r}).glob("wandb/offline-run-*"))
 tracker.log(1, "heads", {{"train/loss": 1.0}})
 for child in psutil.Process().children(recursive=True):
     child.kill()
     child.wait()
 tracker.finish({{"steps": 1}})
-print("the run goes on")
+print("the run continues")
 """
-    # Without the tests' own settings, and without the service that W&B started for the tests above.
+    # Without the settings of the tests, and without the service that W&B started for the tests above.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "no netrc"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     off, last = done.stdout.splitlines()
     assert off.startswith("W&B is off from here: ")
-    assert last == "the run goes on"
+    assert last == "the run continues"
     assert "deprecated" not in done.stderr
     assert len(lines_of(tmp_path)) == 1

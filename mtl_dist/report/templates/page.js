@@ -1,5 +1,5 @@
 "use strict";
-// Read-outs over charts, and a switch between light and dark. Without it the page is as complete, only quieter.
+// Read-outs over charts, and a button for light and dark mode. The page is complete without them.
 
 function nearest(steps, step) {
   let low = 0, high = steps.length - 1;
@@ -42,7 +42,7 @@ for (const holder of document.querySelectorAll(".chart > script")) {
     cursor.style.left = `${(100 * at) / total}%`;
     tip.replaceChildren(element("div", "", `step ${at.toLocaleString("en")}`));
     for (const [line, index] of found) {
-      // A line that was measured at other steps says at which.
+      // A line that was measured at another step shows that step.
       const value = line.y[index] === null ? "–" : String(line.y[index]);
       const key = element("div", "key");
       key.append(swatch(line.c), line.n + (line.x[index] === at ? "" : ` (${line.x[index].toLocaleString("en")})`));
