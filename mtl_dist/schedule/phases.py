@@ -62,7 +62,8 @@ class Schedule:
     @property
     def digest(self) -> str:
         """Equal for equal schedules, on every machine."""
-        return hashlib.sha256(json.dumps([asdict(phase) for phase in self.phases]).encode()).hexdigest()
+        content = [{**asdict(phase), "until": phase.until and phase.until.model_dump()} for phase in self.phases]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def phase_at(self, step: int) -> Phase:
         """The phase to which `step` belongs."""

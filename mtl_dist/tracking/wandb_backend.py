@@ -9,7 +9,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,7 +196,7 @@ def _started(folder: Path, recipe: Recipe, wandb_id: str, say: Callable[[str], N
             group=config.group or group,
             job_type=config.job_type,
             tags=config.tags or None,
-            config=asdict(recipe),
+            config=recipe.model_dump(),
             mode=mode,
             settings=wandb.Settings(
                 init_timeout=WANDB_START_SECONDS,

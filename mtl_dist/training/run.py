@@ -1,7 +1,6 @@
 """From a recipe to a finished run: check, prepare, train, evaluate, save. Every rank goes through all of it."""
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -107,7 +106,7 @@ def run_on(
     cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps, console.say)
     # Last of all that can be refused, because it moves an earlier run's files aside.
     folder, resume = Path(recipe.output_dir), recipe.checkpoint.resume
-    identity = {**asdict(recipe), "data_sha256": data.digest}
+    identity = {**recipe.model_dump(), "data_sha256": data.digest}
     found = processes.together(
         lambda: open_run_folder(folder, identity, resume, console) if processes.is_main else None
     )

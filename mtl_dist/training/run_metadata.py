@@ -6,7 +6,6 @@ A run that goes on writes it again with one more start: what it was started on m
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +82,7 @@ def _phase(setup: TrainingSetup, phase: Phase, unit_sizes: Mapping[str, int]) ->
         "stop": phase.stop,
         "units": list(phase.units),
         "parameters": sum(unit_sizes[unit] for unit in phase.units),
-        "until": None if phase.until is None else {**asdict(phase.until), "condition": condition(phase.until)},
+        "until": None if phase.until is None else {**phase.until.model_dump(), "condition": condition(phase.until)},
         "rates": {unit: list(of_unit) for unit, of_unit in rates.items()},
         "draws": setup.plan.draws(phase.start, phase.stop),
     }

@@ -159,7 +159,7 @@ def test_on_a_gpu_states_of_large_forwards_are_not_kept() -> None:
         kept, lines = provided(CacheConfig(), *names, gpu_rows=rows)
         assert [one.span.level for one in kept] == levels
         assert ("about as fast as its host reads them" in lines[1]) == (levels == [4])
-    assert len(provided(CacheConfig("always"), *names, gpu_rows=most + 1)[0]) == 2
+    assert len(provided(CacheConfig(mode="always"), *names, gpu_rows=most + 1)[0]) == 2
 
 
 @pytest.mark.parametrize(("rows", "tasks"), [(150, 2), (600, 2), (900, 2), (300, 6), (2000, 6)])
@@ -176,18 +176,22 @@ def test_nothing_is_given_up_that_pays_where_tasks_share_their_texts(rows: int, 
     schedule = schedule_of("heads")
     drawn = np.concatenate([plan.batch(step).rows for step in range(STEPS)])
     saved = 1 - len(np.unique(drawn)) / len(drawn)
-    given_up = hopeless(CacheConfig("auto"), schedule, plan, dict.fromkeys(names, rows), MIB)
+    given_up = hopeless(CacheConfig(mode="auto"), schedule, plan, dict.fromkeys(names, rows), MIB)
     assert (given_up is not None) == (tasks * (STEPS * BATCH / tasks / rows) < 2 * WORTHWHILE)
     if given_up:
         assert saved < WORTHWHILE
         assert "120 draws" in given_up
-        assert hopeless(CacheConfig("always"), schedule, plan, dict.fromkeys(names, rows), MIB) is None
+        assert hopeless(CacheConfig(mode="always"), schedule, plan, dict.fromkeys(names, rows), MIB) is None
 
 
 def test_what_the_budget_cannot_hold_a_tenth_of_is_not_numbered() -> None:
     def given_up(mib: float) -> str | None:
         return hopeless(
-            CacheConfig("auto", mib / 1024), schedule_of("heads"), plan_of(), dict.fromkeys(("a", "b"), ROWS), MIB
+            CacheConfig(mode="auto", budget_gb=mib / 1024),
+            schedule_of("heads"),
+            plan_of(),
+            dict.fromkeys(("a", "b"), ROWS),
+            MIB,
         )
 
     assert given_up(WORTHWHILE * ROWS + 0.1) is None

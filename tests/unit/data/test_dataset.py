@@ -1,6 +1,5 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any, TypeVar
@@ -250,7 +249,8 @@ def on_two_machines(recipe: Recipe, tmp_path: Path) -> list[tuple[DataBundle | U
     barrier, values = Barrier(4), [None] * 4
 
     def rank_main(rank: int) -> tuple[DataBundle | UserError, list[str]]:
-        own = replace(recipe, data=replace(recipe.data, cache_dir=str(tmp_path / f"machine{rank // 2}")))
+        data = recipe.data.model_copy(update={"cache_dir": str(tmp_path / f"machine{rank // 2}")})
+        own = recipe.model_copy(update={"data": data})
         lines: list[str] = []
         try:
             return prepare(own, ThreadProcesses(rank, barrier, values), lines.append), lines

@@ -1,7 +1,6 @@
 """The rule by which a metric ends a phase, on plain numbers."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,18 +42,18 @@ def ends_after(values: list[float], until: UntilConfig) -> int | None:
     VALUES, st.sampled_from(["loss", "a/loss", "a/accuracy", "macro_f1"]), st.integers(1, 4), st.sampled_from([0, 1])
 )
 def test_patience_is_early_stoppings(values: list[float], metric: str, patience: int, min_delta: float) -> None:
-    until = UntilConfig(metric, patience=patience, min_delta=min_delta)
+    until = UntilConfig(metric=metric, patience=patience, min_delta=min_delta)
     runs_out = [number for number in range(1, len(values) + 1) if has_run_out(values[:number], until)]
     assert (runs_out[0] if runs_out else None) == ends_after(values, until)
 
 
 def test_what_counts_as_improvement() -> None:
-    loss, accuracy = UntilConfig("a/loss"), UntilConfig("a/accuracy")
+    loss, accuracy = UntilConfig(metric="a/loss"), UntilConfig(metric="a/accuracy")
     values = [math.nan, 1.0, 1.0, 0.5, math.inf, -math.inf, 2.0]
     assert [best_of(values[:number], loss) for number in range(8)] == [None, None, 1, 1, 3, 3, 3, 3]
     assert [best_of(values[:number], accuracy) for number in range(8)] == [None, None, 1, 1, 1, 1, 1, 6]
     # Small steps add up: each is compared with the best, not with the one before.
-    assert best_of([1.0, 1.5, 2.0], replace(accuracy, min_delta=1.0)) == 2
+    assert best_of([1.0, 1.5, 2.0], accuracy.model_copy(update={"min_delta": 1.0})) == 2
 
 
 FIGURES = {
@@ -77,17 +76,17 @@ def test_the_metrics_are_those_of_an_evaluation() -> None:
 
 
 def test_the_first_chance_to_end_a_phase() -> None:
-    until = UntilConfig("loss", patience=2, every_steps=5)
+    until = UntilConfig(metric="loss", patience=2, every_steps=5)
     assert first_end(until) == 15
     numbers = [number for number in (1, 2, 3) if has_run_out([1.0] * number, until)]
     assert numbers == [3]
 
 
 def test_words() -> None:
-    until = UntilConfig("a/accuracy", patience=2, every_steps=50)
+    until = UntilConfig(metric="a/accuracy", patience=2, every_steps=50)
     assert condition(until) == "a/accuracy stops improving (patience 2, every_steps 50)"
     words = "a/accuracy stops improving (patience 2, every_steps 50, min_delta 0.01)"
-    assert condition(replace(until, min_delta=0.01)) == words
+    assert condition(until.model_copy(update={"min_delta": 0.01})) == words
     words = "a/accuracy stopped improving; its best was 0.7500 after step 200"
     assert why([0.5, 0.75, 0.5, 0.75], until, start=100) == words
     assert why([math.nan, math.inf], until, start=100) == "a/accuracy was never finite"
