@@ -1,69 +1,61 @@
-"""The list of a recipe's keys that `launch/train.py --help` prints, made from the text of recipe.py itself."""
+"""The list of a recipe's keys that `launch/train.py --help` prints, made from the fields of the schema."""
 
-import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
 
-from omegaconf import MISSING
+from pydantic.fields import FieldInfo
 
-from mtl_dist.config import recipe
+from mtl_dist.config.fields import field_type, is_section
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.section import Section
 
 
 def recipe_help() -> str:
-    """Every key with type, default and meaning, sections indented."""
-    tree = ast.parse(inspect.getsource(recipe))
-    meanings = {node.name: _meanings(node) for node in tree.body if isinstance(node, ast.ClassDef)}
-    return "\n".join(["keys of a recipe, each with its type and default:", *_keys(recipe.Recipe, meanings, "  ")])
+    """Every key with type, default and description, sections indented."""
+    return "\n".join(["keys of a recipe, each with its type and default:", *_keys(Recipe, "  ")])
 
 
-def _meanings(section: ast.ClassDef) -> dict[str, str]:
-    """Field -> the string under it."""
-    meanings = {}
-    for field, text in zip(section.body, section.body[1:], strict=False):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(meaning))):
-                meanings[name] = meaning
-    return meanings
-
-
-def _keys(section: type, meanings: Mapping[str, Mapping[str, str]], indent: str) -> list[str]:
+def _keys(section: type[Section], indent: str) -> list[str]:
     lines = []
-    defaults = vars(section())
-    for name, hint in get_type_hints(section).items():
-        inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+    for name, field in section.model_fields.items():
+        hint = field_type(field.annotation)
+        inner = next((kind for kind in (hint.bare, *get_args(hint.bare)) if is_section(kind)), None)
         if inner is None:
-            lines.append(f"{indent}{name}: {_type_name(hint)}, {_default_text(defaults[name])}")
-            lines.append(_wrapped(meanings[section.__name__][name], indent))
+            lines.append(f"{indent}{name}: {_type_name(field.annotation)}, {_default(field)}")
+            lines.append(_wrapped(field.description or "", indent))
             continue
-        suffix = {dict: ".<name>:", list: "[i]:", UnionType: ": keys or null, default null"}.get(get_origin(hint), ":")
+        plain = ": keys or null, default null" if hint.nullable else ":"
+        suffix = {dict: ".<name>:", list: "[i]:"}.get(get_origin(hint.bare), plain)
         lines += [f"{indent}{name}{suffix}", _wrapped(inspect.getdoc(inner) or "", indent)]
-        if get_origin(hint) is list:
-            items = json.dumps(
-                [{key: value for key, value in asdict(item).items() if value is not None} for item in defaults[name]]
-            )
-            lines.append(_wrapped(f"Default: {items}", indent))
-        lines += _keys(inner, meanings, f"{indent}    ")
+        if get_origin(hint.bare) is list:
+            lines.append(_wrapped(f"Default: {_items(field.get_default(call_default_factory=True))}", indent))
+        lines += _keys(inner, f"{indent}    ")
     return lines
 
 
-def _type_name(hint: Any) -> str:
-    arguments = get_args(hint)
-    if get_origin(hint) in (UnionType, Union):
-        return f"{_type_name(arguments[0])} or null"
-    if get_origin(hint) is Literal:
+def _type_name(annotation: Any) -> str:
+    hint = field_type(annotation)
+    if hint.nullable:
+        return f"{_type_name(hint.bare)} or null"
+    arguments = get_args(hint.bare)
+    if get_origin(hint.bare) is Literal:
         return " | ".join(arguments)
     if arguments:
-        return f"{get_origin(hint).__name__} of {arguments[-1].__name__}"
-    return hint.__name__
+        return f"{get_origin(hint.bare).__name__} of {_type_name(arguments[-1])}"
+    return hint.bare.__name__
 
 
-def _default_text(default: Any) -> str:
-    return "required" if default == MISSING else f"default {json.dumps(default)}"
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return f"default {json.dumps(field.get_default(call_default_factory=True))}"
+
+
+def _items(sections: Sequence[Section]) -> str:
+    return json.dumps([section.model_dump(exclude_none=True) for section in sections])
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -8,27 +8,21 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
+from mtl_dist.config.fields import Location, filled, type_at
 from mtl_dist.config.help import recipe_help
+from mtl_dist.config.messages import is_interpolation, join, recipe_error, type_error
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.config.validation import check_recipe
 from mtl_dist.errors import UserError, did_you_mean
-
-_SCALARS: dict[type, tuple[tuple[type, ...], str]] = {
-    str: ((str,), "text"),
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-}
-"""Type of a field -> exact types that may stand there (a bool is no int here), and how a message calls them."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe as YAML with every key; reading it back gives an equal Recipe."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump()))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,22 +86,74 @@ def _print_and_exit(text: str) -> NoReturn:
 
 def _load(files: Sequence[str], overrides: Sequence[str]) -> Recipe:
     """Defaults, files and overrides merged in this order, interpolations resolved."""
-    config: Any = OmegaConf.structured(Recipe)
+    config = filled({}, Recipe)
     for file in files:
         with _messages_from(f"{file}: "):
-            config = OmegaConf.merge(config, _checked(_read(file), Recipe, ""))
-    tasks_of_files = list(config.tasks)
+            config = _merged(config, _read(file))
+    tasks_of_files = list(config["tasks"])
     paths = [_path(override) for override in overrides]
     with _messages_from("command line: "):
         for override, path in zip(overrides, paths, strict=True):
-            layer = _with(OmegaConf.to_container(config), path, _value(override), "")
-            config = OmegaConf.merge(config, _checked(layer, Recipe, ""))
+            config = _merged(config, _with(config, path, _value(override), ""))
         for path in paths:
             _refuse_unknown_task(path, config, tasks_of_files)
     with _messages_from(""):
-        if missing := sorted(OmegaConf.missing_keys(config)):
+        if missing := sorted(OmegaConf.missing_keys(OmegaConf.create(config))):
             raise UserError(f"{', '.join(missing)}: missing")
-        return cast(Recipe, OmegaConf.to_object(config))
+        return _validated(_resolved(config))
+
+
+def _merged(config: dict[str, Any], layer: Any) -> dict[str, Any]:
+    """`config` with the keys of `layer` replaced, both in plain containers.
+
+    Raises UserError for an unknown key or a value of the wrong type in `layer`.
+    """
+    try:
+        Recipe.model_validate(layer)
+    except ValidationError as error:
+        if problem := type_error(error, layer):
+            raise problem from None
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(config, layer))
+    return filled(merged, Recipe)
+
+
+def _resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the values of its interpolations, converted to the types of their keys where possible."""
+    resolved: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    for *parents, last in _interpolations(config):
+        node = resolved
+        for part in parents:
+            node = node[part]
+        node[last] = _converted(node[last], type_at(Recipe, [*parents, last]).bare)
+    return resolved
+
+
+def _interpolations(node: Any, location: Location = ()) -> Iterator[Location]:
+    """Locations of the interpolations in plain containers."""
+    if isinstance(node, dict | list):
+        for part, item in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _interpolations(item, (*location, part))
+    elif is_interpolation(node):
+        yield location
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """`value` as a `kind`: an environment variable is text, whatever it is used for."""
+    if kind is str and isinstance(value, bool | int | float):
+        return str(value)
+    if kind not in (bool, int, float) or not isinstance(value, str):
+        return value
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return value
+
+
+def _validated(config: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(config)
+    except ValidationError as error:
+        raise recipe_error(error, config) from None
 
 
 @contextmanager
@@ -172,7 +218,7 @@ def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
     name, rest = path[0], path[1:]
     if not isinstance(node, list):
         members = node if isinstance(node, dict) else {}
-        return {**members, name: _with(members.get(name), rest, value, _join(key, name))}
+        return {**members, name: _with(members.get(name), rest, value, join(key, name))}
     if name not in [str(index) for index in range(len(node))]:
         raise UserError(f"{key}.{name}: no such item; {key} has {len(node)}, counted from 0")
     return [
@@ -184,57 +230,5 @@ def _refuse_unknown_task(path: Sequence[str], config: Any, known: Sequence[str])
     """A task that only overrides name is meant if they give it a `path`; without one it is a slip of the pen."""
     if not known or path[0] != "tasks" or len(path) == 1 or path[1] in known:
         return
-    if OmegaConf.is_missing(config.tasks[path[1]], "path"):
+    if config["tasks"][path[1]]["path"] == MISSING:
         raise UserError(f"{'.'.join(path)}: no task {path[1]}{did_you_mean(path[1], known)}")
-
-
-def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
-
-
-def _checked(value: Any, hint: Any, key: str) -> Any:
-    """`value` if it fits the type `hint`, with a string made a list where a list of strings is wanted.
-
-    OmegaConf would convert much of this without a word (`labels: [no, yes]` to "False" and "True"). Raises UserError,
-    beginning with the key.
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (UnionType, Union):  # a Literal with None is the latter
-        return None if value is None else _checked(value, arguments[0], key)
-    if is_dataclass(hint) or origin is dict:
-        if not isinstance(value, dict):
-            raise _wrong(key, value, "a mapping")
-        return {name: _checked(item, _member(hint, name, key), _join(key, str(name))) for name, item in value.items()}
-    if origin is list:
-        items = [value] if isinstance(value, str) and arguments[0] is str else value
-        if not isinstance(items, list):
-            raise _wrong(key, value, "a list")
-        return [_checked(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(items)]
-    if isinstance(value, str) and "${" in value:
-        return value  # OmegaConf checks what an interpolation resolves to.
-    if origin is Literal:
-        if value not in arguments:
-            raise _wrong(key, value, f"one of {', '.join(arguments)}")
-        return value
-    types, words = _SCALARS[hint]
-    if type(value) not in types:
-        quote = "; quote it" if hint is str and isinstance(value, bool | int | float) else ""
-        raise _wrong(key, value, words + quote)
-    return value
-
-
-def _member(hint: Any, name: Any, key: str) -> Any:
-    """Type of the value under `name` in a mapping of type `hint`, which is at `key`."""
-    if not isinstance(name, str):
-        raise UserError(f"{_join(key, str(name))}: the key {name!r} is not text; quote it")
-    if get_origin(hint) is dict:
-        return get_args(hint)[1]
-    members = get_type_hints(hint)
-    if name not in members:
-        here = _join(key, "")
-        raise UserError(f"{here}{name}: unknown key{did_you_mean(name, members, prefix=here)}")
-    return members[name]
-
-
-def _wrong(key: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"{key}: {'null' if value is None else repr(value)} is not {wanted}")

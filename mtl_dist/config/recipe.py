@@ -1,108 +1,171 @@
-"""The recipe: every key a run has, with its type, default and meaning.
+"""The schema of a recipe: every key with its type, default, allowed values and description.
 
-The text under a field is its help: `launch/train.py --help` prints it. This module holds the schema only and imports
-neither torch nor transformers, so that `--help`, `--print-config` and job submission start at once.
+The string under a field is its description in `launch/train.py --help` and in the JSON schema. Constructing a section
+with a value that its own rules exclude raises pydantic's ValidationError; rules that involve several sections are in
+`validation`. Imports neither torch nor transformers, so that `--help`, `--print-config` and job submission start at
+once.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from mtl_dist.config.metric_names import SIGNS, task_and_name
+from mtl_dist.config.section import (
+    Allowed,
+    Count,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    RequiredText,
+    Section,
+    Strings,
+    refuse_repeated,
+)
+from mtl_dist.config.selectors import GRAMMAR
+from mtl_dist.errors import did_you_mean
+
+RENAMED_KEYS = {"optimizer.thaw_warmup_steps": "optimizer.unfreeze_warmup_steps"}
+"""Keys of earlier versions -> their present names, which the error message for the old key suggests."""
+TRACKERS = ("tensorboard", "trackio")
+"""Names that `tracking.also` accepts, as Accelerate spells them."""
 
 
-@dataclass
-class ModelConfig:
-    """The shared encoder, how a sentence vector is taken from it, and what never trains."""
+class ModelConfig(Section):
+    """The shared encoder, the pooling of its output to a sentence vector, and what stays frozen throughout."""
 
     encoder: str = "roberta-base"
     """Hub id or folder of a Hugging Face encoder."""
     pooling: Literal["first_token", "mean"] = "first_token"
     """How the last hidden states become one vector: the first token's, or the mean over the attended tokens."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """Dropout after pooling and inside every head."""
-    encoder_dropout: float | None = None
+    encoder_dropout: Fraction | None = None
     """Dropout inside the encoder; null keeps the encoder's own."""
-    freeze: list[str] = field(default_factory=list)
-    """Never trained, whatever the phases say: selectors as in `phases`, e.g. [all], [backbone], [heads.sentiment]."""
+    freeze: Strings = Field(default_factory=list)
+    """Frozen in every phase: selectors as in `phases`, e.g. [all], [backbone], [heads.sentiment]."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Type of the weights; float64 is for comparing runs beyond rounding."""
+    """Data type of the weights; float64 is for comparing runs without float32 rounding."""
     trust_remote_code: bool = False
     """Run code that comes with the encoder's folder. Leave off for folders you have not read."""
 
 
-@dataclass
-class TaskConfig:
-    """One classification task: where its rows are, which columns to read, what it weighs."""
+class TaskConfig(Section):
+    """One classification task: where its rows are, which columns to read, its weight in the loss."""
 
-    path: str = "???"
+    path: RequiredText
     """What `datasets.load_dataset` takes: a hub id, or json, csv, parquet together with `data_files`."""
     name: str | None = None
     """The data set's configuration on the hub, e.g. `sentiment` of `tweet_eval`."""
-    data_files: dict[str, str] = field(default_factory=dict)
+    data_files: dict[str, str] = Field(default_factory=dict)
     """Files (globs allowed) per split: train and test, and validation if `evaluation.split` asks for it."""
-    text: list[str] = field(default_factory=lambda: ["text"])
+    text: Strings = Field(default_factory=lambda: ["text"])
     """Text column, or two columns for a sentence pair."""
     label: str = "label"
     """Label column: integers from 0, or strings."""
-    labels: list[str] | None = None
+    labels: Strings | None = None
     """Class names in order; null takes them from the data (the feature's own names, else the training split)."""
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """Weight of this task's mean loss in the global batch's loss."""
-    max_rows: int | None = None
+    max_rows: Count | None = None
     """Train on this many rows, drawn once and the same for every seed; null takes all."""
 
+    @field_validator("text")
+    @classmethod
+    def _one_or_two_columns(cls, text: list[str]) -> list[str]:
+        if len(text) not in (1, 2):
+            raise ValueError(f"{len(text)} columns; give one, or two for a sentence pair")
+        return text
 
-@dataclass
-class DataConfig:
+    @field_validator("labels")
+    @classmethod
+    def _at_least_two_classes(cls, labels: list[str] | None) -> list[str] | None:
+        if labels is None:
+            return None
+        if len(labels) < 2:
+            raise ValueError(f"{len(labels)} given; a task has at least two classes")
+        return refuse_repeated(labels)
+
+
+class DataConfig(Section):
     """From text to tokens."""
 
-    max_length: int = 128
-    """Tokens kept of an example, special tokens included."""
+    max_length: Annotated[int, Field(ge=3), Allowed("at least 3: two special tokens and one of text")] = 128
+    """Most tokens of an example, special tokens included; longer texts are truncated."""
     empty_text: Literal["error", "skip"] = "error"
-    """What to do with rows whose text is empty or missing: stop, or leave them out and say how many."""
+    """What to do with rows whose text is empty or missing: stop, or leave them out and print their number."""
     cache_dir: str | None = None
-    """Where tokenised data is kept; null is `$MTL_DIST_CACHE`, else `~/.cache/mtl_dist`."""
+    """Folder for tokenised data; null is `$MTL_DIST_CACHE`, else `~/.cache/mtl_dist`."""
 
 
-@dataclass
-class SamplingConfig:
+class SamplingConfig(Section):
     """Which rows make up each global batch."""
 
     strategy: Literal["uniform", "proportional", "weighted"] = "uniform"
-    """Share of each task in the draws: equal, by number of rows, or by `sampling.weights`."""
-    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each task in the sampled rows: equal, by number of rows, or by `sampling.weights`."""
+    weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Share of each task for strategy `weighted`; they need not sum to 1."""
     batches: Literal["mixed", "one_task"] = "mixed"
     """Rows of all tasks in every global batch, or each global batch from one task."""
-    length_window: int = 128
-    """Steps over which rows are exchanged to batch like lengths together; 1 leaves the order purely random."""
+    length_window: Count = 128
+    """Steps within which rows are exchanged to batch similar lengths together; 1 leaves the order purely random."""
+
+    @field_validator("weights")
+    @classmethod
+    def _only_for_weighted(cls, weights: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        strategy = info.data.get("strategy", "weighted")  # absent where the strategy itself is not valid
+        if weights and strategy != "weighted":
+            raise ValueError(f"strategy {strategy} has none; set sampling.strategy: weighted")
+        return weights
 
 
-@dataclass
-class UntilConfig:
-    """A metric that ends the phase once it improves no more; the phase's length is then the most it may take."""
+class UntilConfig(Section):
+    """A metric that ends the phase once it stops improving; the phase's length is then the most it may take."""
 
-    metric: str = "???"
+    metric: RequiredText
     """<task>/<name> or, for the mean over tasks, <name>: loss (better if lower), accuracy or macro_f1 (if higher)."""
-    patience: int = 3
+    patience: Count = 3
     """End the phase after this many measurements in a row without improvement."""
-    every_steps: int = 100
+    every_steps: Count = 100
     """Steps between two measurements on `evaluation.split`, counted from the phase's start."""
-    min_delta: float = 0.0
-    """Least change that counts as improvement."""
+    min_delta: NonNegativeFloat = 0.0
+    """Smallest change that counts as an improvement."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str) -> str:
+        _, name = task_and_name(metric)
+        if name not in SIGNS:
+            raise ValueError(f"no metric {name!r}{did_you_mean(name, SIGNS)}")
+        return metric
 
 
-@dataclass
-class PhaseConfig:
-    """A stretch of the run with one set of trainable parameters."""
+class PhaseConfig(Section):
+    """A range of consecutive steps with one set of trainable parameters."""
 
-    name: str = "???"
+    name: RequiredText
     """Unique name of the phase."""
-    train: list[str] = field(default_factory=list)
+    train: Strings = Field(default_factory=list)
     """What trains: heads, heads.<task>, blocks[i], blocks[a:b], embeddings, backbone, all."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Length in passes over the training rows of all tasks together; give this or `steps`."""
-    steps: int | None = None
+    steps: Count | None = None
     """Length in optimizer steps; give this or `epochs`."""
     until: UntilConfig | None = None
+
+    @field_validator("train")
+    @classmethod
+    def _something_trains(cls, train: list[str]) -> list[str]:
+        if not train:
+            raise ValueError(f"empty; name what trains: {GRAMMAR}")
+        return train
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
 
 
 def seed_phases() -> list[PhaseConfig]:
@@ -114,105 +177,100 @@ def seed_phases() -> list[PhaseConfig]:
     ]
 
 
-@dataclass
-class OptimizerConfig:
-    """AdamW and its rates."""
+class OptimizerConfig(Section):
+    """AdamW and its learning rate schedule."""
 
-    lr: float = 2e-5
+    lr: PositiveFloat = 2e-5
     """Learning rate of the encoder."""
-    head_lr_multiplier: float = 5.0
+    head_lr_multiplier: PositiveFloat = 5.0
     """The heads' learning rate, as a multiple of `lr`."""
-    block_lr_decay: float = 1.0
-    """Rate of each block as a fraction of the one above it; 1 gives all blocks the same."""
-    weight_decay: float = 0.01
+    block_lr_decay: Annotated[float, Field(gt=0, le=1), Allowed("above 0 and at most 1")] = 1.0
+    """Learning rate of each block as a fraction of that of the block above it; 1 gives all blocks the same."""
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay of matrices; biases and normalisation weights have none."""
-    beta1: float = 0.9
+    beta1: Fraction = 0.9
     """AdamW's decay rate of the first moment."""
-    beta2: float = 0.999
+    beta2: Fraction = 0.999
     """AdamW's decay rate of the second moment."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: PositiveFloat | None = 1.0
     """Clip the norm of the whole gradient to this; null does not clip."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How rates fall from the end of warm-up to the end of the run."""
-    warmup_steps: int = 500
-    """Steps over which all rates rise from 0 at the start of the run."""
-    unfreeze_warmup_steps: int = 0
-    """Steps over which the rate of what has just unfrozen rises from 0 at a phase's start."""
-    max_nonfinite_steps: int = 5
-    """After this many steps in a row without a finite gradient, each of which is skipped, go back to the weights of the
-    last checkpoint, and on with the steps that follow."""
-    max_rollbacks: int = 3
-    """Times that the run may go back so; the next one ends it."""
+    """How the learning rates fall from the end of warm-up to the end of the run."""
+    warmup_steps: NonNegativeInt = 500
+    """Steps over which all learning rates rise from 0 at the start of the run."""
+    unfreeze_warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate of newly unfrozen parameters rises from 0 at the start of a phase."""
+    max_nonfinite_steps: Count = 5
+    """A step whose gradient is not finite is skipped. After this many such steps in a row the weights and the optimizer
+    state of the last checkpoint are loaded and training continues with the next step."""
+    max_rollbacks: NonNegativeInt = 3
+    """Most rollbacks to a checkpoint for this reason; where one more would be needed, the run ends with an error."""
 
 
-@dataclass
-class CacheConfig:
-    """Keeping what the encoder's frozen lower part gives for a text, instead of computing it again."""
+class CacheConfig(Section):
+    """Activation cache: outputs of the frozen lower layers, stored per text instead of being recomputed."""
 
     mode: Literal["auto", "always", "never"] = "auto"
-    """Keep it wherever a phase leaves the embeddings and the lowest block frozen; auto does so where it pays."""
-    budget_gb: float = 2.0
-    """Most GiB that a machine gives to it; what does not fit is computed each time."""
+    """Use the cache wherever a phase leaves the embeddings and the lowest block frozen; auto only where it saves
+    time."""
+    budget_gb: PositiveFloat = 2.0
+    """Memory limit in GiB per machine; activations beyond it are recomputed each time."""
     folder: str | None = None
-    """Keep it in a file of this folder, memory-mapped, and not in memory."""
+    """Store the activations in a memory-mapped file in this folder instead of in memory."""
 
 
-@dataclass
-class EvaluationConfig:
-    """When and on what the model is measured: after each phase, at the end and as a phase's `until` says."""
+class EvaluationConfig(Section):
+    """When and on which split the model is evaluated: after each phase, at the end and as a phase's `until` says."""
 
     split: Literal["test", "validation"] = "test"
     """Split measured after each phase and for `until`; the end of the run is always measured on test too."""
-    batch_size: int = 64
-    """Rows in one forward of a process."""
+    batch_size: Count = 64
+    """Rows per forward pass of a process."""
 
 
-@dataclass
-class CheckpointConfig:
-    """What is kept so that a stopped run can go on."""
+class CheckpointConfig(Section):
+    """When checkpoints are saved, which of them are kept, and whether a stopped run resumes from them."""
 
-    every_steps: int | None = None
-    """Save a checkpoint after every this many steps; null goes by time alone."""
-    every_minutes: float | None = 10.0
-    """Save one when the last is this old. With null here and in `every_steps` none is ever saved; else one is saved at
-    each phase's end as well, and when the run is asked to stop."""
+    every_steps: Count | None = None
+    """Save a checkpoint each time this many steps are done; null saves by time alone."""
+    every_minutes: PositiveFloat | None = 10.0
+    """Save a checkpoint when the last one is this old. If both this and `every_steps` are null, none is ever saved;
+    otherwise one is also saved at the end of each phase and when the run is asked to stop."""
     resume: Literal["auto", "never"] = "auto"
-    """Go on from the newest checkpoint in `output_dir`, or start anew."""
-    keep: int = 2
-    """Checkpoints kept, the newest ones; the second is there in case the first gets damaged."""
+    """Resume from the newest checkpoint in `output_dir`, or start from the beginning."""
+    keep: Count = 2
+    """Number of checkpoints kept, the newest ones; the second is a fallback in case the first is corrupt."""
     keep_best: Literal["accuracy", "macro_f1", "loss"] | None = None
-    """Keep also, for each task, the checkpoint whose evaluation on `evaluation.split` is best by this figure."""
+    """Also keep, for each task, the checkpoint whose evaluation on `evaluation.split` is best by this metric."""
     on_error: Literal["stop", "continue"] = "stop"
-    """Where the disk takes no checkpoint or no line of metrics: end the run, or say so and try again later."""
+    """When a checkpoint or a line of metrics cannot be written to disk: end the run, or warn and try again later."""
 
 
-@dataclass
-class SafetyConfig:
-    """How soon it is noticed that processes have lost each other, and what is done to have the same run twice."""
+class SafetyConfig(Section):
+    """How soon a lost process or a difference between processes is noticed, and how reproducible runs are."""
 
-    timeout_seconds: float = 300.0
-    """End the run when processes have waited this long for one of them; one step, or one forward of an evaluation, must
-    not take longer."""
-    compare_every_steps: int | None = 100
-    """Compare what every process should hold alike after every this many steps, and before each checkpoint; null
-    compares at the start of phases alone."""
+    timeout_seconds: Annotated[float, Field(ge=1), Allowed("at least 1")] = 300.0
+    """End the run when processes have waited this long for one of them; one step, or one forward pass of an evaluation,
+    must not take longer."""
+    compare_every_steps: Count | None = 100
+    """Compare what must be equal in every process each time this many steps are done, and before each checkpoint; null
+    compares only at the start of each phase."""
     deterministic: bool = True
-    """On GPUs, take kernels that give the same bits every time, which are not the fastest: a run that goes on from a
-    checkpoint then becomes what it would have become. CPUs have no other."""
+    """On GPUs, use deterministic kernels, which are not the fastest: a run that resumes from a checkpoint then gives
+    the same result as one that was never interrupted. On CPUs all kernels are deterministic."""
 
 
-@dataclass
-class TrackingConfig:
-    """What is written down while training."""
+class TrackingConfig(Section):
+    """What is logged during training, and where to."""
 
-    log_every_steps: int = 10
+    log_every_steps: Count = 10
     """Steps between two lines of metrics.jsonl."""
-    gradient_cosine_every_steps: int | None = None
+    gradient_cosine_every_steps: Count | None = None
     """Steps between two samples of the cosine between tasks' gradients; null takes none. For one process or DDP."""
     wandb: bool = False
-    """Also log to Weights & Biases; offline where there is no key."""
+    """Also log to Weights & Biases; offline if there is no API key."""
     wandb_project: str = "mtl_dist"
     """W&B project."""
     name: str | None = None
@@ -220,37 +278,52 @@ class TrackingConfig:
     group: str | None = None
     """Group of W&B runs that belong together; null is `$WANDB_RUN_GROUP`, else `sweep-<id>` for a run of a sweep."""
     job_type: str = "train"
-    """What W&B runs of a group do, e.g. train or ablation."""
-    tags: list[str] = field(default_factory=list)
+    """Kind of W&B run within its group, e.g. train or ablation."""
+    tags: Strings = Field(default_factory=list)
     """Tags of the W&B run."""
     artifacts: Literal["none", "model", "checkpoints"] = "none"
-    """What W&B also gets as artifacts: nothing, the final model, or the final model and every checkpoint."""
-    misclassified: int = 100
-    """Most misclassified test texts of each task in W&B's table at the end, the surest first; 0 sends none."""
-    also: list[str] = field(default_factory=list)
-    """Other trackers that get the same figures, through Accelerate: tensorboard, trackio."""
+    """What is uploaded to W&B as artifacts: nothing, the final model, or the final model and every checkpoint."""
+    misclassified: NonNegativeInt = 100
+    """Most misclassified test texts per task in W&B's table at the end, most confident first; 0 logs none."""
+    also: Strings = Field(default_factory=list)
+    """Other trackers that receive the same metrics, through Accelerate: tensorboard, trackio."""
+
+    @field_validator("also")
+    @classmethod
+    def _known_trackers(cls, also: list[str]) -> list[str]:
+        for name in also:
+            if name == "wandb":
+                raise ValueError("wandb has a key of its own; set tracking.wandb: true")
+            if name not in TRACKERS:
+                raise ValueError(f"no tracker {name!r}{did_you_mean(name, TRACKERS)}")
+        return refuse_repeated(also)
 
 
-@dataclass
-class Recipe:
-    """A whole run."""
+def _not_empty(folder: str) -> str:
+    if not folder:
+        raise ValueError("empty; name a folder")
+    return folder
 
-    output_dir: str = "runs/default"
+
+class Recipe(Section):
+    """A complete training run."""
+
+    output_dir: Annotated[str, AfterValidator(_not_empty)] = "runs/default"
     """Run folder: recipe, metrics, summary, checkpoints and the model."""
-    seed: int = 42
-    """Seeds everything random: row order, dropout, the heads' first weights."""
-    batch_size: int = 8
+    seed: Annotated[int, Field(ge=0, lt=2**63), Allowed("at least 0 and below 2**63")] = 42
+    """Seed of everything random: row order, dropout, the heads' initial weights."""
+    batch_size: Count = 8
     """Examples in a global batch, over all processes and micro-steps."""
-    micro_batch_size: int | None = None
-    """Most examples in one forward of a process; null does the process's part of the global batch at once."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    data: DataConfig = field(default_factory=DataConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    phases: list[PhaseConfig] = field(default_factory=seed_phases)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    micro_batch_size: Count | None = None
+    """Most examples in one forward pass of a process; null computes the process's part of the global batch at once."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    data: DataConfig = Field(default_factory=DataConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    phases: list[PhaseConfig] = Field(default_factory=seed_phases)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    cache: CacheConfig = Field(default_factory=CacheConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    safety: SafetyConfig = Field(default_factory=SafetyConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)

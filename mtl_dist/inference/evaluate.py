@@ -1,6 +1,5 @@
 """`evaluate`: the figures of a finished run's model, on the test split that it reports on or on other labelled data."""
 
-import dataclasses
 import json
 import tempfile
 from argparse import Namespace
@@ -140,8 +139,8 @@ def _tasks(options: Namespace, run: FinishedRun) -> dict[str, TaskConfig]:
     if len(columns) != len(task.text):
         raise UserError(f"--text: {len(columns)} columns, and task {chosen[0]} has learnt from {len(task.text)}")
     label = options.label or task.label
-    changed = dataclasses.replace(task, path=reader, name=None, data_files={SPLIT: data}, text=columns, label=label)
-    return {chosen[0]: changed}
+    changed = {"path": reader, "name": None, "data_files": {SPLIT: data}, "text": columns, "label": label}
+    return {chosen[0]: task.model_copy(update=changed)}
 
 
 def _tasks_in(file: str, run: FinishedRun) -> list[str]:

@@ -49,7 +49,7 @@ class FinishedRun:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises UserError where it cannot be used."""
         return load_tokenizer(
-            ModelConfig(str(self.model_folder), trust_remote_code=self.recipe.model.trust_remote_code)
+            ModelConfig(encoder=str(self.model_folder), trust_remote_code=self.recipe.model.trust_remote_code)
         )
 
     def check_task(self, task: str) -> None:

@@ -1,6 +1,5 @@
 """The model card beside saved weights: tasks, test metrics, recipe, and how to load the model."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -122,17 +121,19 @@ def _last_part(name: str) -> str:
 
 def _without_folders(recipe: Recipe) -> Recipe:
     tasks = {
-        name: dataclasses.replace(
-            task,
-            path=_last_part(task.path),
-            data_files={split: PurePath(file).name for split, file in task.data_files.items()},
+        name: task.model_copy(
+            update={
+                "path": _last_part(task.path),
+                "data_files": {split: PurePath(file).name for split, file in task.data_files.items()},
+            }
         )
         for name, task in recipe.tasks.items()
     }
-    return dataclasses.replace(
-        recipe,
-        output_dir=PurePath(recipe.output_dir).name,
-        model=dataclasses.replace(recipe.model, encoder=_last_part(recipe.model.encoder)),
-        data=dataclasses.replace(recipe.data, cache_dir=None),
-        tasks=tasks,
+    return recipe.model_copy(
+        update={
+            "output_dir": PurePath(recipe.output_dir).name,
+            "model": recipe.model.model_copy(update={"encoder": _last_part(recipe.model.encoder)}),
+            "data": recipe.data.model_copy(update={"cache_dir": None}),
+            "tasks": tasks,
+        }
     )

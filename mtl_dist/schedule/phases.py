@@ -61,7 +61,8 @@ class Schedule:
     @property
     def digest(self) -> str:
         """SHA-256 of all fields of all phases, the same on every machine."""
-        return hashlib.sha256(json.dumps([asdict(phase) for phase in self.phases]).encode()).hexdigest()
+        content = [{**asdict(phase), "until": phase.until and phase.until.model_dump()} for phase in self.phases]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def phase_at(self, step: int) -> Phase:
         """The phase that `step` belongs to."""

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,7 +214,7 @@ def _run_options(folder: Path, recipe: Recipe, wandb_id: str) -> dict[str, Any]:
         "group": config.group or group,
         "job_type": config.job_type,
         "tags": config.tags or None,
-        "config": asdict(recipe),
+        "config": recipe.model_dump(),
         "settings": wandb.Settings(
             init_timeout=WANDB_START_SECONDS,
             finish_timeout=WANDB_FINISH_SECONDS if config.artifacts == "none" else WANDB_UPLOAD_SECONDS,

@@ -1,7 +1,6 @@
 """A training run from its command line to its summary: plan, build, resume, fit, finish. Every rank does all of it."""
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def run_on(
     require_equal(group, "start", {f"the {name}": digest for name, digest in plan.digests.items()})
     watchdog = Watchdog(group, recipe.safety.timeout_seconds, Path(recipe.output_dir) / STACKS)
     context = build_context(plan, accelerator, group, engine_class, watchdog.heartbeat)
-    identity = {**asdict(recipe), "data_sha256": plan.data.digest}
+    identity = {**recipe.model_dump(), "data_sha256": plan.data.digest}
     state = resume(context, identity)
     execute(context, state, plan.digests, identity, stop_request or StopRequest(), watchdog)
 

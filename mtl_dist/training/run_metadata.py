@@ -6,7 +6,6 @@ A run that goes on writes it again with one more start: what it was started on m
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -76,6 +75,7 @@ def write_setup(folder: Path, description: Mapping[str, Any], start: Mapping[str
 
 
 def _phase(context: RunContext, phase: Phase) -> dict[str, Any]:
+    until = phase.until
     rates = peak_and_final_rates(context.rates, phase)
     return {
         "name": phase.name,
@@ -83,7 +83,7 @@ def _phase(context: RunContext, phase: Phase) -> dict[str, Any]:
         "stop": phase.stop,
         "units": list(phase.units),
         "parameters": sum(context.unit_sizes[unit] for unit in phase.units),
-        "until": None if phase.until is None else {**asdict(phase.until), "condition": describe_until(phase.until)},
+        "until": None if until is None else {**until.model_dump(), "condition": describe_until(until)},
         "rates": {unit: list(of_unit) for unit, of_unit in rates.items()},
         "draws": context.sampler.draws(phase.start, phase.stop),
     }

@@ -7,7 +7,7 @@ import io
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,13 +139,14 @@ def refused(
         at_a_line = kind.endswith("a line")
         with mounted(folder / f"disk {number}") as disk:
             # Without checkpoints, which would be the first to find no room, where a line is to.
-            config = replace(
-                recipe.checkpoint,
-                every_steps=None if at_a_line else 2,
-                every_minutes=None if at_a_line else recipe.checkpoint.every_minutes,
-                on_error=source.choice(ON_ERROR),
+            config = recipe.checkpoint.model_copy(
+                update={
+                    "every_steps": None if at_a_line else 2,
+                    "every_minutes": None if at_a_line else recipe.checkpoint.every_minutes,
+                    "on_error": source.choice(ON_ERROR),
+                }
             )
-            struck = replace(recipe, output_dir=str(disk / RUN), checkpoint=config)
+            struck = recipe.model_copy(update={"output_dir": str(disk / RUN), "checkpoint": config})
             blow = blow_of(source, kind, disk, whole)
             point = f"call {blow.at} of {blow.place[1]}, {config.on_error}"
             goes_on = kind.endswith(MAY_GO_ON) and config.on_error == "continue"

@@ -3,8 +3,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -64,7 +65,10 @@ def test_file_over_defaults(base: str) -> None:
             "sentiment": TaskConfig(path="hub/sentiment", labels=["no", "yes"]),
             "topic": TaskConfig(path="hub/topic"),
         },
-        phases=[PhaseConfig("heads", ["heads"], epochs=1.0), PhaseConfig("all", ["all"], epochs=2.0)],
+        phases=[
+            PhaseConfig(name="heads", train=["heads"], epochs=1.0),
+            PhaseConfig(name="all", train=["all"], epochs=2.0),
+        ],
     )
 
 
@@ -73,7 +77,7 @@ def test_later_files_win_key_by_key_and_replace_lists(base: str, tmp_path: Path)
     recipe = recipe_of("--config", base, "--config", written(tmp_path / "second.yaml", second))
     assert recipe.tasks["topic"] == TaskConfig(path="hub/topic", weight=2.0)
     assert recipe.tasks["sentiment"].labels == ["no", "yes"]
-    assert recipe.phases == [PhaseConfig("one", ["all"], steps=5)]
+    assert recipe.phases == [PhaseConfig(name="one", train=["all"], steps=5)]
     assert recipe.optimizer.lr == 3e-5
 
 
@@ -98,7 +102,7 @@ def test_plan_flag(base: str) -> None:
         ("model.freeze=all", lambda recipe: recipe.model.freeze, ["all"]),
         ("model.pooling=mean", lambda recipe: recipe.model.pooling, "mean"),
         ("phases.0.train=blocks[-4:]", lambda recipe: recipe.phases[0].train, ["blocks[-4:]"]),
-        ("phases.0.epochs=2", lambda recipe: recipe.phases[0], PhaseConfig("heads", ["heads"], epochs=2.0)),
+        ("phases.0.epochs=2", lambda recipe: recipe.phases[0], PhaseConfig(name="heads", train=["heads"], epochs=2.0)),
         ("phases[1].epochs=0.5", lambda recipe: recipe.phases[1].epochs, 0.5),
         ("phases.1.train.0=backbone", lambda recipe: recipe.phases[1].train, ["backbone"]),
         ("tracking.wandb=true", lambda recipe: recipe.tracking.wandb, True),
@@ -136,16 +140,16 @@ VALIDATED = ["evaluation.split=validation", "phases.0.until={metric: loss, patie
 
 def test_a_section_that_may_be_null(base: str, tmp_path: Path) -> None:
     """Inside an item of a list: set, changed by key and by file, and taken away again."""
-    assert recipe_of("--config", base, *VALIDATED).phases[0].until == UntilConfig("loss", patience=2)
+    assert recipe_of("--config", base, *VALIDATED).phases[0].until == UntilConfig(metric="loss", patience=2)
     recipe = recipe_of("--config", base, *VALIDATED, "phases.0.until.every_steps=7")
-    assert [phase.until for phase in recipe.phases] == [UntilConfig("loss", patience=2, every_steps=7), None]
+    assert [phase.until for phase in recipe.phases] == [UntilConfig(metric="loss", patience=2, every_steps=7), None]
     recipe = recipe_of("--config", base, *VALIDATED, "phases[0].until=null")
     assert recipe == recipe_of("--config", base, VALIDATED[0])
     phase = "{name: all, train: all, steps: 9, until: {metric: topic/loss, min_delta: 1}}"
     file = written(tmp_path / "until.yaml", f"{{evaluation: {{split: validation}}, phases: [{phase}]}}")
-    expected = UntilConfig("topic/loss", min_delta=1.0)
+    expected = UntilConfig(metric="topic/loss", min_delta=1.0)
     assert recipe_of("--config", base, "--config", file).phases == [
-        PhaseConfig("all", ["all"], steps=9, until=expected)
+        PhaseConfig(name="all", train=["all"], steps=9, until=expected)
     ]
 
 
@@ -182,6 +186,8 @@ KEY_MISTAKES = [
     ("sampling: {weights: {topic: x}}", "sampling.weights.topic: 'x' is not a number"),
     ("output_dir: !!python/object/apply:pathlib.Path [x]", "output_dir: PosixPath('x') is not text"),
     ("output_dir: ${", "output_dir: "),
+    ("optimizer: {lr: x, lrr: 1}", "optimizer.lr: 'x' is not a number"),
+    ("optimizer: {lrr: 1, lr: x}", "optimizer.lrr: unknown key"),
 ]
 
 
@@ -282,6 +288,48 @@ def test_mistake_that_shows_in_the_merged_recipe(override: str, expected: str) -
     assert message(override).startswith(expected)
 
 
+@pytest.mark.parametrize(("old", "new"), schema.RENAMED_KEYS.items())
+def test_a_renamed_key_is_answered_with_its_new_name(base: str, tmp_path: Path, old: str, new: str) -> None:
+    section, name = old.split(".")
+    answer = f"{old}: unknown key; it is called {new} now"
+    assert message("--config", base, f"{old}=3") == f"command line: {answer}"
+    file = written(tmp_path / "old.yaml", f"{section}: {{{name}: 3}}")
+    assert message("--config", base, "--config", file) == f"{file}: {answer}"
+    recipe = recipe_of("--config", base, f"{new}=3")
+    assert recipe.model_dump()[section][new.removeprefix(f"{section}.")] == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [("seed", "7", 7), ("optimizer.lr", "3e-5", 3e-5), ("tracking.wandb", "true", True), ("output_dir", "7", "7")],
+)
+def test_an_environment_variable_is_converted_to_the_type_of_its_key(
+    monkeypatch: pytest.MonkeyPatch, key: str, text: str, value: object
+) -> None:
+    monkeypatch.setenv("VALUE", text)
+    recipe: Any = recipe_of("tasks.a.path=x", f"{key}=${{oc.env:VALUE}}")
+    assert repr(attrgetter(key)(recipe)) == repr(value)
+
+
+def test_the_value_of_an_interpolation_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VALUE", "many")
+    expected = {
+        "seed": "'many' is not a whole number",
+        "tracking.wandb": "'many' is not true or false",
+        "model.pooling": "'many' is not one of first_token, mean",
+    }
+    for key, problem in expected.items():
+        assert message("tasks.a.path=x", f"{key}=${{oc.env:VALUE}}") == f"{key}: {problem}"
+    monkeypatch.setenv("VALUE", "0")
+    assert message("tasks.a.path=x", "batch_size=${oc.env:VALUE}") == "batch_size: 0 is not at least 1"
+
+
+def test_defaults_can_be_interpolated() -> None:
+    """Those of sections that only the recipe names, too."""
+    recipe = recipe_of("tasks.a.path=x", "tasks.a.name=${tasks.a.label}", "evaluation.batch_size=${batch_size}")
+    assert (recipe.tasks["a"].name, recipe.evaluation.batch_size) == ("label", 8)
+
+
 def test_rules_are_checked(base: str) -> None:
     assert message() == "tasks: none; a run needs at least one"
     assert message("--config", base, "batch_size=1") == "batch_size: 1 is smaller than its 2 tasks"
@@ -312,8 +360,8 @@ def test_help_has_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str])
     assert done.value.code == 0
     text = capsys.readouterr().out
     for section in (Recipe, *SECTIONS):
-        for field in fields(section):
-            assert re.search(rf"^ +{field.name}(\.<name>|\[i\])?:", text, re.MULTILINE), field.name
+        for name in section.model_fields:
+            assert re.search(rf"^ +{name}(\.<name>|\[i\])?:", text, re.MULTILINE), name
     words = " ".join(text.split())
     assert "usage: launch/train.py [--config FILE]... " in words
     assert 'pooling: first_token | mean, default "first_token" How the last hidden states become one vector' in words
@@ -322,7 +370,10 @@ def test_help_has_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str])
     assert "weights: dict of float, default {} Share of each task" in words
     assert "tasks.<name>: One classification task" in words
     assert "until: keys or null, default null A metric that ends the phase" in words
-    assert 'phases[i]: A stretch of the run with one set of trainable parameters. Default: [{"name": "heads", ' in words
+    assert (
+        'phases[i]: A range of consecutive steps with one set of trainable parameters. Default: [{"name": "heads", '
+        in words
+    )
 
 
 # "${" begins an interpolation and "???" is OmegaConf's word for a missing value: a resolved recipe can hold neither.
@@ -341,11 +392,13 @@ AWKWARD_TEXTS = st.sampled_from(["yes", "null", "~", "3e-5", "1_0", "0o7", "1:30
 def test_resolved_yaml_reads_back_equal(
     tmp_path_factory: pytest.TempPathFactory, text: str, labels: list[str] | None, lr: float, seed: int, steps: int
 ) -> None:
-    recipe = Recipe(output_dir=text, seed=seed, tasks={"a": TaskConfig(text, data_files={}, labels=labels)})
+    recipe = Recipe(output_dir=text, seed=seed, tasks={"a": TaskConfig(path=text, data_files={}, labels=labels)})
     recipe.tasks["a"].data_files = {"train": text, "test": text, "validation": text, text: text}
     recipe.optimizer.lr = lr
-    until = UntilConfig("a/loss", every_steps=steps, min_delta=lr)
-    recipe.phases = [PhaseConfig(text, ["heads", "blocks[-4:]"], steps=steps, until=until if labels else None)]
+    until = UntilConfig(metric="a/loss", every_steps=steps, min_delta=lr)
+    recipe.phases = [
+        PhaseConfig(name=text, train=["heads", "blocks[-4:]"], steps=steps, until=until if labels else None)
+    ]
     recipe.evaluation.split = "validation"
     file = written(tmp_path_factory.getbasetemp() / "resolved.yaml", resolved_yaml(recipe))
     assert recipe_of("--config", file) == recipe

@@ -129,7 +129,7 @@ def test_value_at_the_edge(key: str, value: object) -> None:
         ("tasks", {"a.b": TaskConfig(path="x")}, "tasks: 'a.b' is no name"),
         ("tasks", {"": TaskConfig(path="x")}, "tasks: '' is no name"),
         ("tasks", {"a\n": TaskConfig(path="x")}, r"tasks: 'a\n' is no name"),
-        ("tasks", {"all": TaskConfig()}, "tasks.all.path: missing"),
+        ("tasks", {"all": TaskConfig.model_construct()}, "tasks.all.path: missing"),
         ("tasks.a.path", "", "tasks.a.path: missing"),
         ("tasks.a.data_files", {}, "tasks.a.data_files: no file for the split test"),
         ("tasks.a.data_files", {"test": "x"}, "tasks.a.data_files: no file for the split train"),
@@ -160,7 +160,7 @@ def test_broken_rule(key: str, value: object, expected: str) -> None:
 
 @pytest.mark.parametrize("steps", COUNT)
 def test_phase_without_steps(steps: int) -> None:
-    recipe = changed("phases", [PhaseConfig(name="only", train=["all"], steps=steps)])
+    recipe = changed("phases", [PhaseConfig.model_construct(name="only", train=["all"], steps=steps)])
     assert message(recipe).startswith(f"phases[0].steps: {steps} is not at least 1")
 
 
@@ -202,31 +202,31 @@ def with_until(until: UntilConfig, split: Literal["test", "validation"] = "valid
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy", "macro_f1", "a/loss", "b/macro_f1"])
 def test_metrics_that_may_end_a_phase(metric: str) -> None:
-    check_recipe(with_until(UntilConfig(metric, patience=1, every_steps=1)))
+    check_recipe(with_until(UntilConfig(metric=metric, patience=1, every_steps=1)))
 
 
 @pytest.mark.parametrize(
     ("until", "expected"),
     [
-        (UntilConfig(), "metric: missing"),
-        (UntilConfig(""), "metric: missing"),
-        (UntilConfig("accurcy"), "metric: no metric 'accurcy'; did you mean accuracy?"),
-        (UntilConfig("a"), "metric: no metric 'a'; choose from loss, accuracy, macro_f1"),
-        (UntilConfig("a/"), "metric: no metric ''; choose from loss, accuracy, macro_f1"),
-        (UntilConfig("a/f1"), "metric: no metric 'f1'; choose from loss, accuracy, macro_f1"),
-        (UntilConfig("c/loss"), "metric: no task 'c'; choose from a, b"),
-        (UntilConfig("/loss"), "metric: no task ''; choose from a, b"),
-        (UntilConfig("eval/a/loss"), "metric: no task 'eval/a'; choose from a, b"),
-        (UntilConfig("loss", patience=0), "patience: 0 is not at least 1"),
-        (UntilConfig("loss", every_steps=0), "every_steps: 0 is not at least 1"),
-        (UntilConfig("loss", min_delta=-0.1), "min_delta: -0.1 is not a finite number, 0 or above"),
-        (UntilConfig("loss", min_delta=math.nan), "min_delta: nan is not a finite number, 0 or above"),
+        ({}, "metric: missing"),
+        ({"metric": ""}, "metric: missing"),
+        ({"metric": "accurcy"}, "metric: no metric 'accurcy'; did you mean accuracy?"),
+        ({"metric": "a"}, "metric: no metric 'a'; choose from loss, accuracy, macro_f1"),
+        ({"metric": "a/"}, "metric: no metric ''; choose from loss, accuracy, macro_f1"),
+        ({"metric": "a/f1"}, "metric: no metric 'f1'; choose from loss, accuracy, macro_f1"),
+        ({"metric": "c/loss"}, "metric: no task 'c'; choose from a, b"),
+        ({"metric": "/loss"}, "metric: no task ''; choose from a, b"),
+        ({"metric": "eval/a/loss"}, "metric: no task 'eval/a'; choose from a, b"),
+        ({"metric": "loss", "patience": 0}, "patience: 0 is not at least 1"),
+        ({"metric": "loss", "every_steps": 0}, "every_steps: 0 is not at least 1"),
+        ({"metric": "loss", "min_delta": -0.1}, "min_delta: -0.1 is not a finite number, 0 or above"),
+        ({"metric": "loss", "min_delta": math.nan}, "min_delta: nan is not a finite number, 0 or above"),
     ],
 )
-def test_an_until_that_makes_no_sense(until: UntilConfig, expected: str) -> None:
-    assert message(with_until(until)) == f"phases[1].until.{expected}"
+def test_an_until_that_makes_no_sense(until: dict[str, Any], expected: str) -> None:
+    assert message(with_until(UntilConfig.model_construct(**until))) == f"phases[1].until.{expected}"
 
 
 def test_a_run_is_not_steered_by_the_split_that_it_reports_on() -> None:
     expected = "would steer the run by the split that it reports on; set evaluation.split: validation"
-    assert message(with_until(UntilConfig("loss"), split="test")) == f"phases[1].until: {expected}"
+    assert message(with_until(UntilConfig(metric="loss"), split="test")) == f"phases[1].until: {expected}"

@@ -1,7 +1,6 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any, TypeVar
@@ -252,7 +251,8 @@ def prepare_on_two_machines(recipe: Recipe, tmp_path: Path) -> list[tuple[DataBu
     barrier, values = Barrier(4), [None] * 4
 
     def rank_main(rank: int) -> tuple[DataBundle | UserError, list[str]]:
-        own = replace(recipe, data=replace(recipe.data, cache_dir=str(tmp_path / f"machine{rank // 2}")))
+        data = recipe.data.model_copy(update={"cache_dir": str(tmp_path / f"machine{rank // 2}")})
+        own = recipe.model_copy(update={"data": data})
         own_lines = lines[threading.current_thread().name]
         try:
             return prepare(own, ThreadProcessGroup(rank, barrier, values)), own_lines

@@ -3,7 +3,6 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -189,8 +188,8 @@ def test_name_is_independent_of_arrow_chunks() -> None:
 
 
 def test_name_is_independent_of_paths_and_training_settings(tmp_path: Path) -> None:
-    moved = replace(TASK, path="csv", name="x", data_files={"train": "/elsewhere"}, weight=3.0)
-    assert name_of(task=moved, data=replace(DATA, cache_dir=str(tmp_path))) == name_of()
+    moved = TASK.model_copy(update={"path": "csv", "name": "x", "data_files": {"train": "/elsewhere"}, "weight": 3.0})
+    assert name_of(task=moved, data=DATA.model_copy(update={"cache_dir": str(tmp_path)})) == name_of()
 
 
 def with_tokenizer(change: Callable[[PreTrainedTokenizerFast], Any]) -> str:
@@ -211,12 +210,12 @@ def test_name_depends_on_everything_that_determines_the_content() -> None:
         "another split": name_of(SPLITS | {"validation": SPLITS["test"]}),
         "swapped splits": name_of({"train": SPLITS["test"], "test": SPLITS["train"]}),
         "class names": name_of(SPLITS | {"train": SPLITS["train"].cast(class_names)}),
-        "recipe's labels": name_of(task=replace(TASK, labels=["0", "1"])),
-        "text column": name_of(task=replace(TASK, text=["text", "text"])),
-        "label column": name_of(task=replace(TASK, label="text")),
-        "max_rows": name_of(task=replace(TASK, max_rows=5)),
-        "max_length": name_of(data=replace(DATA, max_length=21)),
-        "empty_text": name_of(data=replace(DATA, empty_text="skip")),
+        "recipe's labels": name_of(task=TASK.model_copy(update={"labels": ["0", "1"]})),
+        "text column": name_of(task=TASK.model_copy(update={"text": ["text", "text"]})),
+        "label column": name_of(task=TASK.model_copy(update={"label": "text"})),
+        "max_rows": name_of(task=TASK.model_copy(update={"max_rows": 5})),
+        "max_length": name_of(data=DATA.model_copy(update={"max_length": 21})),
+        "empty_text": name_of(data=DATA.model_copy(update={"empty_text": "skip"})),
         "vocabulary": with_tokenizer(lambda tokenizer: tokenizer.add_tokens(["new"])),
         "normaliser": with_tokenizer(
             lambda tokenizer: setattr(tokenizer.backend_tokenizer, "normalizer", Replace("a", "b"))

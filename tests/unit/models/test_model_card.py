@@ -1,6 +1,5 @@
 """Model cards: valid metadata for the hub, and no folder of this machine."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,11 @@ def test_the_recipe_in_it_names_no_folder_of_the_machine(tmp_path: Path) -> None
 
 def test_what_came_from_the_hub_is_named(tmp_path: Path) -> None:
     recipe: Recipe = tiny_recipe(tmp_path)
-    model = replace(recipe.model, encoder="roberta-base")
-    tasks = {"mood": replace(recipe.tasks["mood"], path="owner/moods", name="big", data_files={})}
-    card: Any = ModelCard(run_card(replace(recipe, model=model, tasks=tasks), {"mood": ("0", "1")}, SUMMARY))
+    model = recipe.model.model_copy(update={"encoder": "roberta-base"})
+    origin = {"path": "owner/moods", "name": "big", "data_files": {}}
+    tasks = {"mood": recipe.tasks["mood"].model_copy(update=origin)}
+    named = recipe.model_copy(update={"model": model, "tasks": tasks})
+    card: Any = ModelCard(run_card(named, {"mood": ("0", "1")}, SUMMARY))
     assert card.data.base_model == "roberta-base"
     assert card.data.get("datasets") == ["owner/moods"]
     assert {(one.dataset_name, one.dataset_config) for one in card.data.eval_results} == {("owner/moods", "big")}

@@ -1,7 +1,6 @@
 """Early stopping by a metric, against a plain implementation."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,18 +51,18 @@ def ends_after(values: list[float], until: UntilConfig) -> int | None:
 def test_patience_is_that_of_usual_early_stopping(
     values: list[float], metric: str, patience: int, min_delta: float
 ) -> None:
-    until = UntilConfig(metric, patience=patience, min_delta=min_delta)
+    until = UntilConfig(metric=metric, patience=patience, min_delta=min_delta)
     exhausted = [number for number in range(1, len(values) + 1) if patience_exhausted(values[:number], until)]
     assert (exhausted[0] if exhausted else None) == ends_after(values, until)
 
 
 def test_what_counts_as_improvement() -> None:
-    loss, accuracy = UntilConfig("a/loss"), UntilConfig("a/accuracy")
+    loss, accuracy = UntilConfig(metric="a/loss"), UntilConfig(metric="a/accuracy")
     values = [math.nan, 1.0, 1.0, 0.5, math.inf, -math.inf, 2.0]
     assert [best_of(values[:number], loss) for number in range(8)] == [None, None, 1, 1, 3, 3, 3, 3]
     assert [best_of(values[:number], accuracy) for number in range(8)] == [None, None, 1, 1, 1, 1, 1, 6]
     # Small steps add up: each is compared with the best, not with the one before.
-    assert best_of([1.0, 1.5, 2.0], replace(accuracy, min_delta=1.0)) == 2
+    assert best_of([1.0, 1.5, 2.0], accuracy.model_copy(update={"min_delta": 1.0})) == 2
 
 
 FIGURES = {
@@ -86,17 +85,17 @@ def test_the_metrics_are_those_of_an_evaluation() -> None:
 
 
 def test_the_earliest_stop() -> None:
-    until = UntilConfig("loss", patience=2, every_steps=5)
+    until = UntilConfig(metric="loss", patience=2, every_steps=5)
     assert earliest_stop(until) == 15
     numbers = [number for number in (1, 2, 3) if patience_exhausted([1.0] * number, until)]
     assert numbers == [3]
 
 
 def test_texts_for_messages() -> None:
-    until = UntilConfig("a/accuracy", patience=2, every_steps=50)
+    until = UntilConfig(metric="a/accuracy", patience=2, every_steps=50)
     assert describe_until(until) == "a/accuracy stops improving (patience 2, every_steps 50)"
     text = "a/accuracy stops improving (patience 2, every_steps 50, min_delta 0.01)"
-    assert describe_until(replace(until, min_delta=0.01)) == text
+    assert describe_until(until.model_copy(update={"min_delta": 0.01})) == text
     text = "a/accuracy stopped improving; its best was 0.7500 after step 200"
     assert stop_reason([0.5, 0.75, 0.5, 0.75], until, start=100) == text
     assert stop_reason([math.nan, math.inf], until, start=100) == "a/accuracy was never finite"

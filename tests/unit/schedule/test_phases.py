@@ -83,7 +83,7 @@ def test_freezing_everything_that_a_phase_trains_is_refused() -> None:
     [(1.0, 96, 8, 12), (1.0, 97, 8, 13), (0.5, 97, 8, 7), (3.0, 5, 8, 2), (0.001, 5, 8, 1), (1.1, 100, 10, 11)],
 )
 def test_epochs_are_steps_rounded_up(epochs: float, rows: int, batch_size: int, steps: int) -> None:
-    assert phase_steps(PhaseConfig(epochs=epochs), rows, batch_size) == steps
+    assert phase_steps(PhaseConfig(name="a", epochs=epochs), rows, batch_size) == steps
 
 
 @settings(deadline=None)
@@ -91,14 +91,14 @@ def test_epochs_are_steps_rounded_up(epochs: float, rows: int, batch_size: int, 
 def test_epochs_are_exact_decimals(epochs: Decimal, rows: int, batch_size: int) -> None:
     """In binary, 1.1 times 100 rows are a little more than 110."""
     exact = (epochs * rows / batch_size).to_integral_value(ROUND_CEILING)
-    assert phase_steps(PhaseConfig(epochs=float(epochs)), rows, batch_size) == exact
+    assert phase_steps(PhaseConfig(name="a", epochs=float(epochs)), rows, batch_size) == exact
 
 
 def test_steps_may_be_given_instead() -> None:
     phases = [
-        PhaseConfig("a", ["heads"], steps=5),
-        PhaseConfig("b", ["all"], epochs=2),
-        PhaseConfig("c", ["all"], steps=1),
+        PhaseConfig(name="a", train=["heads"], steps=5),
+        PhaseConfig(name="b", train=["all"], epochs=2),
+        PhaseConfig(name="c", train=["all"], steps=1),
     ]
     schedule = compile_schedule(recipe(*phases), 12, 40)
     assert [(phase.name, phase.start, phase.stop) for phase in schedule.phases] == [
@@ -110,7 +110,9 @@ def test_steps_may_be_given_instead() -> None:
 
 def test_unfrozen_units_are_those_that_were_frozen_in_the_previous_phase() -> None:
     trains = (["all"], ["heads.topic"], ["heads", "blocks[0]"], ["heads", "blocks[0]"], ["embeddings", "blocks[0]"])
-    schedule = compile_schedule(recipe(*(PhaseConfig(str(i), t, steps=1) for i, t in enumerate(trains))), 12, 40)
+    schedule = compile_schedule(
+        recipe(*(PhaseConfig(name=str(i), train=t, steps=1) for i, t in enumerate(trains))), 12, 40
+    )
     assert [phase.unfrozen for phase in schedule.phases] == [
         (),
         (),
@@ -121,14 +123,16 @@ def test_unfrozen_units_are_those_that_were_frozen_in_the_previous_phase() -> No
 
 
 def test_overlapping_selectors_are_refused() -> None:
-    one = PhaseConfig("one", ["heads"], steps=1)
-    message = refusal(recipe(one, PhaseConfig("two", ["blocks[-3:]", "blocks[8:10]"], steps=1)))
+    one = PhaseConfig(name="one", train=["heads"], steps=1)
+    message = refusal(recipe(one, PhaseConfig(name="two", train=["blocks[-3:]", "blocks[8:10]"], steps=1)))
     assert message == "phases[1].train: blocks[-3:] and blocks[8:10] both name blocks.9"
 
 
 @pytest.mark.parametrize("selector", ["blocks[6]", "blocks[-7:]"])
 def test_blocks_that_the_encoder_lacks_are_refused(selector: str) -> None:
-    in_phase = recipe(PhaseConfig("one", ["heads"], steps=1), PhaseConfig("two", [selector], steps=1))
+    in_phase = recipe(
+        PhaseConfig(name="one", train=["heads"], steps=1), PhaseConfig(name="two", train=[selector], steps=1)
+    )
     assert refusal(in_phase, 6) == f"phases[1].train: {selector}: the encoder has 6 blocks, 0 to 5"
     assert refusal(recipe(freeze=(selector,)), 6) == f"model.freeze: {selector}: the encoder has 6 blocks, 0 to 5"
     assert compile_schedule(in_phase, 7, 40).total_steps == 2
@@ -155,8 +159,8 @@ def test_the_digest_depends_on_every_field() -> None:
                 dataclasses.replace(phase, stop=3),
                 dataclasses.replace(phase, units=("blocks.1",)),
                 dataclasses.replace(phase, unfrozen=("blocks.0",)),
-                dataclasses.replace(phase, until=UntilConfig("loss")),
-                dataclasses.replace(phase, until=UntilConfig("accuracy")),
+                dataclasses.replace(phase, until=UntilConfig(metric="loss")),
+                dataclasses.replace(phase, until=UntilConfig(metric="accuracy")),
                 dataclasses.replace(phase, early=1),
             )
         ),
@@ -185,7 +189,9 @@ def test_phases_after_an_early_stop_start_earlier() -> None:
 def test_early_stops_change_only_the_steps_of_phases(data: st.DataObject) -> None:
     """Against lists of (phase, step in the phase), without the steps that early stops leave out."""
     lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
-    schedule = compile_schedule(recipe(*(PhaseConfig(str(i), ["all"], steps=n) for i, n in enumerate(lengths))), 12, 9)
+    schedule = compile_schedule(
+        recipe(*(PhaseConfig(name=str(i), train=["all"], steps=n) for i, n in enumerate(lengths))), 12, 9
+    )
     kept = [data.draw(st.integers(1, length)) for length in lengths]
     stops = {str(i): sum(kept[: i + 1]) for i in range(len(lengths)) if kept[i] < lengths[i]}
     stopped = schedule.with_early_stops(stops)
@@ -205,12 +211,12 @@ def test_early_stops_change_only_the_steps_of_phases(data: st.DataObject) -> Non
 
 
 def test_measurements_count_from_the_phases_start_and_not_at_its_end() -> None:
-    until = UntilConfig("loss", every_steps=3)
+    until = UntilConfig(metric="loss", every_steps=3)
     phase = Phase("a", 5, 14, ("blocks.0",), (), until)
     assert [done for done in range(6, 15) if phase.measures_after(done)] == [8, 11]
     assert not any(dataclasses.replace(phase, until=None).measures_after(done) for done in range(6, 15))
-    second = PhaseConfig("b", ["all"], steps=2, until=until)
-    compiled = compile_schedule(recipe(PhaseConfig("a", ["heads"], steps=2), second), 12, 9)
+    second = PhaseConfig(name="b", train=["all"], steps=2, until=until)
+    compiled = compile_schedule(recipe(PhaseConfig(name="a", train=["heads"], steps=2), second), 12, 9)
     assert [one.until for one in compiled.phases] == [None, until]
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,9 +30,9 @@ UNIT_SIZES = {
     "heads.mood": 200,
 }
 PHASES = [
-    PhaseConfig("heads", ["heads"], steps=30),
-    PhaseConfig("upper", ["heads", "blocks[-2:]"], epochs=1.0),
-    PhaseConfig("all", ["all"], steps=1),
+    PhaseConfig(name="heads", train=["heads"], steps=30),
+    PhaseConfig(name="upper", train=["heads", "blocks[-2:]"], epochs=1.0),
+    PhaseConfig(name="all", train=["all"], steps=1),
 ]
 
 
@@ -92,7 +91,7 @@ def test_a_line_for_each_phase() -> None:
 
 @pytest.mark.parametrize("strategy", ["uniform", "proportional"])
 def test_draws_are_those_of_the_sampler(strategy: str) -> None:
-    sampling = SamplingConfig("proportional") if strategy == "proportional" else SamplingConfig()
+    sampling = SamplingConfig(strategy="proportional") if strategy == "proportional" else SamplingConfig()
     rates, sampler = made(OptimizerConfig(), strategy=sampling)
     *rows, [total] = cells(rates, sampler)
     counted = dict.fromkeys(SIZES, 0)
@@ -138,8 +137,10 @@ def test_units_of_equal_rates_are_printed_as_one_group() -> None:
 
 
 def test_a_phase_with_early_stopping_has_its_steps_at_most_and_the_condition() -> None:
-    until = UntilConfig("topic/accuracy", patience=3, every_steps=5)
-    rates, sampler = made(OptimizerConfig(), phases=[PHASES[0], replace(PHASES[1], until=until), PHASES[2]])
+    until = UntilConfig(metric="topic/accuracy", patience=3, every_steps=5)
+    rates, sampler = made(
+        OptimizerConfig(), phases=[PHASES[0], PHASES[1].model_copy(update={"until": until}), PHASES[2]]
+    )
     fixed = plan_table(*made(OptimizerConfig()), SIZES, UNIT_SIZES).splitlines()
     *lines, last = plan_table(rates, sampler, SIZES, UNIT_SIZES).splitlines()
     assert [re.split(" {2,}", line)[1] for line in lines[2:-1]] == ["1-30", "31-115 at most", "116"]

@@ -219,19 +219,21 @@ def test_shares_are_exact() -> None:
     sizes = {"a": 300, "b": 100, "c": 200}
     weights = {"c": 0.1, "b": 0.3, "a": 0.2}
     assert task_shares(SamplingConfig(), sizes) == dict.fromkeys(sizes, Fraction(1, 3))
-    assert task_shares(SamplingConfig("proportional"), sizes) == {
+    assert task_shares(SamplingConfig(strategy="proportional"), sizes) == {
         "a": Fraction(1, 2),
         "b": Fraction(1, 6),
         "c": Fraction(1, 3),
     }
-    weighted = task_shares(SamplingConfig("weighted", weights), sizes)
+    weighted = task_shares(SamplingConfig(strategy="weighted", weights=weights), sizes)
     assert list(weighted.items()) == [("a", Fraction(1, 3)), ("b", Fraction(1, 2)), ("c", Fraction(1, 6))]
 
 
 def test_a_whole_pass_over_all_rows_in_each_proportional_batch() -> None:
     sizes = {"a": 7, "b": 1, "c": 12}
     lengths = {task: np.arange(1, size + 1) for task, size in sizes.items()}
-    sampler = Arguments(lengths, batch_size=20, shares=task_shares(SamplingConfig("proportional"), sizes)).sampler()
+    sampler = Arguments(
+        lengths, batch_size=20, shares=task_shares(SamplingConfig(strategy="proportional"), sizes)
+    ).sampler()
     every_row = Counter((task, row) for task, size in enumerate(sizes.values()) for row in range(size))
     assert all(examples(sampler, step, step + 1) == every_row for step in range(10))
 

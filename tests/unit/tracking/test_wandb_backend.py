@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def test_wandb_has_the_resolved_recipe_as_config_with_project_group_and_tags(
 ) -> None:
     folder, found = whole_run
     (run,) = of_kind(found, "run")
-    assert items(run.config.update) == asdict(parse(["--config", str(folder / "recipe.yaml")]).recipe)
+    assert items(run.config.update) == parse(["--config", str(folder / "recipe.yaml")]).recipe.model_dump()
     assert (run.project, run.run_group, run.job_type) == ("a project", "a study", "train")
     assert (run.display_name, list(run.tags)) == ("run", ["a", "b"])
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,7 +136,7 @@ def test_transformers_reads_the_encoder_of_the_model_folder(finished: Path) -> N
 def test_a_run_repeats_from_the_recipe_in_its_folder(folder: Path, finished: Path) -> None:
     recipe = parse(["--config", str(finished / "recipe.yaml")]).recipe
     assert recipe == recipe_of(folder, "finished")
-    run_here(replace(recipe, output_dir=str(folder / "repeated")))
+    run_here(recipe.model_copy(update={"output_dir": str(folder / "repeated")}))
     stays_the_same(folder / "repeated", finished)
 
 

@@ -88,7 +88,7 @@ def test_unit_sizes_are_those_of_the_model_that_is_trained(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("warmup", "warns"), [(7, False), (8, True), (500, True)])
 def test_a_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
-    phases = PhaseConfig("heads", ["heads"], steps=5), PhaseConfig("all", ["all"], steps=3)
+    phases = PhaseConfig(name="heads", train=["heads"], steps=5), PhaseConfig(name="all", train=["all"], steps=3)
     line = f"optimizer.warmup_steps: {warmup}, and the run has 8 steps: the full learning rate is never reached"
     assert warned(OptimizerConfig(warmup_steps=warmup), *phases) == [line] * warns
 
@@ -96,9 +96,9 @@ def test_a_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
 @pytest.mark.parametrize(("warmup", "warns"), [(0, False), (2, False), (3, True)])
 def test_a_thaws_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
     phases = (
-        PhaseConfig("heads", ["heads"], steps=2),
-        PhaseConfig("all", ["all"], steps=3),
-        PhaseConfig("again", ["all"], steps=1),
+        PhaseConfig(name="heads", train=["heads"], steps=2),
+        PhaseConfig(name="all", train=["all"], steps=3),
+        PhaseConfig(name="again", train=["all"], steps=1),
     )
     line = (
         f"optimizer.unfreeze_warmup_steps: {warmup}, and phase 'all' has 3 steps:"
@@ -110,8 +110,11 @@ def test_a_thaws_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
 
 @pytest.mark.parametrize(("steps", "warns"), [(12, True), (13, False)])
 def test_a_phase_too_short_for_its_until(steps: int, warns: bool) -> None:
-    until = UntilConfig("loss", patience=2, every_steps=4)
-    phases = PhaseConfig("heads", ["heads"], steps=3), PhaseConfig("all", ["all"], steps=steps, until=until)
+    until = UntilConfig(metric="loss", patience=2, every_steps=4)
+    phases = (
+        PhaseConfig(name="heads", train=["heads"], steps=3),
+        PhaseConfig(name="all", train=["all"], steps=steps, until=until),
+    )
     line = "phases[1].until: ends a phase after 12 steps or more, and phase 'all' has 12: it is never cut short"
     assert warned(OptimizerConfig(warmup_steps=0), *phases) == [line] * warns
 
