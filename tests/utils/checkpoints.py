@@ -21,8 +21,8 @@ def tensors(dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[dict[str
     """Weights of two parameters, and moments of one of them: the other has never had a gradient."""
     torch.manual_seed(seed)
     weights = {"unfrozen": torch.randn(2, 3, dtype=dtype), "frozen": torch.randn(2, 2, dtype=dtype)}
-    moments = {f"{key}/thawed": torch.randn(2, 3, dtype=dtype) for key in ("exp_avg", "exp_avg_sq")}
-    return weights, moments | {"step/thawed": torch.tensor(3.0)}
+    moments = {f"{key}/unfrozen": torch.randn(2, 3, dtype=dtype) for key in ("exp_avg", "exp_avg_sq")}
+    return weights, moments | {"step/unfrozen": torch.tensor(3.0)}
 
 
 def like(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

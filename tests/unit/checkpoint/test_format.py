@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[CorruptCheckpoint, str]] = {
     ),
     "moments cut short": (
         change("optimizer.safetensors", lambda content: content[:-1]),
-        "optimizer.safetensors has 267 bytes instead of 268",
+        "optimizer.safetensors has 275 bytes instead of 276",
     ),
     "moments of zeros": (
         change("optimizer.safetensors", lambda content: bytes(len(content))),
@@ -200,32 +200,32 @@ DAMAGES: dict[str, tuple[CorruptCheckpoint, str]] = {
         "optimizer.safetensors: there is no parameter 'another'",
     ),
     "a moment is missing": (
-        in_tensors("optimizer.safetensors", lambda held: {"step/thawed": held["step/thawed"]}),
-        "optimizer.safetensors: 'exp_avg/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: {"step/unfrozen": held["step/unfrozen"]}),
+        "optimizer.safetensors: 'exp_avg/unfrozen' is not what a moment of its parameter is",
     ),
     "a decay of another type": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"decay/thawed": torch.ones(())}),
-        "optimizer.safetensors: 'decay/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"decay/unfrozen": torch.ones(())}),
+        "optimizer.safetensors: 'decay/unfrozen' is not what a moment of its parameter is",
     ),
     "a decay by row": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"decay/thawed": torch.ones(2).double()}),
-        "optimizer.safetensors: 'decay/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"decay/unfrozen": torch.ones(2).double()}),
+        "optimizer.safetensors: 'decay/unfrozen' is not what a moment of its parameter is",
     ),
     "a decay of what never trained": (
         in_tensors("optimizer.safetensors", lambda held: held | {"decay/frozen": torch.ones(()).double()}),
         "optimizer.safetensors: 'exp_avg/frozen' is not what a moment of its parameter is",
     ),
     "a moment of another kind": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"exp/thawed": torch.ones(2, 3)}),
-        "optimizer.safetensors: 'exp/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"exp/unfrozen": torch.ones(2, 3)}),
+        "optimizer.safetensors: 'exp/unfrozen' is not what a moment of its parameter is",
     ),
     "a moment of another shape": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/thawed": torch.ones(3, 2)}),
-        "optimizer.safetensors: 'exp_avg/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/unfrozen": torch.ones(3, 2)}),
+        "optimizer.safetensors: 'exp_avg/unfrozen' is not what a moment of its parameter is",
     ),
     "a moment of another type": (
-        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/thawed": torch.ones(2, 3).double()}),
-        "optimizer.safetensors: 'exp_avg/thawed' is not what a moment of its parameter is",
+        in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/unfrozen": torch.ones(2, 3).double()}),
+        "optimizer.safetensors: 'exp_avg/unfrozen' is not what a moment of its parameter is",
     ),
 }
 
