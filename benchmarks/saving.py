@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from benchmarks.runs import spread
+from benchmarks.training_runs import spread
 from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.checkpoint.tensor_io import sha256_on_disk, write_tensors
 

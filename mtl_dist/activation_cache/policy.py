@@ -18,7 +18,7 @@ WORTHWHILE_ON_GPU = 0.5
 """The same of hidden states on a GPU, which computes faster."""
 READ_FAST = 16 << 20
 """Bytes of states in a forward up to which a GPU's host keeps or reads them in less than half the time in which they
-are computed (`python -m benchmarks.states --gpu`, H100: at most 0.44 up to 16 MB, and up to 2.7 beyond)."""
+are computed (`python -m benchmarks.activation_cache --gpu`, H100: at most 0.44 up to 16 MB, and up to 2.7 beyond)."""
 MIB, GIB = 1 << 20, 1 << 30
 
 

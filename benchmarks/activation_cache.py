@@ -1,8 +1,9 @@
-"""To keep or to read the hidden states of a batch, over computing them anew; bf16, random weights.
+"""Time to write and to read cached hidden states of a batch, relative to computing them (bf16, random weights).
 
-`python -m benchmarks.states [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and of
-tokens, the seconds of either over those of the encoder's blocks below the top two, as median (least to greatest). Each
-ends when the device has the states. `cache.mode=auto` goes by this (`mtl_dist.activation_cache.policy.READ_FAST`).
+`python -m benchmarks.activation_cache [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and
+number of tokens, the seconds of writing and of reading over those of the encoder's blocks below the top two, as median
+(minimum to maximum). A read ends when the device has the states. `cache.mode=auto` is based on these figures
+(`mtl_dist.activation_cache.policy.READ_FAST`).
 """
 
 import time
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from benchmarks.runs import parser_of, spread
+from benchmarks.training_runs import make_parser, spread
 from mtl_dist.activation_cache.groups import ComputeGroups, TextIds
 from mtl_dist.activation_cache.policy import CacheAllocation, Span
 from mtl_dist.activation_cache.store import ActivationStore
@@ -24,16 +25,17 @@ from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer,
 from mtl_dist.schedule.sampler import GlobalBatch
 
 ENCODERS = {"MiniLM": (6, 384), "BERT-base": (12, 768), "BERT-large": (24, 1024)}
-"""Blocks and hidden size."""
+"""Number of blocks and hidden size."""
 HEAD = 64
+"""Size of an attention head."""
 SHAPES = tuple((texts, tokens) for texts in (8, 32, 256) for tokens in (32, 128))
 ON_CPU = 2
-"""Encoders, and shapes of each, that are tried on a CPU."""
+"""Number of encoders, and of shapes of each, that are measured on a CPU."""
 REPEATS = 3
 
 
 def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransformer:
-    """Frozen, and as a run has it."""
+    """A frozen model, prepared as in a run."""
     config = BertConfig(
         num_hidden_layers=blocks,
         hidden_size=hidden,
@@ -48,23 +50,23 @@ def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransfo
     return model
 
 
-def shelf_of(texts: int, tokens: int, hidden: int) -> ActivationStore:
-    """Room for the states of one batch, whose texts have places."""
+def make_store(texts: int, tokens: int, hidden: int) -> ActivationStore:
+    """A store with slots for the states of one batch."""
     lengths = np.full(texts, tokens)
     hashes = np.stack([np.arange(texts, dtype=np.uint64)] * 2, axis=1)
-    ledger = ComputeGroups(TextIds({"task": hashes}, {"task": lengths}), range(1), 0)
+    groups = ComputeGroups(TextIds({"task": hashes}, {"task": lengths}), range(1), 0)
     batch = GlobalBatch(0, np.zeros(texts, dtype=np.int64), np.arange(texts), lengths, np.array([texts]))
-    ledger.enter(batch, [[np.arange(texts)]])
+    groups.enter(batch, [[np.arange(texts)]])
     bytes_of = 2 * texts * tokens * hidden
-    shelf = ActivationStore(
-        CacheAllocation(Span(1, 0, 0, (0,)), bytes_of), ledger, lengths * hidden, torch.bfloat16, ProcessGroup(), None
+    store = ActivationStore(
+        CacheAllocation(Span(1, 0, 0, (0,)), bytes_of), groups, lengths * hidden, torch.bfloat16, ProcessGroup(), None
     )
-    shelf.next_step()
-    return shelf
+    store.next_step()
+    return store
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Of the best of a few."""
+    """Seconds of the fastest of REPEATS calls."""
     best = float("inf")
     for _ in range(REPEATS):
         began = time.perf_counter()
@@ -78,36 +80,36 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 def ratios(
     model: MultitaskTransformer, texts: int, tokens: int, rounds: int, device: torch.device
 ) -> list[list[float]]:
-    """Keeping and reading over computing, by round."""
+    """Seconds of writing and of reading over those of computing, by round."""
     ids = torch.randint(1, 1000, (texts, tokens), device=device)
-    level = model.layout.num_blocks - 2
+    depth = model.layout.num_blocks - 2
     hidden = model.sentence_transformer.encoder.config.hidden_size
-    shelf, numbers = shelf_of(texts, tokens, hidden), np.random.default_rng(0).permutation(texts)
+    store, numbers = make_store(texts, tokens, hidden), np.random.default_rng(0).permutation(texts)
 
     def compute() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            return model.run_prefix([level], ids, torch.ones_like(ids))[level].to(torch.bfloat16)
+            return model.run_prefix([depth], ids, torch.ones_like(ids))[depth].to(torch.bfloat16)
 
     states = compute()
-    ways = (compute, lambda: shelf.put(numbers, states), lambda: sent(shelf.take(numbers, (tokens, hidden)), device))
+    ways = (compute, lambda: store.put(numbers, states), lambda: sent(store.take(numbers, (tokens, hidden)), device))
     found = []
     for _ in range(rounds + 1):
         computing, *others = (seconds_of(way, device) for way in ways)
         found.append([other / computing for other in others])
-    return found[1:]  # the first warms up
+    return found[1:]  # the first round is a warm-up
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser_of(str(__doc__)).parse_args(arguments)
+    options = make_parser(str(__doc__)).parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.gpu else "cpu")
     every = 1 if options.quick else None if options.gpu else ON_CPU
     for name, (blocks, hidden) in list(ENCODERS.items())[:every]:
         model = model_of(blocks, hidden, device)
         for texts, tokens in SHAPES[:every]:
-            keeping, reading = zip(*ratios(model, texts, tokens, options.rounds, device), strict=True)
-            words = f"{name}, {texts} texts of {tokens} tokens"
-            print(f"{words}: keeping {spread(keeping, '.3f')}, reading {spread(reading, '.3f')}", flush=True)
+            writing, reading = zip(*ratios(model, texts, tokens, options.rounds, device), strict=True)
+            label = f"{name}, {texts} texts of {tokens} tokens"
+            print(f"{label}: writing {spread(writing, '.3f')}, reading {spread(reading, '.3f')}", flush=True)
 
 
 if __name__ == "__main__":
