@@ -1,16 +1,28 @@
 """Functions of the benchmarks, and the commands of benchmarks/gpu.sh."""
 
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import saving
 from benchmarks.flops import work_of
+from benchmarks.generated_data import CLASSES, LONGEST, make_quickstart
 from benchmarks.hf_baseline_model import SharedEncoder
 from benchmarks.hf_trainer import ratios
-from benchmarks.training_runs import Run, recipe_arguments
+from benchmarks.training_runs import QUICK, Run, recipe_arguments
+from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.config.load import parse
+from tests.distributed.launching import ROOT
 from tests.utils.in_process import setup_here
 from tests.utils.tiny import tiny_recipe
 
@@ -74,3 +86,81 @@ def test_a_schedule_has_the_quickstarts_phases_with_other_lengths() -> None:
         (phase.name, phase.train) for phase in quickstart.phases
     ]
     assert [phase.epochs for phase in asked.phases] == [1, 3, 2]
+
+
+GPU_SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+
+
+def commands_of(*options: str) -> dict[str, list[str]]:
+    """Arguments of Python in the lines that benchmarks/gpu.sh would run, by name."""
+    environment = os.environ | {"PYTHON": "python"}
+    done = subprocess.run(
+        [GPU_SCRIPT, *options, "--list"], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    words = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert all(line[1:2] + line[3:5] == ["timeout", "python", "-m"] for line in words)
+    return {line[0].rstrip(":"): line[5:] for line in words}
+
+
+@pytest.mark.parametrize("options", [(), ("--tiny",)])
+def test_the_gpu_script_names_existing_benchmarks_and_options(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = commands_of(*options)
+    assert commands.pop("tests")[-1] == "tests/gpu"
+    assert (ROOT / "tests" / "gpu").is_dir()
+    for name, (module, *arguments) in commands.items():
+        assert module == f"benchmarks.{name}"
+        assert ("--gpu" in arguments) == (not options)
+        # argparse reads the options before --help in order, and would refuse them first.
+        monkeypatch.setattr(sys, "argv", [module, *arguments, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(module).main()
+        assert ended.value.code == 0, capsys.readouterr().err
+        printed = capsys.readouterr().out
+        assert {one for one in arguments if one.startswith("--")} <= set(re.findall(r"--\w+", printed)), name
+
+
+def test_the_gpu_script_without_its_flags_runs_the_same_lines() -> None:
+    assert list(commands_of()) == list(commands_of("--tiny"))
+
+
+def test_generated_data_replaces_the_quickstarts(tmp_path: Path) -> None:
+    overrides = make_quickstart("tiny", tmp_path)
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    asked = parse(recipe_arguments((1, 1, 1), *overrides, *QUICK, cache)).recipe
+    setup = setup_here(asked)
+    lengths = np.concatenate([task.splits["train"].lengths for task in setup.data.tasks.values()])
+    assert 21 < lengths.mean() < 25
+    assert lengths.max() <= LONGEST
+    assert {task: set(source.labels) for task, source in setup.data.tasks.items()} == {
+        task: set(classes) for task, classes in CLASSES.items()
+    }
+    modified = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("tiny/*"))]
+    assert make_quickstart("tiny", tmp_path) == overrides
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("tiny/*"))] == modified
+
+
+def test_a_save_of_each_side_is_a_safetensors_file_with_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {"a": torch.randn(300, 5000), "b": torch.tensor(1.0)}
+    if hasattr(os, "O_DIRECT") and direct_calls_work(tmp_path):
+        digest = saving.save_direct(tmp_path / "direct", tensors)
+        assert digest == sha256_of(tmp_path / "direct") == saving.read_direct(tmp_path / "direct")
+        assert load_file(tmp_path / "direct")["a"].equal(tensors["a"])
+    else:
+        monkeypatch.setattr(saving, "DIRECT", 0)
+    monkeypatch.setattr(sys, "argv", ["saving", "--tiny", "--rounds", "2", "--folder", str(tmp_path)])
+    saving.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"library: \S+ s, \S+ \(\S+ to \S+\) times as long as direct", printed)
+
+
+def direct_calls_work(folder: Path) -> bool:
+    """Whether the file system supports O_DIRECT."""
+    try:
+        os.close(os.open(folder / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
