@@ -6,7 +6,7 @@
 #   --tiny              the same lines with the smallest settings on a CPU
 #   --list              prints the commands and runs nothing; after --tiny, those of --tiny
 #   --packages VERSION  on a machine with network: downloads the packages that a machine with only PyTorch and
-#                       transformers lacks, for Python VERSION (3.12), to build/gpu-packages, which later runs use
+#                       transformers lacks, for Python VERSION (3.12), to build/gpu-packages; copy that folder along
 # PYTHON names the interpreter (python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
