@@ -43,12 +43,12 @@ faults: $(INSTALLED)  ## One campaign of faults: CAMPAIGN=kill ARGS="--count 20 
 
 bench: setup  ## Every figure of docs/benchmarks.md, which takes hours on a quiet machine; ARGS="--quick" tries it out
 	$(BIN)/python -m benchmarks.hf_trainer --share 0.2 $(ARGS)
-	$(BIN)/python -m benchmarks.kept $(ARGS)
+	$(BIN)/python -m benchmarks.cached_epoch $(ARGS)
 	$(BIN)/python -m benchmarks.flops $(ARGS)
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 	$(BIN)/python -m benchmarks.loop $(ARGS)
 	$(BIN)/python -m benchmarks.memory $(ARGS)
-	$(BIN)/python -m benchmarks.vocabulary $(ARGS)
+	$(BIN)/python -m benchmarks.vocab_trimming $(ARGS)
 	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 bench-engines: $(INSTALLED)  ## Compare the losses of every engine with those of one process

@@ -1,8 +1,8 @@
-"""How far the quickstart's losses in bf16 are from those in float32, on every engine, after 100 steps.
+"""Differences between the quickstart's losses in bf16 and in float32 after 100 steps, on every engine.
 
 `python -m benchmarks.bf16 [key=value]...` trains without dropout for 30 + 30 + 40 steps: in float32 on one process, and
-in bf16 with each file of accelerate_configs below, on CPUs. Prints each run's mean loss over its last ten steps, how
-far that is from float32's, and whether the ranks ended with the same parameters.
+in bf16 with each file of accelerate_configs below, on CPUs. Prints each run's mean loss over its last ten steps, its
+difference from float32's, and whether all ranks ended with the same parameters.
 """
 
 import json
@@ -15,13 +15,13 @@ from typing import Any
 from tests.distributed.launching import launched
 
 FILES = {"cpu.yaml": 1, "multi_cpu.yaml": 2, "fsdp2.yaml": 2, "zero1.yaml": 2, "zero2.yaml": 2, "zero3.yaml": 2}
-"""Files of accelerate_configs, and processes."""
+"""Files of accelerate_configs, and the number of processes for each."""
 SETTINGS = ("model.dropout=0", "model.encoder_dropout=0", "tracking.log_every_steps=1")
 STEPS = tuple(f"phases.{i}.{key}" for i, n in enumerate((30, 30, 40)) for key in ("epochs=null", f"steps={n}"))
 
 
 def train(folder: Path, file: str, precision: str, overrides: list[str]) -> tuple[float, dict[str, Any]]:
-    """Mean loss of the last ten steps, and the summary."""
+    """Trains once; returns the mean loss of the last ten steps, and the summary."""
     recipe = ("--config", "recipes/quickstart.yaml", f"output_dir={folder}", *SETTINGS, *STEPS, *overrides)
     flags = ("--mixed_precision", precision, "--main_process_port", "0")
     on_cpu = not file.endswith("cpu.yaml")

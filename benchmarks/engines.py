@@ -1,10 +1,9 @@
-"""How far every engine's run is from that of one process: losses by phase, and the final parameters.
+"""Differences between every engine and one process: losses by phase, and the final parameters.
 
-`python -m benchmarks.engines [--steps N]` trains a tiny encoder without dropout through two thaws: on every engine,
-with mixed and with one-task batches, in 1 and 2 micro-steps a step, in float32 and in float64. A cell is the largest
-relative difference of a step's loss in that phase to the run of one process in one micro-step. "parameters" is the
-norm of the final parameters' difference over their norm; "but keys" leaves out the biases of attention keys, which
-have no effect and no gradient but rounding, and which AdamW moves by its full rate all the same.
+`python -m benchmarks.engines [--steps N]` trains a tiny encoder without dropout through three phases that unfreeze it:
+on every engine, with mixed and with one-task batches, with 1 and 2 gradient-accumulation steps, in float32 and in
+float64. A cell is the largest relative difference of a step's loss in that phase from the run of one process without
+accumulation. "parameters" is the norm of the difference of the final parameters over their norm.
 """
 
 import argparse
@@ -30,12 +29,12 @@ ENGINES = {
     "ZeRO-2 2": (2, "zero2"),
     "ZeRO-3 2": (2, "zero3"),
 }
-"""Processes, and the engine's name in tests/distributed/worker.py."""
+"""Number of processes, and the engine's name in tests/distributed/worker.py."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run."""
+    """Configuration of one run."""
 
     engine: str
     batches: str
@@ -61,7 +60,7 @@ class Cell:
         return [line for line in lines if "train/loss" in line]
 
     def differences(self) -> list[float]:
-        """By phase, of the parameters, and of those that have an effect."""
+        """Largest relative loss difference of each phase, then the relative difference of the parameters."""
         pairs = list(zip(self.steps(), self.reference.steps(), strict=True))
         assert all(ours["plan/digest"] == theirs["plan/digest"] for ours, theirs in pairs), "other samples"
         by_phase = [
@@ -79,7 +78,7 @@ def _flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def run_all(cells: list[Cell], recipe: list[str], root: Path) -> dict[Cell, str | None]:
-    """Runs every cell; returns why it was refused, or None."""
+    """Runs all cells; maps each to the reason why it was refused, or to None."""
     from tests.distributed.launching import launched
 
     ended = {}
@@ -112,7 +111,7 @@ def main() -> None:
         kinds = product(("float32", "float64"), ENGINES, ("mixed", "one_task"), (1, 2))
         cells = [Cell(engine, batches, accumulation, dtype, root) for dtype, engine, batches, accumulation in kinds]
         ended = run_all(cells, recipe, root)
-        header = ("dtype", "engine", "batches", "accumulation", *PHASES, "parameters", "but keys")
+        header = ("dtype", "engine", "batches", "accumulation", *PHASES, "parameters")
         for row in (header, *sorted(rows(ended), key=lambda row: (row[0], list(ENGINES).index(row[1])))):
             print("  ".join(f"{word:<12}" for word in row).rstrip())
 

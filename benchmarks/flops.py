@@ -1,15 +1,15 @@
-"""Useful FLOP/s of training over the machine's bf16 matrix rate, by phase: of this harness and of the HF Trainer (c).
+"""Utilization: useful FLOP/s of training over the machine's bf16 matrix rate, for mtl_dist and the HF Trainer (c).
 
-`python -m benchmarks.flops [--rounds N] [key=value]...` runs both in turn for 1+1+1 epochs of the quickstart. Useful
-are, for each example that a phase draws, with T tokens (padding left out):
+`python -m benchmarks.flops [--rounds N] [key=value]...` runs both in alternation for 1+1+1 epochs of the quickstart.
+Useful FLOP of an example of T tokens, excluding padding:
 
-    forward   of a block, 2 x T x its parameters in matrices + 4 x T x T x hidden for attention; of the head of its
-              task, 2 x its parameters in matrices; of the embeddings, which are looked up, nothing
-    training  three times the forward of what trains, once that of the frozen prefix
+    forward   for a block, 2 x T x its parameters in matrices + 4 x T x T x hidden for attention; for the head of its
+              task, 2 x its parameters in matrices; for the embeddings, which are looked up, nothing
+    training  three times the forward of trainable units, once that of frozen ones
 
-An activation read from a cache counts as if it had been computed, so that a phase can come out above the rate. The
-rate is the best of torch's bf16 linear layers on the shapes of this encoder and batch, on as many threads as the
-training has, taken before every run.
+An activation read from the cache counts as if it had been computed, so a phase can exceed the matrix rate. The rate is
+the best of torch's bf16 linear layers on the shapes of this encoder and batch, with the threads of the training run,
+measured before every run.
 """
 
 import time
@@ -20,7 +20,17 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from benchmarks.runs import SCHEDULES, How, Run, ours, overrides_of, parser_of, recipe, rival, spread
+from benchmarks.training_runs import (
+    SCHEDULES,
+    How,
+    Run,
+    make_parser,
+    recipe_arguments,
+    recipe_overrides,
+    run_hf_trainer,
+    run_mtl_dist,
+    spread,
+)
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.dataset import DataBundle, prepare
@@ -29,16 +39,16 @@ from mtl_dist.schedule.phases import trainable_units
 from mtl_dist.training.build import build_model, check_encoder
 
 TOKENS = (256, 512, 1024, 2048)
-"""Rows of the matrices on which the rate is taken: a batch has some hundreds."""
+"""Rows of the matrices used to measure the rate: a batch has some hundreds of tokens."""
 SECONDS = 0.3
-"""For which each shape is repeated."""
+"""Time for which each shape is repeated."""
 
 
 def matrix_rate(hidden: int, inner: int, threads: int, device: str = "cpu") -> float:
     """FLOP/s of the fastest bf16 product of activations [tokens, in] with weights [out, in]."""
     torch.set_num_threads(threads)
     best = 0.0
-    calls = 100 if device == "cuda" else 1  # a GPU works behind the host
+    calls = 100 if device == "cuda" else 1  # a GPU runs asynchronously
     for tokens in TOKENS:
         for out, into in ((hidden, hidden), (inner, hidden), (hidden, inner)):
             x = torch.randn(tokens, into, device=device).bfloat16()
@@ -55,22 +65,22 @@ def matrix_rate(hidden: int, inner: int, threads: int, device: str = "cpu") -> f
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to compute."""
+    """Sizes that determine the FLOP of a phase."""
 
     hidden: int
     inner: int
     matrices: Mapping[str, int]
-    """Parameters in matrices by unit; embeddings are read, not multiplied."""
+    """Number of parameters in matrices by unit; without the embeddings, which are looked up."""
     trainable: Mapping[str, tuple[str, ...]]
-    """Units by phase."""
+    """Trainable units by phase."""
     lengths: np.ndarray
-    """Tokens of all rows of all tasks."""
+    """Tokens of each row of all tasks, shape [rows]."""
     heads: Mapping[str, float]
     """Share of the examples that go through each head."""
 
     def useful(self, phase: str, examples: float) -> float:
-        """FLOP of a phase."""
-        trains = self.trainable[phase]
+        """Useful FLOP of a phase that draws `examples` rows."""
+        trainable = self.trainable[phase]
         lengths = self.lengths.astype(np.float64)
         tokens, squares = lengths.mean() * examples, (lengths**2).mean() * examples
         total = 0.0
@@ -79,12 +89,12 @@ class Work:
                 forward = 2 * matrices * examples * self.heads[unit]
             else:
                 forward = 2 * matrices * tokens + 4 * self.hidden * squares
-            total += forward * (3 if unit in trains else 1)
+            total += forward * (3 if unit in trainable else 1)
         return total
 
 
 def work_of(recipe: Recipe) -> Work:
-    """The work of an epoch, from the recipe's encoder and rows."""
+    """The sizes of the recipe's encoder and rows."""
     config, _ = check_encoder(recipe)
     data: DataBundle = prepare(recipe, ProcessGroup())
     model = build_model(recipe, config, data)
@@ -108,17 +118,17 @@ def work_of(recipe: Recipe) -> Work:
 
 
 def main() -> None:
-    parser = parser_of(str(__doc__))
+    parser = make_parser(str(__doc__))
     options = parser.parse_intermixed_args()
-    arguments, threads = recipe(SCHEDULES["1+1+1"], *overrides_of(options)), options.threads
+    arguments, threads = recipe_arguments(SCHEDULES["1+1+1"], *recipe_overrides(options)), options.threads
     how: How = {"threads": threads, "gpu": options.gpu}
     asked = parse(arguments).recipe
     work = work_of(asked)
-    ran: dict[str, list[tuple[Run, float]]] = {"harness": [], "HF (c)": []}
+    ran: dict[str, list[tuple[Run, float]]] = {"mtl_dist": [], "HF (c)": []}
     for number in range(options.rounds):
         for side in list(ran) if number % 2 == 0 else reversed(ran):
             rate = matrix_rate(work.hidden, work.inner, threads, "cuda" if options.gpu else "cpu")
-            run = ours(arguments, **how) if side == "harness" else rival("c", arguments, **how)
+            run = run_mtl_dist(arguments, **how) if side == "mtl_dist" else run_hf_trainer("c", arguments, **how)
             ran[side].append((run, rate))
     rates = [rate / 1e12 for runs in ran.values() for _, rate in runs]
     print(f"bf16 matrix rate, {threads} threads: {spread(rates, '.3f')} TFLOP/s")

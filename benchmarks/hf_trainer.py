@@ -1,45 +1,56 @@
-"""How many times as long the HF Trainer takes for what this harness does: same rows, epochs and rates, by phase.
+"""Training time of the HF Trainer relative to mtl_dist, by phase, with the same rows, epochs and learning rates.
 
 `python -m benchmarks.hf_trainer [--against SIDE]... [--schedule S]... [--share S] [key=value]...` trains the
-quickstart with the harness (bf16, batches of 32) and with the HF Trainer (`rival.py`), in turn, every run in processes
-of its own; round r has the recipe's seed + r. Printed are a round's seconds of the HF Trainer over the harness's, as
-median (least to greatest), for each phase, for all training, and for the whole process (see `runs.py`). The harness
-draws whole batches and so up to 31 rows more in a phase. "equal" says that two sides' mean accuracies are within the
-larger of their standard deviations over the rounds.
+quickstart with mtl_dist (bf16, batches of 32) and with the HF Trainer (`hf_baseline.py`), in alternation, every run in
+processes of its own; round r uses the recipe's seed + r. Printed are a round's seconds of the HF Trainer over those of
+mtl_dist, as median (minimum to maximum), for each phase, for all training, and for the whole process (see
+`training_runs.py`). mtl_dist draws whole batches, and so up to 31 rows more in a phase. "equal" means that the mean
+accuracies are within the larger of their standard deviations over the rounds.
 """
 
 import argparse
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from benchmarks.rival import SIDES
-from benchmarks.runs import SCHEDULES, How, Run, ours, overrides_of, parser_of, recipe, rival, said, spread
+from benchmarks.hf_baseline import SIDES
+from benchmarks.training_runs import (
+    SCHEDULES,
+    How,
+    Run,
+    make_parser,
+    recipe_arguments,
+    recipe_overrides,
+    run_hf_trainer,
+    run_line,
+    run_mtl_dist,
+    spread,
+)
 from mtl_dist.config.load import parse
 
-OURS = "harness"
+OURS = "mtl_dist"
 SCALED = "a"
-"""The side of which `--share` runs a part: all of its steps are alike."""
+"""The side that `--share` applies to: all its steps take equally long."""
 
 
 def run_all(schedule: str, options: argparse.Namespace) -> dict[str, list[Run]]:
-    """The runs of every side, by round; who begins changes from round to round."""
+    """The runs of every side, one per round; the side that begins changes from round to round."""
     ran: dict[str, list[Run]] = {side: [] for side in (OURS, *options.against)}
     how: How = {"threads": options.threads, "gpu": options.gpu}
     for number in range(options.rounds):
-        base = recipe(SCHEDULES[schedule], *overrides_of(options))
+        base = recipe_arguments(SCHEDULES[schedule], *recipe_overrides(options))
         arguments = [*base, f"seed={parse(base).recipe.seed + number}"]
         turn = number % len(ran)
         order = [*list(ran)[turn:], *list(ran)[:turn]]
         for side in order:
             part = options.share if side == SCALED else 1.0
-            run = ours(arguments, **how) if side == OURS else rival(side, arguments, part, **how)
+            run = run_mtl_dist(arguments, **how) if side == OURS else run_hf_trainer(side, arguments, part, **how)
             ran[side].append(run)
-            print(f"{schedule}, round {number + 1}, {side}: {said(run, part)}", flush=True)
+            print(f"{schedule}, round {number + 1}, {side}: {run_line(run, part)}", flush=True)
     return ran
 
 
 def ratios(theirs: Sequence[Run], mine: Sequence[Run], whole: bool) -> dict[str, list[float]]:
-    """Seconds over seconds by round; `whole`: the processes' too."""
+    """Ratios of seconds by round, for each phase and all training; with `whole`, also for the whole process."""
     pairs = list(zip(theirs, mine, strict=True))
     by_phase = {name: [a.phases[name] / b.phases[name] for a, b in pairs] for name in mine[0].phases}
     training = {"training": [a.training / b.training for a, b in pairs]}
@@ -47,17 +58,17 @@ def ratios(theirs: Sequence[Run], mine: Sequence[Run], whole: bool) -> dict[str,
 
 
 def compared(task: str, theirs: Sequence[Run], mine: Sequence[Run]) -> str:
-    """Both sides' accuracies on one task."""
+    """A line with the accuracies of both sides on one task."""
     sides = [[run.accuracy[task] for run in runs] for runs in (mine, theirs)]
     if len(mine) == 1:
         return f"{task}: {sides[0][0]:.4f}, HF {sides[1][0]:.4f}"
     (m, s), (m_theirs, s_theirs) = ((mean(values), stdev(values)) for values in sides)
-    combined_exit_code = "equal" if abs(m - m_theirs) <= max(s, s_theirs) else f"differs by {m - m_theirs:+.4f}"
-    return f"{task}: {m:.4f} ± {s:.4f}, HF {m_theirs:.4f} ± {s_theirs:.4f} ({combined_exit_code})"
+    verdict = "equal" if abs(m - m_theirs) <= max(s, s_theirs) else f"differs by {m - m_theirs:+.4f}"
+    return f"{task}: {m:.4f} ± {s:.4f}, HF {m_theirs:.4f} ± {s_theirs:.4f} ({verdict})"
 
 
 def report(schedule: str, ran: dict[str, list[Run]], share: float) -> None:
-    print(f"\n{schedule}: times as long as the harness, in {len(ran[OURS])} rounds")
+    print(f"\n{schedule}: times as long as mtl_dist, in {len(ran[OURS])} rounds")
     for side, runs in ran.items():
         if side == OURS:
             continue
@@ -72,10 +83,10 @@ def report(schedule: str, ran: dict[str, list[Run]], share: float) -> None:
 
 
 def main() -> None:
-    parser = parser_of(str(__doc__))
-    parser.add_argument("--against", action="append", choices=SIDES, help="a side; may come again (all)")
-    parser.add_argument("--schedule", action="append", choices=SCHEDULES, help="may come again (all)")
-    parser.add_argument("--share", type=float, default=1.0, help=f"run this part of the steps of ({SCALED}) (1)")
+    parser = make_parser(str(__doc__))
+    parser.add_argument("--against", action="append", choices=SIDES, help="side to compare with; repeatable (all)")
+    parser.add_argument("--schedule", action="append", choices=SCHEDULES, help="epochs of the phases; repeatable (all)")
+    parser.add_argument("--share", type=float, default=1.0, help=f"share of the steps of ({SCALED}) to run (1)")
     options = parser.parse_intermixed_args()
     options.against = options.against or list(SIDES)
     for schedule in options.schedule or SCHEDULES:

@@ -1,8 +1,9 @@
-"""Whether start, memory and steps stay as they are while the rows grow: real files, the real path, a tiny encoder.
+"""Start-up time, memory and step time as a function of the number of rows, with a tiny encoder.
 
-`python -m benchmarks.large_data [--rows N...] [--format parquet|json] [--steps N] [--starts N]` makes the files of each
-size in a temporary folder, prepares and trains in a process of its own, and again with what that left behind. Times do
-not include Python's imports. Anonymous memory cannot be given back under pressure; pages of mapped files can.
+`python -m benchmarks.large_data [--rows N...] [--format parquet|json] [--steps N] [--starts N]` writes files of each
+size to a temporary folder, prepares the data and trains in a process of its own, and again with the token cache that
+the first start left. Times exclude Python's imports. Anonymous memory cannot be reclaimed under pressure; pages of
+mapped files can.
 """
 
 import argparse
@@ -29,15 +30,15 @@ from tests.utils.in_process import setup_here
 from tests.utils.tiny import TOPICS, WORDS, tiny_encoder
 
 CHUNK = 10**5
-"""Rows made at a time."""
+"""Rows generated at a time."""
 TEST_ROWS, WARM_UP = 1000, 50
 BYTES_A_ROW = 600
-"""Room for the files, the copy that `datasets` makes of them and the tokens."""
+"""Disk space for the files, the copy that `datasets` makes of them and the tokens."""
 CHILD = "--child"
 
 
 def tables(rows: int, seed: int) -> Iterator[pa.Table]:
-    """Short texts of 2 to 16 known words, and string labels."""
+    """Tables of short texts of 2 to 16 known words, with string labels."""
     source = np.random.default_rng(seed)
     phrases = pa.array([" ".join(source.choice(WORDS, source.integers(1, 9))) for _ in range(CHUNK // 10)])
     for start in range(0, rows, CHUNK):
@@ -48,7 +49,7 @@ def tables(rows: int, seed: int) -> Iterator[pa.Table]:
 
 
 def write(path: Path, rows: int, seed: int) -> str:
-    """Writes a parquet or json file, as its name's ending says."""
+    """Writes a parquet or json file, depending on its suffix; returns the path."""
     if path.suffix == ".parquet":
         with pq.ParquetWriter(path, pa.schema({"text": pa.string(), "label": pa.string()})) as writer:
             for table in tables(rows, seed):
@@ -61,7 +62,7 @@ def write(path: Path, rows: int, seed: int) -> str:
 
 
 def make(folder: Path, rows: int, kind: str) -> Path:
-    """A recipe with encoder and files, all in `folder`."""
+    """Writes a recipe with encoder and data files into `folder`; returns its path."""
     folder.mkdir()
     files = {
         "train": write(folder / f"train.{kind}", rows, seed=0),
@@ -81,7 +82,7 @@ def make(folder: Path, rows: int, kind: str) -> Path:
 
 
 def child(recipe: str, steps: int) -> None:
-    """Starts and trains, and prints what that took."""
+    """Starts and trains; prints the figures as JSON."""
     before = memory("self")["RssAnon"]
     start = time.perf_counter()
     setup = setup_here(parse(["--config", recipe]).recipe)
@@ -100,15 +101,15 @@ def child(recipe: str, steps: int) -> None:
 
 
 def memory(process: int | str) -> dict[str, int]:
-    """The lines of /proc/<process>/status in kB, in bytes."""
+    """The sizes in /proc/<process>/status, in bytes."""
     lines = [line.split() for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()]
     return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
 
 
 def measured(recipe: Path, steps: int) -> dict[str, float]:
-    """`child` in a process of its own, and the most anonymous memory that it was seen to have."""
+    """Runs `child` in a process of its own; adds the peak of its anonymous memory to the figures."""
     command = [sys.executable, "-m", "benchmarks.large_data", CHILD, str(recipe), "--steps", str(steps)]
-    # One thread each, or the threads of a tiny encoder would mostly wait for each other.
+    # One thread: several would mostly wait for each other with a tiny encoder.
     environment = os.environ | {"HF_DATASETS_CACHE": str(recipe.parent / "datasets"), "OMP_NUM_THREADS": "1"}
     anonymous = 0
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -131,7 +132,7 @@ def size_of(folder: Path) -> int:
 
 
 def figures_of(folder: Path, kind: str, first: dict[str, float], later: list[dict[str, float]]) -> dict[str, float]:
-    """All figures of one size; times in seconds, memory in bytes."""
+    """All figures of one size; the input has seconds and bytes."""
     again = {name: statistics.median(of[name] for of in later) for name in first}
     return {
         "first start [s]": first["start"],
@@ -159,8 +160,10 @@ def print_table(results: dict[int, dict[str, float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**6, 10**7], help="sizes, smallest first")
-    parser.add_argument("--format", choices=("parquet", "json"), default="parquet", help="of the files (%(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="timed steps of a start (%(default)s)")
+    parser.add_argument(
+        "--format", choices=("parquet", "json"), default="parquet", help="format of the files (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="timed steps per start (%(default)s)")
     parser.add_argument("--starts", type=int, default=3, help="starts after the first, whose median counts")
     parser.add_argument(CHILD, metavar="RECIPE", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -173,7 +176,7 @@ def main() -> None:
             raise SystemExit(f"{scratch} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed")
         recipes = {rows: make(Path(scratch) / str(rows), rows, options.format) for rows in options.rows}
         first = {rows: measured(recipe, options.steps) for rows, recipe in recipes.items()}
-        # By turns, so that a busy machine slows all sizes alike.
+        # In alternation, so that a busy machine slows all sizes alike.
         rounds = [{rows: measured(of, options.steps) for rows, of in recipes.items()} for _ in range(options.starts)]
         print_table(
             {

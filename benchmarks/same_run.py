@@ -1,7 +1,7 @@
-"""How far the losses of the quickstart on several processes are from those on one, and whether the samples are equal.
+"""Differences between the quickstart's losses on several processes and on one, and whether the samples are equal.
 
 `python -m benchmarks.same_run [--processes N] [--recipe FILE] [key=value]...` trains twice, without dropout, and prints
-for each phase the largest relative difference of a step's loss. Rounding makes it grow with the steps.
+for each phase the largest relative difference of a step's loss. The difference is rounding, and grows with the steps.
 """
 
 import argparse
@@ -31,8 +31,8 @@ def train(recipe: str, overrides: list[str], folder: Path, processes: int) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compares the losses of one process with those of several.")
     parser.add_argument("--processes", type=int, default=2, help="processes of the second run (%(default)s)")
-    parser.add_argument("--recipe", default="recipes/quickstart.yaml", help="(%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for launch/train.py")
+    parser.add_argument("--recipe", default="recipes/quickstart.yaml", help="recipe file (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, as for launch/train.py")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         one, several = (

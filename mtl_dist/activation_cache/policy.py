@@ -18,8 +18,8 @@ GPU_MIN_SAVED_FRACTION = 0.5
 """The same for hidden states on a GPU, where computing is cheaper."""
 GPU_MAX_FORWARD_BYTES = 16 << 20
 """Greatest size of the hidden states of a forward pass on a GPU that `cache.mode=auto` caches. Up to this size, writing
-or reading them takes less than half the time of computing them (`python -m benchmarks.states --gpu`, H100: at most
-0.44 up to 16 MB, and up to 2.7 beyond)."""
+or reading them takes less than half the time of computing them (`python -m benchmarks.activation_cache --gpu`, H100: at
+most 0.44 up to 16 MB, and up to 2.7 beyond)."""
 MIB, GIB = 1 << 20, 1 << 30
 
 

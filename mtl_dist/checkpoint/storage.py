@@ -15,7 +15,6 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mtl_dist.checkpoint.direct_io import read_hashed, write_hashed
 from mtl_dist.checkpoint.format import (
     OPTIMIZER,
     STATE,
@@ -23,11 +22,12 @@ from mtl_dist.checkpoint.format import (
     CorruptCheckpoint,
     folder_name,
     read_state,
+    sha256_of,
     step_of,
     verify,
     write_manifest,
 )
-from mtl_dist.checkpoint.tensor_io import write_tensors
+from mtl_dist.checkpoint.tensor_io import sha256_on_disk, write_tensors
 from mtl_dist.config.metric_names import SIGNS
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import TrainingError, UserError
@@ -83,13 +83,15 @@ def save(
             remove_path(leftover)
         partial.mkdir()
         try:
+            (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
+            fsync(partial / STATE)
             digests = {
                 WEIGHTS: write_tensors(partial / WEIGHTS, weights),
                 OPTIMIZER: write_tensors(partial / OPTIMIZER, optimizer_state),
-                STATE: write_hashed(partial / STATE, [memoryview(json.dumps(state).encode())]),
+                STATE: sha256_of(partial / STATE),
             }
             write_manifest(partial, step, digests)
-            verify(partial, step, read_hashed)
+            verify(partial, step, sha256_on_disk)
         except Exception as error:
             remove_path(partial)
             if isinstance(error, CorruptCheckpoint):

@@ -1,43 +1,37 @@
-"""Writing tensors as a safetensors file (https://github.com/huggingface/safetensors#format) without a copy of them.
+"""Safetensors files that are on the disk when a write returns, and their SHA-256.
 
-The library's own `save_file` maps the file and fills it page by page, which takes several times as long as the disk.
+The library's writer is fast enough: writing and reading with O_DIRECT is less than twice as fast
+(`python -m benchmarks.saving`; docs/benchmarks.md has the figure).
 """
 
-import ctypes
-import json
-from collections.abc import Iterator, Mapping
+import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from mtl_dist.checkpoint.direct_io import write_hashed
-
-_NAMES = {torch.float64: "F64", torch.float32: "F32"}
-_ALIGNMENT = 8
-"""Bytes."""
+from mtl_dist.checkpoint.format import sha256_of
+from mtl_dist.io import fsync
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Writes a new file of tensors on the CPU, of types float32 and float64, flushed; returns its SHA-256.
+    """Writes CPU tensors to a new safetensors file, flushes it to the disk and returns its SHA-256.
 
-    The bytes are those of the library. Raises OSError.
+    The digest is that of the page cache, i.e. of the bytes as they were written. Raises FileExistsError, and OSError or
+    SafetensorError where the disk refuses the write.
     """
-    return write_hashed(path, _content(tensors))
+    path.touch(exist_ok=False)  # save_file would replace a file of this name
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    fsync(path)
+    return sha256_of(path)
 
 
-def _content(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    # Wide types first, so that each number is aligned in the file.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    header: dict[str, object] = {}
-    end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    yield memoryview(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
-        flat = tensor.detach().reshape(-1)
-        # By its address, because numpy makes a tensor's storage impossible to free, and FSDP2 frees what it gathers.
-        yield memoryview((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr())).cast("B")
+def sha256_on_disk(path: Path) -> str:
+    """Returns the SHA-256 of a flushed file, read from the disk rather than from the page cache. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    with os.fdopen(handle, "rb") as file:
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        return hashlib.file_digest(file, "sha256").hexdigest()

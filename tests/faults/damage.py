@@ -27,8 +27,8 @@ def tensors(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Some pages of weights and moments, others at each step."""
     torch.manual_seed(step)
     weights = {"unfrozen": torch.randn(64, 64), "frozen": torch.randn(32, 32)}
-    moments = {f"{key}/thawed": torch.randn(64, 64) for key in ("exp_avg", "exp_avg_sq")}
-    return weights, moments | {"step/thawed": torch.tensor(float(step))}
+    moments = {f"{key}/unfrozen": torch.randn(64, 64) for key in ("exp_avg", "exp_avg_sq")}
+    return weights, moments | {"step/unfrozen": torch.tensor(float(step))}
 
 
 def rewritten(source: random.Random, folder: Path, do: Callable[[bytes], tuple[str, bytes]]) -> str:

@@ -13,7 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save as serialized
+from torch import Tensor
+
 from mtl_dist.checkpoint import storage as checkpoint
+from mtl_dist.checkpoint import tensor_io
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.killing import finished, outcome_of
 from tests.faults.points import kill_job
@@ -93,13 +97,22 @@ def kill_before_operation(number: int, operation: int) -> None:
 
 
 def die_at_byte(number: int, file: str, byte: int) -> None:
-    """A hook: the kernel ends the process in the write that would take `file` beyond so many bytes."""
+    """A hook: the kernel ends the process in the write that would take `file` beyond so many bytes.
+
+    `save_file` gives its file the full size before it writes, so it would die with nothing written.
+    """
+
+    def save_in_order(
+        tensors: dict[str, Tensor], filename: str | os.PathLike[str], metadata: dict[str, str] | None = None
+    ) -> None:
+        Path(filename).write_bytes(serialized(tensors, metadata))
 
     def begun(at: int, save: Save, name: str) -> None:
         if (at, name) == (number, file):
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (byte, byte))
+            tensor_io.save_file = save_in_order
 
     watch_saves(begun)
 

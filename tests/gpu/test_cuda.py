@@ -1,4 +1,4 @@
-"""On a GPU: the same run as on the CPU, and a host that waits for nothing between logged steps."""
+"""Training on a GPU gives the results of the CPU, and the host does not synchronize between logged steps."""
 
 import json
 import os
@@ -32,8 +32,8 @@ pytestmark = [
 ]
 
 ENGINES = ("data parallel", "fsdp2", "zero1", "zero2", "zero3")
-WAITING = ("deberta", "deberta-v2", "mpnet")
-"""Encoders that by themselves wait in a forward: transformers makes their relative positions on the CPU."""
+SYNCHRONIZING = ("deberta", "deberta-v2", "mpnet")
+"""Encoders whose forward pass synchronizes: transformers computes their relative positions on the CPU."""
 
 Build = Callable[..., RunContext]
 
@@ -45,7 +45,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def build(recipe_file: Path) -> Build:
-    """The parts of a run of the tiny recipe, on the GPU or on the CPU."""
+    """Builds the parts of a run of the tiny recipe, on the GPU or on the CPU."""
 
     def of(*overrides: str, on_cpu: bool = False, precision: str = "no") -> RunContext:
         recipe = parse(["--config", str(recipe_file), "batch_size=13", *overrides]).recipe
@@ -62,7 +62,7 @@ def enter(setup: RunContext, index: int) -> None:
 
 
 def trained(setup: RunContext, kind: type[LayerwiseLearningRateTrainer]) -> Iterator[StepResult]:
-    """Runs all phases, a step at a time."""
+    """Trains all phases; yields after every step."""
     trainer = kind(setup, TrainState())
     for index, phase in enumerate(setup.rates.schedule.phases):
         enter(setup, index)
@@ -71,14 +71,14 @@ def trained(setup: RunContext, kind: type[LayerwiseLearningRateTrainer]) -> Iter
 
 
 def of_weights(setup: RunContext) -> dict[str, Tensor]:
-    """Without the biases of keys, whose gradient is nothing but rounding, which AdamW makes as large as any other."""
+    """All weights except the key biases: their gradient is only rounding, which AdamW scales like any other."""
     return {name: value for name, value in setup.engine.weights().items() if ".key.bias" not in name}
 
 
 @pytest.mark.parametrize("mode", ["never", "always"])
 @pytest.mark.parametrize("batches", ["mixed", "one_task"])
-def test_a_run_is_that_of_the_cpu(build: Build, mode: str, batches: str) -> None:
-    """Losses, norms and weights, in float64, through all phases."""
+def test_a_run_equals_that_of_the_cpu(build: Build, mode: str, batches: str) -> None:
+    """Compares losses, gradient norms and weights in float64, in all phases."""
     overrides = ("model.dtype=float64", f"cache.mode={mode}", f"sampling.batches={batches}", "optimizer.warmup_steps=0")
     ours, theirs = build(*overrides), build(*overrides, on_cpu=True)
     both = zip(*(trained(one, LayerwiseLearningRateTrainer) for one in (ours, theirs)), strict=True)
@@ -90,8 +90,8 @@ def test_a_run_is_that_of_the_cpu(build: Build, mode: str, batches: str) -> None
         torch.testing.assert_close(value, expected[name], rtol=1e-7, atol=1e-9)
 
 
-class Unwaiting(LayerwiseLearningRateTrainer):
-    """Where torch finds that the host waits for the device, the step fails."""
+class NeverSynchronizing(LayerwiseLearningRateTrainer):
+    """A trainer whose step fails where torch detects that the host waits for the device."""
 
     def training_step(self, step: int) -> StepResult:
         first = step in {phase.start for phase in self.schedule.phases}
@@ -103,22 +103,22 @@ class Unwaiting(LayerwiseLearningRateTrainer):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WAITING])
-def test_a_step_that_is_not_logged_waits_for_nothing(tmp_path: Path, kind: str, precision: str) -> None:
-    """Dropout, clipping and several micro-steps included; the first step of a phase may wait."""
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SYNCHRONIZING])
+def test_a_step_that_is_not_logged_does_not_synchronize(tmp_path: Path, kind: str, precision: str) -> None:
+    """With dropout, clipping and gradient accumulation; the first step of a phase may synchronize."""
     file = tiny_recipe_file(tmp_path)
     encoder = tiny_encoder(tmp_path / kind, kind)
     settings = (f"model.encoder={encoder}", "model.dropout=0.1", "model.encoder_dropout=0.1", "cache.mode=never")
     recipe = parse(["--config", str(file), *settings]).recipe
-    steps = list(trained(setup_here(recipe, 2, precision, on_cpu=False), Unwaiting))
+    steps = list(trained(setup_here(recipe, 2, precision, on_cpu=False), NeverSynchronizing))
     assert len(steps) == 12
     assert all(step.gradient_norm > 0 for step in steps)
 
 
-def test_a_step_on_kept_vectors_waits_for_nothing(build: Build) -> None:
+def test_a_step_on_cached_vectors_does_not_synchronize(build: Build) -> None:
     setup = build("cache.mode=always", "phases.0.steps=40")
     steps = iter(trained(setup, LayerwiseLearningRateTrainer))
-    for _ in range(30):  # by then every text has its vector
+    for _ in range(30):  # by then the vector of every text is cached
         next(steps)
     computed = setup.cache.computed
     torch.cuda.set_sync_debug_mode("error")
@@ -130,8 +130,8 @@ def test_a_step_on_kept_vectors_waits_for_nothing(build: Build) -> None:
     assert setup.cache.computed == computed
 
 
-def test_the_host_goes_one_step_ahead_and_no_more(build: Build) -> None:
-    """A norm is looked at when the next step is on its way, and counts for its own step."""
+def test_the_host_runs_one_step_ahead_of_the_device(build: Build) -> None:
+    """A gradient norm is read after the next step is queued, and counts for its own step."""
     setup = build("optimizer.max_nonfinite_steps=4", "batch_size=12")
     enter(setup, 0)
     trainer = LayerwiseLearningRateTrainer(setup, TrainState())
@@ -143,14 +143,14 @@ def test_the_host_goes_one_step_ahead_and_no_more(build: Build) -> None:
         trainer.training_step(step)
         counted.append(trainer.train_state.nonfinite_in_row)
     assert counted == [0, 1, 2]
-    with pytest.raises(TrainingError, match="4 steps in a row"):  # in the step itself
+    with pytest.raises(TrainingError, match="4 steps in a row"):  # raised within the step itself
         trainer.training_step(3)
     assert setup.engine.parameter_digests() == before
 
 
 @pytest.mark.parametrize("poisoned", [4, 7, 9])
 def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, poisoned: int) -> None:
-    """Moments and their steps too."""
+    """Optimizer state and step counts are compared too."""
     states = []
     for on_cpu in (False, True):
         setup = build("model.dtype=float64", "optimizer.warmup_steps=0", "cache.mode=never", on_cpu=on_cpu)
@@ -183,8 +183,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_on_the_cpu(build: Build, po
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, precision: str) -> None:
-    """To the last bit, with dropout, and with kept states."""
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, precision: str) -> None:
+    """With dropout, and with cached hidden states."""
 
     def recipe_of(run: str) -> Recipe:
         dropout = ("model.dropout=0.1", "model.encoder_dropout=0.1")
@@ -217,8 +217,10 @@ def test_two_equal_runs_give_the_same_bits(tmp_path: Path, kind: str, precision:
     assert states[0] == states[1]
 
 
-def test_products_do_not_look_for_their_workspace_each_time(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In torch 2.11 that takes ten times as long as to start one."""
+def test_the_cublas_workspace_variable_is_not_left_in_the_environment(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.11 would parse it at every matrix product, which takes ten times as long as launching the product."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     build()
     assert torch.are_deterministic_algorithms_enabled()
@@ -229,7 +231,7 @@ def test_products_do_not_look_for_their_workspace_each_time(build: Build, monkey
 def test_an_operation_without_a_deterministic_kernel_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
-    """Unless the recipe does not ask for one."""
+    """It is allowed with safety.deterministic=False."""
     pool = SentenceTransformer.pool
 
     def pooled_again(*given: Any) -> Tensor:
@@ -251,7 +253,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
-    """One process under NCCL, through both thaws, against the plain one on the CPU."""
+    """One process under NCCL, in all three phases, compared with one process on the CPU."""
     file = tiny_recipe_file(tmp_path)
     arguments = ["--config", str(file), f"output_dir={tmp_path}/{engine}"]
     jobs = tmp_path / "jobs"
@@ -272,7 +274,7 @@ def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
 
 
 def test_the_launcher_trains_on_the_gpu(tmp_path: Path) -> None:
-    """And its model is measured alike by `evaluate`."""
+    """`evaluate` then reproduces the figures of the run."""
     file = tiny_recipe_file(tmp_path)
     how: How = {"config": "gpu.yaml", "flags": ("--mixed_precision", "bf16")}
     launched("launch/train.py", "--config", str(file), **how)

@@ -1,9 +1,9 @@
-"""What it saves to train a table of tokens with only the rows that texts use: steps with the whole one, over these.
+"""Step time with the whole token embedding, relative to one trimmed to the tokens that occur in the texts.
 
-`python -m benchmarks.vocabulary [--rounds N] [--threads N] [key=value]...` trains everything on the quickstart's rows,
-bf16, one process, both ways in turn: with the encoder's own table, and with one as large as a multilingual encoder's.
-Printed are the seconds of the same steps as median (least to greatest), and the megabytes of weights, gradients and
-moments.
+`python -m benchmarks.vocab_trimming [--gpu] [--rounds N] [--threads N] [key=value]...` trains everything on the
+quickstart's rows in bf16 on one process, with and without trimming in alternation: with the encoder's own vocabulary,
+and with one as large as a multilingual encoder's. Printed are ratios of the seconds of the same steps as median
+(minimum to maximum), and the megabytes of weights, gradients and optimizer state.
 """
 
 import time
@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from benchmarks.runs import overrides_of, parser_of, recipe, spread
+from benchmarks.training_runs import make_parser, recipe_arguments, recipe_overrides, spread
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import ModelConfig, Recipe
 from mtl_dist.models.encoder import load_encoder
@@ -24,14 +24,14 @@ from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.in_process import setup_here
 
 MULTILINGUAL = 250_002
-"""Rows of XLM-R's table (Conneau et al. 2020)."""
+"""Vocabulary size of XLM-R (Conneau et al. 2020)."""
 STEPS = 20
-"""Of a round."""
+"""Steps of each side in a round."""
 WARM_UP = 5
 
 
-def made(asked: Recipe, rows: int | None, whole: bool) -> RunContext:
-    """A run that trains everything. `rows`: of the table, where not as it came."""
+def make_setup(recipe: Recipe, rows: int | None, whole: bool, on_cpu: bool) -> RunContext:
+    """A run that trains everything. `rows` replaces the vocabulary size; `whole` turns trimming off."""
 
     def load(model: ModelConfig, config: PretrainedConfig) -> PreTrainedModel:
         encoder = load_encoder(model, config)
@@ -42,9 +42,9 @@ def made(asked: Recipe, rows: int | None, whole: bool) -> RunContext:
     with patch.object(run, "load_encoder", load):
         if whole:
             with patch.object(run, "trim_vocabulary", lambda *_: None):
-                setup = setup_here(asked, precision="bf16")
+                setup = setup_here(recipe, precision="bf16", on_cpu=on_cpu)
         else:
-            setup = setup_here(asked, precision="bf16")
+            setup = setup_here(recipe, precision="bf16", on_cpu=on_cpu)
     phase = setup.rates.schedule.phases[0]
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()
@@ -52,18 +52,22 @@ def made(asked: Recipe, rows: int | None, whole: bool) -> RunContext:
 
 
 def seconds_of(trainer: LayerwiseLearningRateTrainer, steps: range) -> float:
+    """Seconds that `steps` take."""
     began = time.perf_counter()
     for step in steps:
         trainer.training_step(step)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser_of(str(__doc__), rounds=5).parse_intermixed_args(arguments)
+    options = make_parser(str(__doc__), rounds=5).parse_intermixed_args(arguments)
     torch.set_num_threads(options.threads)
-    asked = parse(recipe((1,), *overrides_of(options), first=2)).recipe
+    recipe = parse(recipe_arguments((10,), *recipe_overrides(options), first=2)).recipe
     for rows in (None, MULTILINGUAL):
-        trainers = [LayerwiseLearningRateTrainer(made(asked, rows, whole), TrainState()) for whole in (True, False)]
+        setups = (make_setup(recipe, rows, whole, on_cpu=not options.gpu) for whole in (True, False))
+        trainers = [LayerwiseLearningRateTrainer(setup, TrainState()) for setup in setups]
         ratios = []
         for number in range(options.rounds + 1):
             first = WARM_UP + STEPS * (number - 1) if number else 0

@@ -1,4 +1,4 @@
-"""What a user of the HF Trainer writes for several tasks: a shared encoder, a head a task, rates by depth."""
+"""A multi-task model for the HF Trainer: a shared encoder, a head per task, learning rates by depth."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from mtl_dist.config.recipe import OptimizerConfig, Recipe
 
 
 class SharedEncoder(nn.Module):
-    """An encoder of BERT's build with mean pooling and a head for each task; each row of a batch names its task."""
+    """A BERT encoder with mean pooling and a head for each task; each row of a batch names its task."""
 
     def __init__(self, recipe: Recipe, num_labels: Sequence[int], frozen_in_eval: bool) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class SharedEncoder(nn.Module):
         return len(self.encoder.encoder.layer)
 
     def units(self) -> dict[str, nn.Module]:
-        """Modules by the names that recipes have for them."""
+        """Modules by their names in recipes."""
         blocks = {f"blocks.{index}": block for index, block in enumerate(self.encoder.encoder.layer)}
         heads = {f"heads.{task}": head for task, head in self.heads.items()}
         return {"embeddings": self.encoder.embeddings, **blocks, **heads}
 
-    def thaw(self, units: Sequence[str]) -> None:
+    def unfreeze(self, units: Sequence[str]) -> None:
         """Makes exactly `units` trainable."""
         self.frozen = [module for unit, module in self.units().items() if unit not in units]
         for unit, module in self.units().items():
@@ -48,7 +48,10 @@ class SharedEncoder(nn.Module):
         self._in_train_mode = False
 
     def train(self, mode: bool = True) -> "SharedEncoder":
-        """The Trainer asks for train mode at every step; where frozen modules stay in eval mode, once is enough."""
+        """Keeps frozen modules in eval mode if `frozen_in_eval`.
+
+        The Trainer calls this at every step; only the first call after `unfreeze` then walks through the modules.
+        """
         if not self.frozen_in_eval:
             return super().train(mode)
         if not mode or not self._in_train_mode:
@@ -59,13 +62,13 @@ class SharedEncoder(nn.Module):
         return self
 
     def vectors(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[n, hidden] of n texts."""
+        """Sentence vectors [n, hidden] of n texts."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         attended = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return self.dropout((hidden * attended).sum(dim=1) / attended.sum(dim=1))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The sum over tasks of the mean loss over the task's rows; `task` [n] holds places in the recipe."""
+        """The sum over tasks of the mean loss over the task's rows; `task` [n] holds indices of the recipe's tasks."""
         vectors = self.vectors(input_ids, attention_mask)
         losses = []
         for index, head in enumerate(self.heads.values()):
@@ -76,7 +79,7 @@ class SharedEncoder(nn.Module):
 
 
 def optimizer_of(model: SharedEncoder, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Rates by depth as `optim` of the harness gives them, and its weight decay; for the whole run."""
+    """AdamW for the whole run, with the learning rates by depth and the weight decay of mtl_dist."""
     members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for unit, module in model.units().items():
         rate = config.lr * config.head_lr_multiplier if unit.startswith("heads.") else config.lr
@@ -92,7 +95,7 @@ def optimizer_of(model: SharedEncoder, config: OptimizerConfig) -> torch.optim.A
 def scheduler_of(
     optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up and decay over the whole run, as the quickstart has them."""
+    """Linear warm-up and decay over the whole run, as in the quickstart."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

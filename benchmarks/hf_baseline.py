@@ -1,8 +1,9 @@
-"""Under `accelerate launch`: a recipe's run with the HF Trainer, one Trainer a phase.
+"""A recipe trained with the HF Trainer, one Trainer per phase; started by `accelerate launch`.
 
-`rival.py --side SIDE --out FOLDER [--share S] [argument of launch/train.py]...` trains on the same rows, for as many
-examples, at the same rates, and leaves FOLDER/summary.json with the keys that hf_trainer.py reads. Clipping, decay,
-loss and heads are those of the harness. Moments live through the run; so does the schedule of rates.
+`hf_baseline.py --side SIDE --out FOLDER [--share S] [argument of launch/train.py]...` trains on the same rows, for as
+many examples, at the same learning rates, and writes FOLDER/summary.json with the keys that hf_trainer.py reads.
+Gradient clipping, weight decay, loss and heads are those of mtl_dist. Optimizer state and learning-rate schedule are
+kept from phase to phase.
 """
 
 import argparse
@@ -18,8 +19,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from benchmarks import resident
-from benchmarks.rival_model import SharedEncoder, optimizer_of, scheduler_of
+from benchmarks import peak_memory
+from benchmarks.hf_baseline_model import SharedEncoder, optimizer_of, scheduler_of
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.dataset import DataBundle, prepare
@@ -31,23 +32,23 @@ Example = dict[str, Any]
 
 @dataclass(frozen=True)
 class Side:
-    """One way to set the HF Trainer up."""
+    """Settings of the HF Trainer."""
 
     title: str
     batch_size: int | None = None
-    """None: the recipe's."""
+    """Rows per step; None for the recipe's."""
     padded_to_limit: bool = False
-    """Every row padded to `data.max_length`, else to the longest of its batch."""
+    """Pad every row to `data.max_length`, rather than to the longest of its batch."""
     frozen_in_eval: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Of TrainingArguments, besides the defaults."""
+    """Keywords of TrainingArguments that differ from the defaults."""
 
 
 SIDES = {
     "a": Side("as the seed design wrote it: padded to 128 tokens, batches of 8, fp32", 8, padded_to_limit=True),
     "b": Side("at its defaults: padded to the longest of a batch, batches of 8, fp32", 8),
     "c": Side(
-        "at its strongest: grouped by length, bf16, the harness's batch, frozen modules in eval mode, no logging",
+        "at its strongest: grouped by length, bf16, mtl_dist's batch size, frozen modules in eval mode, no logging",
         frozen_in_eval=True,
         arguments={
             "bf16": True,
@@ -60,7 +61,7 @@ SIDES = {
 
 
 class Rows(Dataset[Example]):
-    """Examples in memory, which is the fastest that a Trainer can read."""
+    """Examples in memory, the fastest source for a Trainer."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
@@ -73,7 +74,7 @@ class Rows(Dataset[Example]):
 
 
 def examples_of(data: DataBundle, split: str) -> list[Example]:
-    """The rows of all tasks, as tokenizers and collators have them."""
+    """The rows of all tasks, in the format of a tokenizer's output."""
     examples = []
     for index, task in enumerate(data.tasks.values()):
         columns: Any = task.splits[split].rows[:]
@@ -83,23 +84,23 @@ def examples_of(data: DataBundle, split: str) -> list[Example]:
 
 
 class Clock(TrainerCallback):
-    """Takes the time of the steps, from after a Trainer's preparations to its last update, and their memory."""
+    """Measures time and peak memory of a phase, from the end of the Trainer's preparations to its last update."""
 
     def __init__(self) -> None:
         self.started = self.seconds = 0.0
         self.resident = 0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        resident.reset()
+        peak_memory.reset()
         self.started = time.perf_counter()
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         self.seconds = time.perf_counter() - self.started
-        self.resident = resident.peak()
+        self.resident = peak_memory.peak()
 
 
 class Training:
-    """A run, phase by phase."""
+    """A run that trains one phase after the other."""
 
     def __init__(self, recipe: Recipe, side: Side, out: Path, share: float, device: str) -> None:
         self.recipe, self.side, self.out, self.share, self.device = recipe, side, out, share, device
@@ -114,15 +115,15 @@ class Training:
             round(math.ceil(len(self.rows) / self.batch_size) * (phase.epochs or 0)) for phase in recipe.phases
         ]
         self.optimizer = optimizer_of(self.model, recipe.optimizer)
-        # As many examples of warm-up, whatever the batch.
+        # The same number of warm-up examples for any batch size.
         warmup = math.ceil(recipe.optimizer.warmup_steps * recipe.batch_size / self.batch_size)
         self.scheduler = scheduler_of(self.optimizer, warmup, sum(self.steps))
         padding = "max_length" if side.padded_to_limit else "longest"
         self.collate = DataCollatorWithPadding(self.data.tokenizer, padding, recipe.data.max_length)
 
     def phase(self, index: int) -> dict[str, Any]:
-        """Trains a phase; returns its line of the summary."""
-        self.model.thaw(trainable_units(self.recipe, self.model.num_blocks)[index])
+        """Trains a phase; returns its entry of the summary."""
+        self.model.unfreeze(trainable_units(self.recipe, self.model.num_blocks)[index])
         run = math.ceil(self.share * self.steps[index])
         arguments = TrainingArguments(
             output_dir=str(self.out),
@@ -146,7 +147,7 @@ class Training:
             callbacks=[clock],
         )
         trainer.train()
-        # Else the next phase's Trainer would wrap the forward for bf16 once more.
+        # Or the next phase's Trainer would wrap the forward method for bf16 a second time.
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return {
             "name": self.recipe.phases[index].name,
@@ -157,10 +158,10 @@ class Training:
         }
 
     def accuracy(self) -> dict[str, float]:
-        """On the test split, by task."""
+        """Test accuracy by task."""
         self.model.eval()
         order = sorted(self.test, key=lambda example: len(example["input_ids"]))
-        right: dict[str, list[bool]] = {task: [] for task in self.recipe.tasks}
+        correct: dict[str, list[bool]] = {task: [] for task in self.recipe.tasks}
         collate = DataCollatorWithPadding(self.data.tokenizer)
         size, bf16 = self.recipe.evaluation.batch_size, bool(self.side.arguments.get("bf16"))
         for start in range(0, len(order), size):
@@ -170,11 +171,11 @@ class Training:
                 vectors = self.model.vectors(batch["input_ids"], batch["attention_mask"])
                 for index, (task, head) in enumerate(self.model.heads.items()):
                     rows = batch["task"] == index
-                    right[task] += (head(vectors[rows]).argmax(dim=-1) == batch["labels"][rows]).tolist()
-        return {f"test/{task}/accuracy": sum(answers) / len(answers) for task, answers in right.items()}
+                    correct[task] += (head(vectors[rows]).argmax(dim=-1) == batch["labels"][rows]).tolist()
+        return {f"test/{task}/accuracy": sum(answers) / len(answers) for task, answers in correct.items()}
 
     def run(self) -> dict[str, Any]:
-        """Trains all phases and measures after each, as the harness does."""
+        """Trains all phases and evaluates after each, as mtl_dist does."""
         lines, accuracy = [], {}
         for index in range(len(self.recipe.phases)):
             lines.append(self.phase(index))
@@ -184,11 +185,11 @@ class Training:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One run of a recipe with the HF Trainer.")
+    parser = argparse.ArgumentParser(description="Trains a recipe with the HF Trainer.")
     parser.add_argument("--side", choices=SIDES, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--gpu", action="store_true", help="on the GPU")
-    parser.add_argument("--share", type=float, default=1.0, help="of each phase's steps to run (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    parser.add_argument("--gpu", action="store_true", help="run on the GPU")
+    parser.add_argument("--share", type=float, default=1.0, help="share of each phase's steps to run (%(default)s)")
     options, arguments = parser.parse_known_args()
     options.out.mkdir()
     device = "cuda" if options.gpu else "cpu"

@@ -1,8 +1,7 @@
-"""Under `accelerate launch`: a run of a recipe in which each phase's peak of resident memory is taken.
+"""A training run that records each phase's peak of resident memory, started by `accelerate launch` (Linux only).
 
-`resident.py FILE [argument]...` takes the arguments of launch/train.py. Rank r writes to FILE.<r>, as JSON, the bytes
-by phase: from the boundary's work to the last step, with reading rows, without the evaluation that follows. Linux
-alone has the counters.
+`peak_memory.py FILE [argument]...` takes the arguments of launch/train.py. Rank r writes bytes by phase to FILE.<r> as
+JSON: the peak from the start of the phase to its last step, excluding the evaluation that follows.
 """
 
 import sys
@@ -11,12 +10,12 @@ from pathlib import Path
 
 
 def reset() -> None:
-    """Makes the peak start anew from what is resident now."""
+    """Resets the peak to the memory that is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> int:
-    """Bytes, since the last `reset`."""
+    """Peak of resident memory since the last `reset`, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
@@ -30,7 +29,7 @@ def main(file: str, arguments: Sequence[str]) -> None:
     peaks: dict[str, int] = {}
 
     class Measured(DataParallel):
-        """Starts the peak anew at every boundary."""
+        """Resets the peak at the start of each phase."""
 
         def enter_phase(self, name: str, units: Sequence[str]) -> None:
             reset()

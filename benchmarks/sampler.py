@@ -1,6 +1,6 @@
-"""What a plan costs: time by rows, peak memory, and padding by length window.
+"""Cost of the sampler: time per batch by number of rows, peak memory, and padding by length window.
 
-python -m benchmarks.plan [--batch-size 32]
+python -m benchmarks.sampler [--batch-size 32]
 """
 
 import argparse
@@ -16,8 +16,8 @@ FEW, MANY = 10**4, 10**9
 WINDOW, ROUNDS = 128, 9
 
 
-def make_plan(lengths: np.ndarray, batch_size: int, length_window: int = WINDOW) -> TaskBalancedSampler:
-    """Two tasks with the same lengths and equal shares."""
+def make_sampler(lengths: np.ndarray, batch_size: int, length_window: int = WINDOW) -> TaskBalancedSampler:
+    """A sampler over two tasks with the same lengths and equal shares."""
     of_tasks, shares = {"a": lengths, "b": lengths}, {"a": 1, "b": 1}
     return TaskBalancedSampler(
         of_tasks, batch_size=batch_size, seed=42, shares=shares, batches="mixed", length_window=length_window
@@ -25,15 +25,15 @@ def make_plan(lengths: np.ndarray, batch_size: int, length_window: int = WINDOW)
 
 
 def of_size(rows: int, batch_size: int) -> TaskBalancedSampler:
-    """A plan over `rows` rows a task, whose lengths are one number in memory."""
-    return make_plan(np.broadcast_to(np.int32(20), rows), batch_size)
+    """A sampler over `rows` rows per task, whose lengths take up the memory of one number."""
+    return make_sampler(np.broadcast_to(np.int32(20), rows), batch_size)
 
 
-def seconds(plan: TaskBalancedSampler, steps: range) -> float:
-    """Time per batch."""
+def seconds(sampler: TaskBalancedSampler, steps: range) -> float:
+    """Seconds per batch."""
     start = time.perf_counter()
     for step in steps:
-        plan.batch(step)
+        sampler.batch(step)
     return (time.perf_counter() - start) / len(steps)
 
 
@@ -52,20 +52,20 @@ def print_times(batch_size: int) -> None:
 
 def print_memory(batch_size: int) -> None:
     tracemalloc.start()
-    plan = of_size(MANY, batch_size)
+    sampler = of_size(MANY, batch_size)
     for step in (0, 10**6, 10**12):
-        plan.batch(step)
+        sampler.batch(step)
     print(f"peak memory over {MANY:.0e} rows: {tracemalloc.get_traced_memory()[1] / 1e6:.1f} MB")
     tracemalloc.stop()
 
 
 def print_padding(batch_size: int) -> None:
-    """On short texts: log-normal lengths with a mean of about 26 tokens, cut at 128."""
+    """Padding of short texts: log-normal lengths with a mean of about 26 tokens, truncated to 128."""
     lengths = np.random.default_rng(0).lognormal(3.0, 0.7, 50_000).clip(3, 128).astype(np.int32)
     padded: dict[int, float] = {}
     for window in (1, WINDOW):
-        plan = make_plan(lengths, batch_size, window)
-        batches = [plan.batch(step).lengths for step in range(10 * WINDOW)]
+        sampler = make_sampler(lengths, batch_size, window)
+        batches = [sampler.batch(step).lengths for step in range(10 * WINDOW)]
         padded[window] = sum(int(batch[0]) * len(batch) for batch in batches) / sum(int(b.sum()) for b in batches)
     print(
         f"padded tokens per token: {padded[WINDOW]:.2f} with length_window {WINDOW}, {padded[1]:.2f} with 1;"
@@ -75,7 +75,7 @@ def print_padding(batch_size: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of a batch (%(default)s)")
     batch_size = parser.parse_args().batch_size
     print_times(batch_size)
     print_memory(batch_size)

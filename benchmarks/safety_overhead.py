@@ -1,7 +1,7 @@
-"""What safety costs the quickstart: a checkpoint every 100 steps and comparing what processes hold alike.
+"""Cost of the safety features in the quickstart: a checkpoint every 100 steps, and comparing the replicas.
 
-`python -m benchmarks.safety [--pairs N] [--processes N] [key=value]...` trains in turn with both and with neither, on
-the same samples, and prints each pair's ratio of the time of the whole run.
+`python -m benchmarks.safety_overhead [--pairs N] [--processes N] [key=value]...` trains with both and with neither in
+alternation, on the same samples, and prints each pair's ratio of the time of the whole run.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIDES = {
 
 
 def seconds(folder: Path, processes: int, overrides: list[str]) -> float:
-    """Of a whole run."""
+    """Duration of a whole run."""
     began = time.monotonic()
     recipe = ("--config", "recipes/quickstart.yaml", f"output_dir={folder}", *overrides)
     launched("launch/train.py", *recipe, processes=processes)
@@ -27,10 +27,12 @@ def seconds(folder: Path, processes: int, overrides: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times the quickstart with and without what makes it safe.")
-    parser.add_argument("--pairs", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for launch/train.py")
+    parser = argparse.ArgumentParser(
+        description="Times the quickstart with and without checkpoints and replica comparison."
+    )
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="processes of a run (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, as for launch/train.py")
     options = parser.parse_args()
     ratios = []
     for pair in range(options.pairs):

@@ -1,8 +1,8 @@
-"""To keep or to read the hidden states of a batch, over computing them anew; bf16, random weights.
+"""Time to write and to read cached hidden states of a batch, relative to computing them (bf16, random weights).
 
-`python -m benchmarks.states [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and of
-tokens, the seconds of either over those of the encoder's blocks below the top two, as median (least to greatest). Each
-ends when the device has the states. `cache.mode=auto` goes by this
+`python -m benchmarks.activation_cache [--gpu] [--rounds N] [--threads N]` prints, for each encoder, number of texts and
+number of tokens, the seconds of writing and of reading over those of the encoder's blocks below the top two, as median
+(minimum to maximum). A read ends when the device has the states. `cache.mode=auto` is based this
 (`mtl_dist.activation_cache.policy.GPU_MAX_FORWARD_BYTES`).
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from benchmarks.runs import parser_of, spread
+from benchmarks.training_runs import make_parser, spread
 from mtl_dist.activation_cache.groups import ComputeGroups, DistinctTexts
 from mtl_dist.activation_cache.policy import CacheAllocation, Span
 from mtl_dist.activation_cache.store import ActivationStore
@@ -25,16 +25,17 @@ from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from mtl_dist.schedule.sampler import GlobalBatch
 
 ENCODERS = {"MiniLM": (6, 384), "BERT-base": (12, 768), "BERT-large": (24, 1024)}
-"""Blocks and hidden size."""
+"""Number of blocks and hidden size."""
 HEAD = 64
+"""Size of an attention head."""
 SHAPES = tuple((texts, tokens) for texts in (8, 32, 256) for tokens in (32, 128))
 ON_CPU = 2
-"""Encoders, and shapes of each, that are tried on a CPU."""
+"""Number of encoders, and of shapes of each, that are measured on a CPU."""
 REPEATS = 3
 
 
 def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransformer:
-    """Frozen, and as a run has it."""
+    """A frozen model, prepared as in a run."""
     config = BertConfig(
         num_hidden_layers=blocks,
         hidden_size=hidden,
@@ -48,7 +49,7 @@ def model_of(blocks: int, hidden: int, device: torch.device) -> MultitaskTransfo
 
 
 def store_for(texts: int, tokens: int, hidden: int) -> ActivationStore:
-    """Room for the states of one batch, whose texts have places."""
+    """A store with slots for the states of one batch."""
     lengths = np.full(texts, tokens)
     hashes = np.stack([np.arange(texts, dtype=np.uint64)] * 2, axis=1)
     compute_groups = ComputeGroups(DistinctTexts({"task": hashes}, {"task": lengths}), range(1), 0)
@@ -68,7 +69,7 @@ def store_for(texts: int, tokens: int, hidden: int) -> ActivationStore:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Of the best of a few."""
+    """Seconds of the fastest of REPEATS calls."""
     best = float("inf")
     for _ in range(REPEATS):
         began = time.perf_counter()
@@ -82,7 +83,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 def ratios(
     model: MultitaskTransformer, texts: int, tokens: int, rounds: int, device: torch.device
 ) -> list[list[float]]:
-    """Keeping and reading over computing, by round."""
+    """Seconds of writing and of reading over those of computing, by round."""
     ids = torch.randint(1, 1000, (texts, tokens), device=device)
     depth = model.layout.num_blocks - 2
     hidden = model.sentence_transformer.encoder.config.hidden_size
@@ -102,20 +103,20 @@ def ratios(
     for _ in range(rounds + 1):
         computing, *others = (seconds_of(way, device) for way in ways)
         found.append([other / computing for other in others])
-    return found[1:]  # the first warms up
+    return found[1:]  # the first round is a warm-up
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser_of(str(__doc__)).parse_args(arguments)
+    options = make_parser(str(__doc__)).parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.gpu else "cpu")
     every = 1 if options.quick else None if options.gpu else ON_CPU
     for name, (blocks, hidden) in list(ENCODERS.items())[:every]:
         model = model_of(blocks, hidden, device)
         for texts, tokens in SHAPES[:every]:
-            keeping, reading = zip(*ratios(model, texts, tokens, options.rounds, device), strict=True)
-            words = f"{name}, {texts} texts of {tokens} tokens"
-            print(f"{words}: keeping {spread(keeping, '.3f')}, reading {spread(reading, '.3f')}", flush=True)
+            writing, reading = zip(*ratios(model, texts, tokens, options.rounds, device), strict=True)
+            label = f"{name}, {texts} texts of {tokens} tokens"
+            print(f"{label}: writing {spread(writing, '.3f')}, reading {spread(reading, '.3f')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Runs of a benchmark, each in processes of its own: this harness, or the HF Trainer on the same recipe.
+"""Training runs of the benchmarks, each in processes of its own: mtl_dist, or the HF Trainer on the same recipe.
 
-Both leave the same figures. `phases` are seconds of training: from the first step's batch to the last step's update,
-with all that happens between (reading rows, logging, filling a cache), without loading, tokenising, evaluation and
-saving. `process` is the whole command, from before `accelerate launch` to after it: with all of these.
+Both record the same figures. `phases` holds seconds of training: from the first step's batch to the last step's update,
+including reading rows, logging and filling the activation cache, excluding loading, tokenization, evaluation and
+saving. `process` is the time of the whole command, `accelerate launch` included.
 """
 
 import argparse
@@ -15,53 +15,55 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
 
+from benchmarks.generated_data import SIZES, make_quickstart
 from tests.distributed.launching import How as Launch
 from tests.distributed.launching import launched
 
 PHASES = {"heads": "[heads]", "upper": '[heads, "blocks[-2:]"]', "all": "[all]"}
-"""What trains: the heads, then the upper third of six blocks as well, then everything."""
+"""Trainable units of each phase: the heads, then also the upper third of six blocks, then everything."""
 SCHEDULES = {"1+1+1": (1, 1, 1), "3+3+3": (3, 3, 3), "heads only": (10,)}
-"""Epochs of the first of PHASES. An epoch is as many examples as all tasks together have training rows."""
+"""Epochs of each phase, in the order of PHASES. An epoch is as many examples as all tasks have training rows."""
 QUICK = ("tasks.domain.max_rows=320", "tasks.sentiment.max_rows=320", "optimizer.warmup_steps=4")
-"""For a trial of a benchmark, not for a figure."""
+"""Overrides of `--quick`, which tries out a benchmark; its output is not a figure."""
 TIMEOUT = 4 * 3600.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took and reached."""
+    """Times and results of one training run."""
 
     phases: dict[str, float]
-    """Seconds of training by phase."""
+    """Seconds of training by phase name."""
     process: float
-    """Seconds of the whole command."""
+    """Seconds from the start of the command to its end."""
     accuracy: dict[str, float]
-    """On the test split, by task."""
+    """Test accuracy by task."""
     summary: dict[str, Any]
-    """All that the run has written down."""
+    """Content of summary.json."""
 
     @property
     def training(self) -> float:
+        """Seconds of training in all phases."""
         return sum(self.phases.values())
 
 
 class How(TypedDict, total=False):
-    """How to start this harness."""
+    """Options of a run; all have a default."""
 
     precision: str
-    """bf16 at first."""
+    """Mixed precision of the launcher ("bf16")."""
     processes: int
-    """1 at first."""
+    """Number of processes (1)."""
     threads: int
-    """Of each process; 2 at first."""
+    """CPU threads of each process (2)."""
     gpu: bool
-    """On this machine's GPU; on its CPU at first."""
+    """Run on the GPU rather than on the CPU (False)."""
     script: tuple[str, ...]
-    """In place of launch/train.py, with what goes before the recipe's arguments."""
+    """Script to launch, with arguments that precede the recipe's ("launch/train.py")."""
 
 
-def recipe(epochs: Sequence[float], *overrides: str, first: int = 0) -> list[str]:
-    """Arguments of launch/train.py: the quickstart for `epochs` of PHASES, from the one numbered `first` on."""
+def recipe_arguments(epochs: Sequence[float], *overrides: str, first: int = 0) -> list[str]:
+    """Arguments of launch/train.py for the quickstart, with `epochs` of consecutive PHASES from index `first`."""
     phases = [
         f"{{name: {name}, train: {train}, epochs: {length}}}"
         for (name, train), length in zip(list(PHASES.items())[first:], epochs, strict=False)
@@ -70,8 +72,8 @@ def recipe(epochs: Sequence[float], *overrides: str, first: int = 0) -> list[str
     return ["--config", "recipes/quickstart.yaml", f"phases=[{', '.join(phases)}]", *bare, *overrides]
 
 
-def ours(arguments: Sequence[str], **how: Unpack[How]) -> Run:
-    """Trains with this harness."""
+def run_mtl_dist(arguments: Sequence[str], **how: Unpack[How]) -> Run:
+    """Trains with mtl_dist."""
     processes = how.get("processes", 1)
     with TemporaryDirectory() as scratch:
         settings = [f"output_dir={scratch}/run", f"data.cache_dir={scratch}/cache"]
@@ -89,11 +91,11 @@ def ours(arguments: Sequence[str], **how: Unpack[How]) -> Run:
         return _read(Path(scratch) / "run" / "summary.json", time.monotonic() - began)
 
 
-def rival(side: str, arguments: Sequence[str], share: float = 1.0, **how: Unpack[How]) -> Run:
-    """Trains with the HF Trainer as `side` of rival.py sets it up.
+def run_hf_trainer(side: str, arguments: Sequence[str], share: float = 1.0, **how: Unpack[How]) -> Run:
+    """Trains with the HF Trainer, set up as `side` of hf_baseline.py.
 
-    With a `share` below 1 each phase runs that share of its steps, and its seconds are scaled up by the steps left
-    out; the accuracy is then no figure, and neither is `process`.
+    With a `share` below 1 each phase runs that share of its steps, and its seconds are scaled up accordingly;
+    `accuracy` and `process` are then not comparable.
     """
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
@@ -102,12 +104,14 @@ def rival(side: str, arguments: Sequence[str], share: float = 1.0, **how: Unpack
         began = time.monotonic()
         settings = f"data.cache_dir={scratch}/cache"
         threads = how.get("threads", 2)
-        launched("benchmarks/rival.py", *before, *arguments, settings, threads=threads, timeout=TIMEOUT, **_config(gpu))
+        launched(
+            "benchmarks/hf_baseline.py", *before, *arguments, settings, threads=threads, timeout=TIMEOUT, **_config(gpu)
+        )
         return _read(out / "summary.json", time.monotonic() - began)
 
 
 def _config(gpu: bool) -> Launch:
-    """How to launch on the GPU, else nothing."""
+    """Launch options that select the GPU."""
     return {"config": "gpu.yaml"} if gpu else {}
 
 
@@ -119,13 +123,13 @@ def _read(file: Path, process: float) -> Run:
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """The median, with the least and the greatest where there are several."""
+    """The median, followed by minimum and maximum if there are several values."""
     middle = format(median(values), form)
     return middle if len(values) == 1 else f"{middle} ({min(values):{form}} to {max(values):{form}})"
 
 
-def said(run: Run, share: float = 1.0) -> str:
-    """One run in a line; of one that ran only a `share` of its steps, what is a figure."""
+def run_line(run: Run, share: float = 1.0) -> str:
+    """One line with the times of a run, and its accuracies unless it ran only a `share` of its steps."""
     phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in run.phases.items())
     training = f"{phases}; training {run.training:.2f} s"
     if share < 1:
@@ -134,17 +138,23 @@ def said(run: Run, share: float = 1.0) -> str:
     return f"{training}, process {run.process:.1f} s; test accuracy {accuracy}"
 
 
-def parser_of(text: str, rounds: int = 3) -> argparse.ArgumentParser:
-    """Options that all these benchmarks have; `text` is the module's docstring."""
+def make_parser(text: str, rounds: int = 3) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks share; `text` is the module's docstring."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help="times that each side runs, in turn (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of one process (%(default)s)")
-    parser.add_argument("--gpu", action="store_true", help="on the GPU, where the benchmark knows how (on the CPU)")
-    parser.add_argument("--quick", action="store_true", help="few rows, for a trial of the benchmark itself")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, for both sides")
+    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side, in alternation (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of a process (%(default)s)")
+    parser.add_argument("--gpu", action="store_true", help="run on the GPU, where the benchmark supports it")
+    parser.add_argument("--quick", action="store_true", help="few rows, to try out the benchmark itself")
+    parser.add_argument(
+        "--generated",
+        choices=SIZES,
+        help="a random encoder of this size and generated data instead of the quickstart's",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, for all sides")
     return parser
 
 
-def overrides_of(options: argparse.Namespace) -> list[str]:
-    """The recipe's changes that the command line asks for."""
-    return [*(QUICK if options.quick else ()), *options.overrides]
+def recipe_overrides(options: argparse.Namespace) -> list[str]:
+    """Overrides of the recipe that the command line asks for."""
+    generated = make_quickstart(options.generated) if options.generated else ()
+    return [*generated, *(QUICK if options.quick else ()), *options.overrides]

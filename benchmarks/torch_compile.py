@@ -1,9 +1,9 @@
-"""Whether `torch.compile` pays on this machine: steps of the quickstart's encoder, eager and compiled, in turn.
+"""Step time of the quickstart's encoder, eager over `torch.compile`.
 
-`python -m benchmarks.compiled [--rounds N] [--threads N]` compiles every block for any length (`dynamic=True`), as a
-recipe key would, and trains everything in bf16 on batches of 32 texts of unlike lengths, without dropout. Printed are
-the seconds that compiling takes, eager over compiled time of a step as median (least to greatest), and after how many
-steps compiling would have paid for itself.
+`python -m benchmarks.torch_compile [--gpu] [--rounds N] [--threads N]` compiles every block for any length
+(`dynamic=True`), as a recipe key would, and trains everything in bf16 on batches of 32 texts of different lengths,
+without dropout. Printed are the seconds that compilation takes, the ratio of eager to compiled step time as median
+(minimum to maximum), and the number of steps after which compilation pays for itself.
 """
 
 import time
@@ -14,15 +14,16 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from benchmarks.runs import parser_of, spread
+from benchmarks.training_runs import make_parser, recipe_overrides, spread
 from mtl_dist.config.load import parse
 
 LENGTHS = (20, 25, 31, 18, 22, 28, 17, 30, 24)
-"""Tokens of the batches of a round."""
+"""Tokens per row of the batches of a round."""
 BATCH = 32
 
 
-def made(encoder: str, compiled: bool, device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+def make_model(encoder: str, compiled: bool, device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The encoder in `encoder` without dropout, and its optimizer."""
     model: nn.Module = AutoModel.from_pretrained(encoder, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
     model.to(device).train()
     if compiled:
@@ -32,7 +33,7 @@ def made(encoder: str, compiled: bool, device: str) -> tuple[nn.Module, torch.op
 
 
 def seconds_of(model: nn.Module, optimizer: torch.optim.Optimizer, lengths: Sequence[int]) -> float:
-    """Of a step for each of `lengths`."""
+    """Seconds of one training step per entry of `lengths`."""
     device = next(model.parameters()).device
     began = time.perf_counter()
     for length in lengths:
@@ -50,17 +51,17 @@ def seconds_of(model: nn.Module, optimizer: torch.optim.Optimizer, lengths: Sequ
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser_of(str(__doc__), rounds=5).parse_intermixed_args(arguments)
+    options = make_parser(str(__doc__), rounds=5).parse_intermixed_args(arguments)
     torch.set_num_threads(options.threads)
-    encoder = parse(["--config", "recipes/quickstart.yaml", *options.overrides]).recipe.model.encoder
+    encoder = parse(["--config", "recipes/quickstart.yaml", *recipe_overrides(options)]).recipe.model.encoder
     device = "cuda" if options.gpu else "cpu"
-    eager, compiled = made(encoder, compiled=False, device=device), made(encoder, compiled=True, device=device)
+    eager, compiled = (make_model(encoder, compiled, device) for compiled in (False, True))
     seconds_of(*eager, LENGTHS[:3])
     first = seconds_of(*compiled, LENGTHS[:3])
     times = [(seconds_of(*eager, LENGTHS), seconds_of(*compiled, LENGTHS)) for _ in range(options.rounds)]
     each = median(mine for _, mine in times) / len(LENGTHS)
-    print(f"compiling takes {first - 3 * each:.0f} seconds")
-    print(f"a step, eager over compiled: {spread([other / mine for other, mine in times], '.2f')}")
+    print(f"compilation takes {first - 3 * each:.0f} seconds")
+    print(f"step time, eager over compiled: {spread([other / mine for other, mine in times], '.2f')}")
     gain = median(other - mine for other, mine in times) / len(LENGTHS)
     print(f"pays after {(first - 3 * each) / gain:.0f} steps" if gain > 0 else "never pays")
 
