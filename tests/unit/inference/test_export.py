@@ -155,7 +155,7 @@ def test_sentence_transformers_gives_the_runs_vectors(as_run: Callable[..., Path
 def test_a_folder_that_would_give_other_logits_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: float, words: str
 ) -> None:
-    stock = export.stock_classifier
+    stock = export.sequence_classifier
 
     def off(model: MultitaskTransformer, task: str) -> Any:
         classifier: Any = stock(model, task)
@@ -163,7 +163,7 @@ def test_a_folder_that_would_give_other_logits_is_not_written(
             classifier.classifier.bias.add_(by)
         return classifier
 
-    monkeypatch.setattr(export, "stock_classifier", off)
+    monkeypatch.setattr(export, "sequence_classifier", off)
     with pytest.raises(TrainingError, match=rf"would differ from the run by {words}; not written"):
         export.export_classifier(open_run(run), "mood", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

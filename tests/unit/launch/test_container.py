@@ -1,4 +1,4 @@
-"""What the image starts for its arguments; tests/docker runs it."""
+"""The entry point of the container image; tests/docker runs it in the image."""
 
 import os
 import subprocess
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.container import RECIPE, TRAIN, launch_of, main
+from mtl_dist.cli.container import RECIPE, launch_of, main
 from mtl_dist.errors import UserError
+from mtl_dist.resources import TRAIN_SCRIPT
 from tests.distributed.launching import ROOT
 
 
@@ -56,7 +57,7 @@ def test_the_command_of_the_second_of_two_nodes() -> None:
     assert command[command.index("--config_file") :] == [
         *("--config_file", "accelerate_configs/multi_node_fsdp2.yaml", "--num_processes", "8", "--num_machines", "2"),
         *("--machine_rank", "1", "--main_process_ip", "first", "--rdzv_backend", "static", "--same_network"),
-        *("--main_process_port", "29500", str(TRAIN), "--config", "a.yaml"),
+        *("--main_process_port", "29500", str(TRAIN_SCRIPT), "--config", "a.yaml"),
     ]
 
 
