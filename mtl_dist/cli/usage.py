@@ -1,5 +1,6 @@
 """Mistakes on a command line as one line each, in place of usage blocks."""
 
+import re
 from typing import Any
 
 from typer._click.exceptions import (  # typer has no public names for the errors of its parser
@@ -15,6 +16,7 @@ from mtl_dist.errors import UserError, did_you_mean
 
 __all__ = ["CommandGroup", "UsageError", "as_user_error"]
 _KINDS = {int: "a whole number", float: "a number"}
+_EXTRA = re.compile(r"Got unexpected extra argument\S* \((.*)\)")
 
 
 class CommandGroup(TyperGroup):
@@ -43,14 +45,24 @@ def _message(error: UsageError) -> str:
             missing = [_name(one) for one in parameters if one.required and one.name not in error.ctx.params]
             return f"the following arguments are required: {', '.join(missing)}"
         case BadParameter() if error.param is not None:
-            descriptor: Any = error.param.type_descriptor
-            if descriptor.choices:
-                return f"{_name(error.param)}: choose from {', '.join(map(str, descriptor.choices))}"
-            kind = _KINDS.get(descriptor.annotation)
-            return f"{_name(error.param)}: {f'is not {kind}' if kind else error.message}"
+            return f"{_name(error.param)}: {_complaint(error)}"
         case BadOptionUsage():
-            return f"{error.option_name}: {error.message.removeprefix(f'Option {error.option_name!r} ')}"
-    return error.message
+            said = error.message.removeprefix(f"Option {error.option_name!r} ")
+            return f"{error.option_name}: {said.removesuffix('.')}"
+    return _EXTRA.sub(r"unrecognized arguments: \1", error.message)
+
+
+def _complaint(error: BadParameter) -> str:
+    """What is wrong with the value of a parameter."""
+    descriptor: Any = getattr(error.param, "type_descriptor", None)
+    cause: Any = error.__cause__  # pydantic's ValidationError, which typer converts values with
+    if descriptor is None or not hasattr(cause, "errors"):
+        return error.message
+    value = cause.errors()[0]["input"]
+    if descriptor.choices:
+        return f"{value!r} is unknown{did_you_mean(str(value), map(str, descriptor.choices))}"
+    kind = _KINDS.get(descriptor.annotation)
+    return f"{value!r} is not {kind}" if kind else error.message
 
 
 def _name(parameter: Any) -> str:
