@@ -7,7 +7,7 @@ FROM python:3.11-slim AS build
 ARG DEVICE
 WORKDIR /app
 # What changes least comes first: a change of code reuses the layers with dependencies, data and encoder.
-COPY LICENSE pyproject.toml constraints.txt ./
+COPY LICENSE pyproject.toml setup.py constraints.txt ./
 COPY launch/install.sh launch/
 COPY mtl_dist/__init__.py mtl_dist/
 RUN PIP_NO_CACHE_DIR=1 DEVICE=$DEVICE launch/install.sh
@@ -21,7 +21,7 @@ RUN cd .venv/lib/python3*/site-packages \
     && find . -name '*.a' -delete \
     && find . -type d -name tests ! -path './numpy/*' -prune -exec rm -rf {} + \
     && find . -type d -name __pycache__ -prune -exec rm -rf {} + \
-    && /app/.venv/bin/python -c "import accelerate.commands.launch, datasets, pandas, psutil, omegaconf, wandb, \
+    && /app/.venv/bin/python -c "import accelerate.commands.launch, datasets, pandas, psutil, omegaconf, pydantic, typer, wandb, \
 torch.distributed.run, torch.optim, torch.distributed.fsdp, transformers.models.bert.modeling_bert, \
 transformers.models.auto.modeling_auto"
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# launch/install.sh [EXTRA...]: makes .venv with this package in editable mode and the extras of pyproject.toml named.
+# launch/install.sh [EXTRA...]: makes .venv with this package in editable mode and the named extras of pyproject.toml.
 # All versions are those of constraints.txt. torch comes first, because only its build depends on the machine: the one
 # for GPUs where nvidia-smi answers, the one for CPUs, a tenth of the size, on any other Linux, the only one on macOS.
 # DEVICE=gpu or DEVICE=cpu decides instead, for machines other than this one. PYTHON names the interpreter to use.
-# Running this again changes nothing.
+# A second run changes nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,5 +1,5 @@
-# What a job does, after the lines that launch/submit.py puts before. Variables: run, start, nodes, each, part, recipe.
-# `chain` as its argument leaves going on to the next job of the chain.
+# The steps of a job, after the lines that launch/submit.py puts before. Variables: run, start, nodes, each, part, recipe.
+# With the argument `chain`, the next job of the chain resumes the run.
 
 say() { echo "job $SLURM_JOB_ID: $*"; }
 newest() { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
@@ -42,13 +42,13 @@ if ((code != 75)); then
   end "$code"
 fi
 
-# The run was asked to stop, has saved and can go on. Where Slurm itself ends the job, that is Slurm's to decide.
+# The run was asked to stop and has saved; it can be resumed. Where Slurm itself ends the job, Slurm decides.
 state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*')
 if [[ $chain ]]; then
-  say "stopped; the next job of the chain, or sbatch $run/job.sbatch, goes on"
+  say "stopped; the next job of the chain, or sbatch $run/job.sbatch, resumes it"
   exit 75
 elif [[ $state != JobState=RUNNING ]]; then
-  say "stopped while Slurm ended it ($state); unless Slurm requeues it, sbatch $run/job.sbatch goes on"
+  say "stopped while Slurm ended it ($state); unless Slurm requeues it, sbatch $run/job.sbatch resumes it"
   exit 75
 fi
 stops=0
@@ -65,6 +65,6 @@ fi
 if scontrol requeue "$SLURM_JOB_ID"; then
   say "stopped; requeued"
 else
-  say "stopped, and Slurm does not requeue it; sbatch $run/job.sbatch goes on"
+  say "stopped, and Slurm does not requeue it; sbatch $run/job.sbatch resumes it"
 fi
 exit 75

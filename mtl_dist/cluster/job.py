@@ -16,9 +16,9 @@ import yaml
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import UserError
 from mtl_dist.io import write_text_atomically
+from mtl_dist.resources import ENGINES, ROOT
 from mtl_dist.run_layout import SUMMARY
 
-ROOT = Path(__file__).resolve().parents[2]
 SAVE_SECONDS = 120
 """What a run is given to save and end once it is asked to, where its time limit leaves so much."""
 RECIPE_FILE = "job.yaml"
@@ -146,11 +146,12 @@ def check(job: Job) -> None:
     if job.time is not None:
         seconds_of(job.time)
     _check_folder(str(job.run))
-    _check_engine(job)
-    config = job.recipe.checkpoint
-    if config.resume != "auto":
+    config = read_engine_file("--engine-file", job.engine_file)
+    check_engine_file("--engine-file", job.engine_file, config, job.nodes, job.nodes * job.processes)
+    checkpoint = job.recipe.checkpoint
+    if checkpoint.resume != "auto":
         raise UserError("checkpoint.resume: never; a job that starts again would begin anew each time; use auto")
-    if config.every_steps is None and config.every_minutes is None:
+    if checkpoint.every_steps is None and checkpoint.every_minutes is None:
         raise UserError("checkpoint.every_minutes: null, and so is every_steps; a job that is stopped could not go on")
 
 
@@ -171,7 +172,7 @@ def engine_file_for(nodes: int, processes: int, gpus: str | None) -> str:
     """The file of accelerate_configs for data parallel training there."""
     device = "gpu" if gpus else "cpu"
     several = "multi_node_" if nodes > 1 else "multi_" if processes > 1 else ""
-    return str(ROOT / "accelerate_configs" / f"{several}{device}.yaml")
+    return str(ENGINES / f"{several}{device}.yaml")
 
 
 def _check_folder(run: str) -> None:
@@ -179,21 +180,25 @@ def _check_folder(run: str) -> None:
         raise UserError(f"output_dir: {run!r} has characters that a job file cannot name; use others")
 
 
-def _check_engine(job: Job) -> None:
-    """Raises UserError where the engine's file is for other numbers of machines or processes."""
-    total = job.nodes * job.processes
+def read_engine_file(option: str, file: str) -> dict[str, Any]:
+    """The content of an engine file. Raises UserError, which begins with `option`, where it is none."""
     try:
-        config = yaml.safe_load(Path(job.engine_file).read_text(encoding="utf-8"))
+        config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         words = getattr(error, "strerror", None) or "is not YAML"
-        raise UserError(f"--engine-file: {job.engine_file}: {words}") from error
+        raise UserError(f"{option}: {file}: {words}") from error
     if not isinstance(config, dict) or "distributed_type" not in config:
-        raise UserError(f"--engine-file: {job.engine_file}: is not a configuration of accelerate")
-    if str(config["distributed_type"]) in ("NO", "False") and total > 1:
-        raise UserError(f"--engine-file: {job.engine_file}: is for one process, {total} are asked for")
-    if job.nodes > 1 and config.get("num_machines", 1) == 1:
+        raise UserError(f"{option}: {file}: is not a configuration of accelerate")
+    return config
+
+
+def check_engine_file(option: str, file: str, config: Mapping[str, Any], nodes: int, processes: int) -> None:
+    """Raises UserError where the engine file is for other numbers of machines, or of processes on all machines."""
+    if str(config["distributed_type"]) in ("NO", "False") and processes > 1:
+        raise UserError(f"{option}: {file}: is for one process, {processes} are asked for")
+    if nodes > 1 and config.get("num_machines", 1) == 1:
         hint = "; use accelerate_configs/multi_node_*.yaml"
-        raise UserError(f"--engine-file: {job.engine_file}: is for one machine, {job.nodes} are asked for{hint}")
+        raise UserError(f"{option}: {file}: is for one machine, {nodes} are asked for{hint}")
 
 
 def python() -> str:

@@ -4,9 +4,10 @@ import os
 import shlex
 from pathlib import Path
 
-from mtl_dist.cluster.job import ROOT, Job, write_recipe
+from mtl_dist.cluster.job import Job, write_recipe
 from mtl_dist.cluster.node_agent import Launch, Requests, finished, run_part
 from mtl_dist.errors import Interrupted, TrainingError, UserError
+from mtl_dist.resources import TRAIN_SCRIPT
 from mtl_dist.run_layout import CHECKPOINTS
 
 MAX_STOPS = 3
@@ -17,8 +18,7 @@ def run(job: Job, dry: bool) -> int:
     """Runs it to its end; returns the run's own exit code. Raises UserError and TrainingError."""
     if job.nodes > 1:
         raise UserError(f"--nodes: {job.nodes}: local is this machine alone")
-    script = ROOT / "launch" / "train.py"
-    launch = Launch(script, ("--config", str(job.recipe_path)), job.engine_file, 1, job.processes)
+    launch = Launch(TRAIN_SCRIPT, ("--config", str(job.recipe_path)), job.engine_file, 1, job.processes)
     if dry:
         print(shlex.join(launch.command()))
         return 0

@@ -43,6 +43,8 @@ class Launch:
     host: str = ""
     """The first machine, where there are several, and its port."""
     port: int = 0
+    options: tuple[str, ...] = ()
+    """Further options of the launcher."""
 
     def command(self) -> list[str]:
         """The command line of the launcher."""
@@ -55,7 +57,7 @@ class Launch:
             words += ["--rdzv_backend", "static", "--same_network"]
         if total > 1:
             words += ["--main_process_port", str(self.port)]
-        return [*words, str(self.script), *self.arguments]
+        return [*words, *self.options, str(self.script), *self.arguments]
 
 
 class Requests:

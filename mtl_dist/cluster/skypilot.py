@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mtl_dist.cluster.job import ROOT, WORKDIR_OF_IMAGE, Job, as_yaml, container_run, require_in_repository
+from mtl_dist.cluster.job import WORKDIR_OF_IMAGE, Job, as_yaml, container_run, require_in_repository
 from mtl_dist.errors import Interrupted, UserError
+from mtl_dist.resources import IS_CHECKOUT, ROOT
 
 JOB_FILE = "job.sky.yaml"
 RECIPE_PATH = "/tmp/mtl_dist-recipe.yaml"
@@ -17,6 +18,8 @@ PORT = 29500
 def job_file(job: Job) -> str:
     """The task's text. Raises UserError."""
     require_in_repository(job, "skypilot")
+    if job.image is None and not IS_CHECKOUT:
+        raise UserError("--container-image: skypilot needs one here; without it the repository is sent, not a wheel")
     run = container_run(job, "skypilot", WORKDIR_OF_IMAGE if job.image else PurePosixPath("~"))
     source, _, path = (job.volume or "").rpartition(":")
     resources: dict[str, Any] = {

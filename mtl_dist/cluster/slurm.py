@@ -5,8 +5,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from mtl_dist.cluster.job import ROOT, Job, exports, python
+from mtl_dist.cluster.job import Job, exports, python
 from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.resources import ROOT
 
 JOB_FILE = "job.sbatch"
 BODY = ROOT / "launch" / "slurm_body.sh"

@@ -1,9 +1,9 @@
-"""`export`: one task of a run as a folder for `transformers.pipeline`, or its encoder for sentence-transformers."""
+"""Exports one task of a run for `transformers.pipeline`, or its encoder for sentence-transformers."""
 
 import copy
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtl_dist.errors import TrainingError, UserError
-from mtl_dist.inference.finished_run import CommandParser, FinishedRun, open_run
+from mtl_dist.inference.finished_run import FinishedRun, open_run
 from mtl_dist.inference.pooled_classifier import PooledClassifier, PooledClassifierConfig
-from mtl_dist.inference.sequence_classification import stock_classifier
+from mtl_dist.inference.sequence_classification import sequence_classifier
 from mtl_dist.io import atomic_folder
 from mtl_dist.models.encoder import has_remote_code, quiet_transformers
 from mtl_dist.models.model_card import CARD, model_card
 from mtl_dist.models.multitask import SETTINGS, MultitaskTransformer
 
 TOLERANCE, ROUNDING = 1e-6, 1e-5
-"""How far an exported folder's values may be from the run's own, as a part of the largest or of 1: computed in float64,
-and in the type of the weights, whose rounding alone moves logits by 2e-6 between batches of one text and of many."""
+"""Largest allowed difference between the outputs of an exported folder and those of the run, relative to the largest
+output or 1: computed in float64, and in the dtype of the weights, whose rounding alone changes logits by 2e-6 between
+batches of one text and of many."""
 _PIPELINE = """\
 ```python
 from transformers import pipeline
@@ -31,12 +32,12 @@ classify = pipeline("text-classification", FOLDER{trust})
 classify("some text", truncation=True)
 ```
 """
-_STOCK_NOTE = """
+_SEQUENCE_NOTE = """
 The classes are those of transformers. The head is Linear, ReLU, Linear, written into what the stock class has, so
 that some weights are very large or small and there may be one more block than the encoder has: for inference in
 float32 or bfloat16, not in float16, and not for further training."""
 _CODE_NOTE = """
-The folder brings `exported_classifier.py`, which `trust_remote_code=True` allows to run; read it first, it is short."""
+The folder brings `pooled_classifier.py`, which `trust_remote_code=True` allows to run; read it first, it is short."""
 _EMBEDDINGS = """\
 ```python
 from sentence_transformers import SentenceTransformer
@@ -46,40 +47,44 @@ SentenceTransformer(FOLDER).encode(["some text"])
 """
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Carries `export` out. Raises UserError and TrainingError."""
-    parser = CommandParser("export", "Writes a folder that loads without mtl_dist.")
-    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write; new or empty")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--task", help='task whose classifier `transformers.pipeline("text-classification", DIR)` loads')
-    what.add_argument(
-        "--sentence-transformers", action="store_true", help="the encoder, as sentence-transformers has it"
-    )
-    parser.add_argument("--with-code", action="store_true", help="a class of its own, for encoders no stock class fits")
-    options = parser.parse_args(arguments)
-    if options.with_code and options.sentence_transformers:
+def export_run(
+    run: str | Path,
+    folder: Path,
+    *,
+    task: str | None = None,
+    sentence_transformers: bool = False,
+    with_code: bool = False,
+) -> float:
+    """Writes the classifier of `task`, or the encoder for sentence-transformers, to `folder`, which is new or empty.
+
+    Returns the largest difference between the outputs of what is written and those of the run's model. `with_code`
+    brings a class with the folder, for encoders whose class in transformers cannot hold the classifier. Raises
+    UserError and TrainingError.
+    """
+    if task is None and not sentence_transformers:
+        raise UserError("command line: one of the arguments --task --sentence-transformers is required")
+    if task is not None and sentence_transformers:
+        raise UserError("command line: argument --sentence-transformers: not allowed with argument --task")
+    if with_code and sentence_transformers:
         raise UserError("--with-code: goes with --task; sentence-transformers needs no code of ours")
-    run = open_run(options.run)
-    if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
-        raise UserError(f"{options.folder} is there already; name a new folder")
-    if options.sentence_transformers:
-        difference = export_encoder(run, options.folder)
-    else:
-        run.check_task(options.task)
-        difference = export_classifier(run, options.task, options.folder, options.with_code)
-    print(f"{options.folder} is written; loaded again, it differs from the run by at most {difference:.1e}")
+    finished = open_run(run)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; name a new folder")
+    if task is None:
+        return export_encoder(finished, folder)
+    finished.check_task(task)
+    return export_classifier(finished, task, folder, with_code)
 
 
 def export_classifier(run: FinishedRun, task: str, folder: Path, with_code: bool = False) -> float:
-    """Writes the classifier of `task`; returns by how much its logits differ, measured on what is written.
+    """Writes the classifier of `task`; returns the largest difference of its logits, measured on what is written.
 
-    Raises UserError where the encoder's stock class cannot hold it and `with_code` is not set.
+    Raises UserError where the encoder's class in transformers cannot hold it and `with_code` is not set.
     """
-    model = _without_settings(run)
-    classifier = _with_code(model, task) if with_code else stock_classifier(model, task)
+    model = _load_plain_model(run)
+    classifier = _pooled_classifier(model, task) if with_code else sequence_classifier(model, task)
     tokenizer = _tokenizer_for(run, model)
-    trust, note = (", trust_remote_code=True", _CODE_NOTE) if with_code else ("", _STOCK_NOTE)
+    trust, note = (", trust_remote_code=True", _CODE_NOTE) if with_code else ("", _SEQUENCE_NOTE)
     usage = _PIPELINE.format(trust=trust) + note
     with atomic_folder(folder) as partial, quiet_transformers():
         classifier.save_pretrained(partial)
@@ -95,8 +100,8 @@ def export_classifier(run: FinishedRun, task: str, folder: Path, with_code: bool
 
 
 def export_encoder(run: FinishedRun, folder: Path) -> float:
-    """Writes the encoder for sentence-transformers; returns by how much its states differ, as written."""
-    model = _without_settings(run)
+    """Writes the encoder for sentence-transformers; returns the largest difference of its hidden states."""
+    model = _load_plain_model(run)
     encoder: Any = model.sentence_transformer.encoder
     tokenizer = _tokenizer_for(run, model)
     labels = model.labels
@@ -118,18 +123,18 @@ def _states(encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _sentence_settings(run: FinishedRun, encoder: PreTrainedModel) -> dict[str, Any]:
-    """The files that sentence-transformers reads, in the form that its versions from 2 to 6 understand."""
+    """Content of the files that sentence-transformers 2 to 6 reads, by their names."""
     pooling = {"first_token": "cls_token", "mean": "mean_tokens"}[run.recipe.model.pooling]
     ways = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    # Else transformers makes a pooler of random weights, and says so.
+    # Otherwise transformers adds a pooler with random weights, and warns of it.
     pooler = "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters
     return {
         "modules.json": [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
             for index, (path, name) in enumerate(modules)
         ],
-        # The tokenizer says how many tokens are kept.
+        # The tokenizer holds the maximum length.
         "sentence_bert_config.json": {"model_args": {"add_pooling_layer": False}} if pooler else {},
         "1_Pooling/config.json": {
             "word_embedding_dimension": encoder.config.hidden_size,
@@ -138,8 +143,8 @@ def _sentence_settings(run: FinishedRun, encoder: PreTrainedModel) -> dict[str, 
     }
 
 
-def _without_settings(run: FinishedRun) -> MultitaskTransformer:
-    """The run's model, with its settings out of the encoder's. Raises UserError for an encoder that is code itself."""
+def _load_plain_model(run: FinishedRun) -> MultitaskTransformer:
+    """The run's model, its settings removed from the encoder's. Raises UserError for an encoder with its own code."""
     model = run.load_model()
     config = model.sentence_transformer.encoder.config
     if has_remote_code(config):
@@ -148,8 +153,8 @@ def _without_settings(run: FinishedRun) -> MultitaskTransformer:
     return model
 
 
-def _with_code(model: MultitaskTransformer, task: str) -> PreTrainedModel:
-    """The classifier of `task` as a class whose code is saved with it."""
+def _pooled_classifier(model: MultitaskTransformer, task: str) -> PreTrainedModel:
+    """The classifier of `task` as PooledClassifier, whose code is saved with it."""
     sentences = model.sentence_transformer
     names = model.labels[task]
     config = PooledClassifierConfig(
@@ -169,7 +174,7 @@ def _with_code(model: MultitaskTransformer, task: str) -> PreTrainedModel:
 
 
 def _tokenizer_for(run: FinishedRun, model: MultitaskTransformer) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, which gives what the encoder takes, and no more tokens than in training."""
+    """The run's tokenizer, limited to the inputs that the encoder takes and to the maximum length of training."""
     tokenizer = copy.deepcopy(run.load_tokenizer())
     taken = inspect.signature(model.sentence_transformer.encoder.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
@@ -179,7 +184,7 @@ def _tokenizer_for(run: FinishedRun, model: MultitaskTransformer) -> PreTrainedT
 
 
 def _sample(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask [16, tokens] of made-up texts of all lengths."""
+    """Random token ids and attention mask [16, tokens] with lengths from 1 to `max_length`, at most 64."""
     special = set(tokenizer.all_special_ids)
     known = torch.tensor([index for index in range(len(tokenizer)) if index not in special])
     longest = min(max_length, 64)
@@ -191,15 +196,18 @@ def _sample(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Tensor
 
 @torch.no_grad()
 def _compare(
-    theirs: Callable[[], Tensor], ours: Callable[[], Tensor], their_model: nn.Module, our_model: nn.Module
+    exported: Callable[[], Tensor], original: Callable[[], Tensor], exported_model: nn.Module, model: nn.Module
 ) -> float:
-    """The largest difference. Raises TrainingError where it is beyond rounding. Leaves the models in float64."""
+    """The largest absolute difference, in the dtype of the weights. Leaves the models in float64.
+
+    Raises TrainingError where the difference is larger than rounding explains.
+    """
     found = []
-    for most in (ROUNDING, TOLERANCE):
-        wanted = ours()
-        found.append(float((theirs() - wanted).abs().max()))
-        if not found[-1] <= most * max(1.0, float(wanted.abs().max())):  # as it is where either is not a number
+    for tolerance in (ROUNDING, TOLERANCE):
+        expected = original()
+        found.append(float((exported() - expected).abs().max()))
+        if not found[-1] <= tolerance * max(1.0, float(expected.abs().max())):  # true as well where one is NaN
             raise TrainingError(f"export: what it gives would differ from the run by {found[-1]:.1e}; not written")
-        their_model.double()
-        our_model.double()
+        exported_model.double()
+        model.double()
     return found[0]

@@ -1,10 +1,9 @@
-"""A finished run as it lies on disk, for the commands that use what it has learnt."""
+"""Reading a finished run from its folder."""
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,24 +16,14 @@ from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.training.run_folder import MODEL, RECIPE, SUMMARY
 
 
-class CommandParser(argparse.ArgumentParser):
-    """Options of one command; a mistake in them is a UserError."""
-
-    def __init__(self, command: str, does: str) -> None:
-        super().__init__(prog=f"python -m mtl_dist {command}", description=does, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}")
-
-
 @dataclass(frozen=True)
 class FinishedRun:
-    """The folder of a run, and what it says about itself."""
+    """The folder of a finished run with its recipe and summary."""
 
     folder: Path
     recipe: Recipe
     summary: dict[str, Any]
-    """Empty where the folder has none."""
+    """Content of summary.json; empty where the folder has none."""
 
     @property
     def model_folder(self) -> Path:
@@ -47,13 +36,13 @@ class FinishedRun:
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Raises UserError where it cannot be used."""
+        """The tokenizer saved with the model. Raises UserError where it cannot be used."""
         return load_tokenizer(
             ModelConfig(encoder=str(self.model_folder), trust_remote_code=self.recipe.model.trust_remote_code)
         )
 
     def check_task(self, task: str) -> None:
-        """Raises UserError for a task that the run has not."""
+        """Raises UserError for a task that is not in the run's recipe."""
         if task not in self.recipe.tasks:
             raise UserError(f"--task: {self.folder} has no task {task!r}{did_you_mean(task, self.recipe.tasks)}")
 
@@ -65,7 +54,7 @@ def open_run(folder: str | Path) -> FinishedRun:
         what = f"has no {RECIPE}, so it is no run folder" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder} {what}; name the output_dir of a run")
     if not (folder / MODEL).is_dir():
-        raise UserError(f"{folder} has no {MODEL}/: the run is not finished; the command that started it goes on")
+        raise UserError(f"{folder} has no {MODEL}/: the run is not finished; the command that started it resumes it")
     recipe = parse(["--config", str(folder / RECIPE)]).recipe
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
@@ -77,5 +66,5 @@ def open_run(folder: str | Path) -> FinishedRun:
 
 
 def device_here() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The first GPU where PyTorch sees one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

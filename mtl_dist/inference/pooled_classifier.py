@@ -1,7 +1,7 @@
 """One task's classifier: an encoder, pooling of its last hidden states, and a head of Linear, ReLU, Dropout, Linear.
 
-Needs torch and transformers only; `transformers.pipeline("text-classification", FOLDER, trust_remote_code=True)` loads
-this file from the folder that it lies in.
+Needs torch and transformers only: `export` copies this file into the folder that it writes, from which
+`transformers.pipeline("text-classification", FOLDER, trust_remote_code=True)` loads it.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class PooledClassifierConfig(PreTrainedConfig):
-    """Settings of the encoder, and how a vector is taken from it."""
+    """Settings of the encoder, its pooling and the head."""
 
     model_type = "mtl_dist_pooled_classifier"  # unknown to transformers, or it would load a class of its own instead
 
@@ -25,7 +25,7 @@ class PooledClassifierConfig(PreTrainedConfig):
         head_dropout: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        """`encoder`: the settings of a stock encoder, with its `model_type`; `pooling`: first_token or mean."""
+        """`encoder`: settings of an encoder of transformers, with its `model_type`; `pooling`: first_token or mean."""
         self.encoder = encoder or {"model_type": "bert"}
         self.pooling = pooling
         self.head_dropout = head_dropout
@@ -33,7 +33,7 @@ class PooledClassifierConfig(PreTrainedConfig):
 
 
 class PooledClassifier(PreTrainedModel):
-    """Logits of texts; in train mode with dropout after pooling and in the head."""
+    """Returns logits of texts; in train mode with dropout after pooling and in the head."""
 
     config_class = PooledClassifierConfig
     base_model_prefix = "encoder"

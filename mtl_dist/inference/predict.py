@@ -1,14 +1,13 @@
-"""`predict`: labels and scores of one task for the texts of a file of any length, in its order.
+"""Labels and scores of one task for the texts of a file of any length, in its order.
 
-Rows are read, tokenised, computed and written a window at a time, so that memory does not grow with the file. Within a
-window, texts of like length share a batch.
+Rows are read, tokenised, computed and written one window at a time, so that memory does not grow with the file. Within
+a window, texts of similar length share a batch.
 """
 
 import csv
 import json
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -22,33 +21,51 @@ from torch import Tensor
 
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.errors import TrainingError, UserError
-from mtl_dist.inference.finished_run import CommandParser, FinishedRun, device_here, open_run
+from mtl_dist.inference.finished_run import FinishedRun, device_here, open_run
 from mtl_dist.inference.text_reader import ENDINGS, FORMATS, TextSource
 from mtl_dist.io import fsync, reporting_write_errors
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.progress import show_progress
 
 WINDOW_BATCHES = 32
-"""Batches whose rows are exchanged to put like lengths together."""
+"""Batches per window; rows are sorted by length within a window."""
 Texts = tuple[str, ...]
+"""The texts of one row: one, or two for a pair."""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Carries `predict` out. Raises UserError and TrainingError."""
-    options = _parsed(arguments)
-    run = open_run(options.run)
-    task = options.task or next(iter(run.recipe.tasks))
-    if options.task is None and len(run.recipe.tasks) > 1:
-        raise UserError(f"--task: missing; choose from {', '.join(run.recipe.tasks)}")
-    run.check_task(task)
-    source = _source(options, run, task)
-    out_kind = _out_kind(options.to)
+def predict_file(
+    run: str | Path,
+    file: str,
+    *,
+    task: str | None = None,
+    to: Path | None = None,
+    format: str | None = None,
+    text: Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> None:
+    """Writes label and scores of `task` for every row of `file`, in its order.
+
+    `file` is a path, or `-` for standard input, in `format` (see FORMATS), which the ending of its name tells by
+    default. `text` names its text columns, by default those of the recipe. `task` may be None where the run has one.
+    `to` is a .jsonl or .csv file; None writes JSON lines to standard output.
+
+    Raises UserError and TrainingError. A row that cannot be used is found before the model is loaded.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch-size: {batch_size} is not at least 1")
+    finished = open_run(run)
+    if task is None and len(finished.recipe.tasks) > 1:
+        raise UserError(f"--task: missing; choose from {', '.join(finished.recipe.tasks)}")
+    task = task or next(iter(finished.recipe.tasks))
+    finished.check_task(task)
+    source = _text_source(finished, task, file, format, text)
+    out_format = _output_format(to)
     # The whole file is checked before the model is loaded, so that a bad row far down costs no hours.
-    total = sum(1 for _ in _rows_of(options.file, source)) if Path(options.file).is_file() else None
-    predictor = Predictor(run, task, source.columns, options.batch_size)
-    with _output(options.to) as out, show_progress("predict", "rows", total) as advance:
-        write = _writer(out, out_kind, predictor.labels)
-        for scores in predictor.scores(_rows_of(options.file, source)):
+    total = sum(1 for _ in _read_rows(file, source)) if Path(file).is_file() else None
+    predictor = Predictor(finished, task, source.columns, batch_size)
+    with _output(to) as out, show_progress("predict", "rows", total) as advance:
+        write = _writer(out, out_format, predictor.labels)
+        for scores in predictor.scores(_read_rows(file, source)):
             write(scores)
             advance(len(scores))
 
@@ -75,12 +92,12 @@ class Predictor:
             scores: list[np.ndarray | None] = [None] * len(window)
             present = [index for index, texts in enumerate(window) if texts is not None]
             if present:
-                found = self._window([texts for texts in window if texts is not None])
+                found = self._window_scores([texts for texts in window if texts is not None])
                 for index, values in zip(present, found, strict=True):
                     scores[index] = values
             yield scores
 
-    def _window(self, rows: Sequence[Texts]) -> np.ndarray:
+    def _window_scores(self, rows: Sequence[Texts]) -> np.ndarray:
         """Probabilities [rows, num_labels]."""
         texts = {name: [row[index] for row in rows] for index, name in enumerate(self._columns)}
         columns, _ = self._tokenize(pa.table(texts))
@@ -96,11 +113,13 @@ class Predictor:
         return scores
 
     def _padded(self, lists: Sequence[Sequence[int]], name: str) -> Tensor:
+        """Rows of the tokenizer's output `name`, padded to [rows, longest]."""
         width = max(1, *(len(one) for one in lists))
         fill = self._pad if name == "input_ids" else 0
         return torch.tensor([[*one, *([fill] * (width - len(one)))] for one in lists])
 
     def _probabilities(self, batch: dict[str, Tensor], mask: Tensor) -> np.ndarray:
+        """Probabilities [rows, num_labels] of one padded batch."""
         types = batch.get("token_type_ids")
         with torch.inference_mode():
             logits = self._model(
@@ -112,28 +131,13 @@ class Predictor:
         return logits.double().softmax(dim=-1).cpu().numpy()
 
 
-def _parsed(arguments: Sequence[str]) -> Namespace:
-    parser = CommandParser("predict", "Writes label and scores of one task for every row of a file, in its order.")
-    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("file", metavar="FILE", help="texts: .txt (one a line), .jsonl or .csv; - is standard input")
-    parser.add_argument("--task", help="which of the run's tasks; may be left out where there is one")
-    parser.add_argument("--to", metavar="FILE", type=Path, help=".jsonl or .csv; without it, JSON lines to the screen")
-    parser.add_argument("--format", choices=FORMATS, help="of FILE, where its name does not say it")
-    parser.add_argument("--text", metavar="COLUMN", action="append", help="text column; twice for a pair")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="rows in one forward (64)")
-    options = parser.parse_args(arguments)
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size: {options.batch_size} is not at least 1")
-    return options
-
-
-def _source(options: Namespace, run: FinishedRun, task: str) -> TextSource:
-    """What the rows of the file are. Raises UserError where that is not known, and where there is no file."""
-    config, name = run.recipe.tasks[task], options.file
-    kind = options.format or ("text" if name == "-" else ENDINGS.get(Path(name).suffix.lower()))
+def _text_source(run: FinishedRun, task: str, name: str, format: str | None, text: Sequence[str] | None) -> TextSource:
+    """How rows are read from the file `name`. Raises UserError where that is not known, and where there is no file."""
+    config = run.recipe.tasks[task]
+    kind = format or ("text" if name == "-" else ENDINGS.get(Path(name).suffix.lower()))
     if kind is None:
         raise UserError(f"{name}: its name does not say what it is; give --format {', '.join(FORMATS)}")
-    columns = options.text or config.text
+    columns = text or config.text
     if len(columns) != len(config.text):
         raise UserError(f"--text: {len(columns)} columns, and task {task} has learnt from {len(config.text)}")
     if kind == "text" and len(columns) > 1:
@@ -143,7 +147,8 @@ def _source(options: Namespace, run: FinishedRun, task: str) -> TextSource:
     return TextSource("standard input" if name == "-" else name, kind, columns, run.recipe.data.empty_text)
 
 
-def _out_kind(to: Path | None) -> str:
+def _output_format(to: Path | None) -> str:
+    """The format of the results: jsonl or csv. Raises UserError."""
     kind = "jsonl" if to is None else ENDINGS.get(to.suffix.lower())
     if kind not in ("jsonl", "csv"):
         raise UserError(f"--to: {to}: its name ends neither in .jsonl nor in .csv")
@@ -152,7 +157,8 @@ def _out_kind(to: Path | None) -> str:
     return kind
 
 
-def _rows_of(name: str, source: TextSource) -> Iterator[Texts | None]:
+def _read_rows(name: str, source: TextSource) -> Iterator[Texts | None]:
+    """Rows of the file, or of standard input for `-`; None for a row without text. Raises UserError."""
     if name == "-":
         yield from source.rows(sys.stdin.buffer)
         return
@@ -165,13 +171,13 @@ def _rows_of(name: str, source: TextSource) -> Iterator[Texts | None]:
 
 @contextmanager
 def _output(to: Path | None) -> Iterator[TextIO]:
-    """Where the results go; a file gets its name once it is whole."""
+    """The stream for the results; a file gets its name only once it is complete."""
     if to is None:
         try:
             yield sys.stdout
             sys.stdout.flush()
         except BrokenPipeError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would report a second error at exit
             raise TrainingError("standard output was closed before all was written") from error
         return
     partial = to.with_name(f".{to.name}.partial")
@@ -187,7 +193,7 @@ def _output(to: Path | None) -> Iterator[TextIO]:
 
 
 def _writer(out: TextIO, kind: str, labels: Sequence[str]) -> Callable[[Sequence[np.ndarray | None]], None]:
-    """What writes the scores of rows, a line each; a row without text has null, or nothing, in place of its label."""
+    """A function that writes the scores of rows, a line each; a row without text gets null, or empty fields in CSV."""
 
     def write_json(rows: Sequence[np.ndarray | None]) -> None:
         for scores in rows:

@@ -236,13 +236,13 @@ def test_a_launch_with_bad_input_ends_with_one_line_and_code_2(folder: Path, cas
 
 LEAVING = """
 import sys
-from launch import train
-leave = train._leave_the_word_to_rank_0
+from mtl_dist.cli import worker
+leave = worker._wait_for_rank_0
 def leaving(*arguments):
     print('leaving', flush=True)
     leave(*arguments)
-train._leave_the_word_to_rank_0 = leaving
-sys.exit(train.main(['optimizer.lrr=1']))
+worker._wait_for_rank_0 = leaving
+sys.exit(worker.run_worker(['optimizer.lrr=1']))
 """
 
 
@@ -275,7 +275,9 @@ def test_another_rank_that_is_faster_leaves_the_word_to_rank_0(rank_1: subproces
 
 
 def test_an_error_that_rank_0_does_not_have_is_said_by_its_own_rank() -> None:
-    code = "import sys; from launch import train; train.SECONDS_FOR_RANK_0 = 0; sys.exit(train.main(['x']))"
+    code = (
+        "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 0; sys.exit(worker.run_worker(['x']))"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -286,7 +288,9 @@ def test_an_error_that_rank_0_does_not_have_is_said_by_its_own_rank() -> None:
 @pytest.mark.parametrize("ends", [True, False])
 def test_on_another_machine_the_word_is_rank_0s_if_its_launcher_ends(ends: bool) -> None:
     """Which keeps the store by which processes meet; here it is a socket."""
-    code = "import sys; from launch import train; train.SECONDS_FOR_RANK_0 = 1; sys.exit(train.main(['x']))"
+    code = (
+        "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 1; sys.exit(worker.run_worker(['x']))"
+    )
     with socket.create_server(("127.0.0.1", 0)) as store:
         place = {"RANK": "2", "GROUP_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | place

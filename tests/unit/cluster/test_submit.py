@@ -27,7 +27,7 @@ ON_CPUS = ("--backend", "slurm", "--processes-per-node", "2")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a recipe in it; no command of a cluster is to be found."""
+    """The current folder with a recipe in it; no command of a cluster is on the path."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "bin").mkdir()
     for name in ("bash", "env", "find", "sort", "tail", "head", "grep", "mktemp", "rm", "id", "sleep"):
@@ -56,7 +56,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("more", [(), ("--nodes", "2", "--container-image", "image", "--chain", "3")])
-def test_a_job_file_is_sound_shell(capsys: pytest.CaptureFixture[str], folder: Path, more: tuple[str, ...]) -> None:
+def test_a_job_file_is_valid_shell(capsys: pytest.CaptureFixture[str], folder: Path, more: tuple[str, ...]) -> None:
     path = folder / "job.sbatch"
     path.write_text(written(capsys, *ON_CPUS, "--env", "GREETING=don't", *more))
     assert path.read_text().startswith("#!/usr/bin/env bash\n")
@@ -71,7 +71,7 @@ def test_a_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], folder: Pa
     assert not (folder / "runs").exists()
 
 
-def test_what_is_asked_for_stands_in_the_job_file(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_the_job_file_has_the_requested_options(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     text = written(
         capsys,
         *("--backend", "slurm", "--nodes", "3", "--gpus-per-node", "a100:4", "--cpus-per-process", "6"),
@@ -106,17 +106,15 @@ def test_a_short_time_limit_leaves_less_time_to_save(
     assert f"#SBATCH --signal=USR1@{seconds}\n" in written(capsys, *ON_CPUS, "--time", time)
 
 
-def test_names_that_a_shell_would_read_otherwise_stay_what_they_are(
-    capsys: pytest.CaptureFixture[str], folder: Path
-) -> None:
+def test_names_with_shell_characters_are_quoted(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     text = written(capsys, *ON_CPUS, "output_dir=runs/it's $HOME *")
-    head = text.partition("# What a job does")[0]
+    head = text.partition("# The steps of a job")[0]
     done = subprocess.run(["bash", "-c", f'{head}\necho "$run"'], capture_output=True, text=True, check=True)
     assert done.stdout == f"{folder}/runs/it's $HOME *\n"
 
 
-def test_two_run_folders_of_one_name_have_jobs_of_two(capsys: pytest.CaptureFixture[str]) -> None:
-    """Else the one would wait for the other."""
+def test_run_folders_of_the_same_name_have_jobs_of_different_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise one would wait for the other."""
     names = {
         next(line for line in written(capsys, *ON_CPUS, f"output_dir={name}/x").splitlines() if "job-name" in line)
         for name in ("a", "b")
@@ -192,7 +190,7 @@ def test_two_run_folders_of_one_name_have_jobs_of_two(capsys: pytest.CaptureFixt
         ),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_each_mistake_is_reported_on_one_line(
     capsys: pytest.CaptureFixture[str], folder: Path, arguments: tuple[str, ...], line: str
 ) -> None:
     said = refusal(capsys, *arguments, "--config", "recipe.yaml")
@@ -209,7 +207,7 @@ def test_time_limits_are_read_as_slurm_reads_them(time: str, seconds: int) -> No
 
 
 @pytest.mark.parametrize("time", ["", "0", "0:00", "1:2:3:4", "-1", "1-", "1.5", "1h"])
-def test_what_is_no_time_limit_is_refused(time: str) -> None:
+def test_an_invalid_time_limit_is_refused(time: str) -> None:
     with pytest.raises(UserError, match="is no time limit"):
         seconds_of(time)
 
@@ -244,7 +242,7 @@ Ends = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def job(folder: Path, capsys: pytest.CaptureFixture[str]) -> Ends:
-    """Runs a job file whose srun ends with a code, among stand-ins for Slurm; returns its own code and what it says.
+    """Runs a job file whose srun ends with a code, among stand-ins for Slurm; returns its exit code and output.
 
     What cannot be had of a real one at will: each state of the job, and a Slurm that does not requeue.
     """
@@ -287,7 +285,7 @@ def test_the_resolved_recipe_is_beside_the_job_file(job: Ends, folder: Path) -> 
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 137])
-def test_a_job_ends_with_the_codes_of_its_run(job: Ends, code: int) -> None:
+def test_a_job_ends_with_the_exit_code_of_its_run(job: Ends, code: int) -> None:
     ended, said = job(f"exit {code}")
     assert ended == code
     assert "requeue" not in said
@@ -308,13 +306,13 @@ def test_a_job_that_slurm_itself_ends_is_left_to_it(job: Ends, state: str) -> No
     assert "requeue\n" not in said
 
 
-def test_a_slurm_that_does_not_requeue_is_said(job: Ends) -> None:
+def test_it_is_reported_where_slurm_does_not_requeue(job: Ends) -> None:
     ended, said = job("exit 75", requeue="exit 1")
     assert ended == 75
     assert "Slurm does not requeue it; sbatch" in said
 
 
-def test_a_job_of_a_chain_leaves_the_rest_to_the_next(job: Ends) -> None:
+def test_a_stopped_job_of_a_chain_leaves_the_rest_to_the_next(job: Ends) -> None:
     ended, said = job("exit 75", "chain")
     assert ended == 75
     assert "the next job of the chain" in said
@@ -323,7 +321,7 @@ def test_a_job_of_a_chain_leaves_the_rest_to_the_next(job: Ends) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_after_the_end_a_chain_has_no_more_jobs(job: Ends, code: int) -> None:
+def test_the_end_of_the_run_cancels_the_rest_of_its_chain(job: Ends, code: int) -> None:
     ended, said = job(f"exit {code}", "chain")
     assert ended == code
     assert "scancel --name=n --state=PENDING" in said
@@ -335,7 +333,7 @@ def test_a_finished_run_starts_nothing(job: Ends, folder: Path) -> None:
     assert (ended, said) == (0, f"job 7: finished already: {folder}/runs/x/summary.json\n")
 
 
-def test_a_job_that_is_stopped_before_it_saves_ends_in_the_third_start(job: Ends, folder: Path) -> None:
+def test_a_job_that_is_stopped_three_times_before_it_saves_ends(job: Ends, folder: Path) -> None:
     (folder / "bin" / "mkdir").symlink_to(shutil.which("mkdir", path=os.defpath) or "")
     assert [job("exit 75")[0], job("exit 75")[0], job(saves(folder, 1))[0]] == [75, 75, 75]
     assert [job("exit 75")[0], job("exit 75")[0]] == [75, 75]
@@ -345,18 +343,18 @@ def test_a_job_that_is_stopped_before_it_saves_ends_in_the_third_start(job: Ends
 
 
 def documented() -> list[list[str]]:
-    """The commands of docs/cluster.md, in words."""
+    """The commands of docs/cluster.md as lists of words."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", "").splitlines()
     return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.parametrize("words", documented(), ids=" ".join)
-def test_a_documented_command_is_understood(
+def test_each_documented_command_is_accepted(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sbatch and its like are run by tests/cluster."""
-    if words[:2] != ["python", "launch/submit.py"]:
+    if words[:2] not in (["python", "launch/submit.py"], ["mtl-dist", "submit"]):
         assert words == ["sbatch", "RUN/job.sbatch"]
         return
     monkeypatch.chdir(ROOT)

@@ -1,4 +1,4 @@
-"""`evaluate`: the figures of a run's summary again, and those on other data against counts of one's own."""
+"""`evaluate` against the metrics in a run's summary, and on other data against counts made in the test."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def evaluated(to: Path, *arguments: str | Path) -> dict[str, Any]:
     return json.loads(to.read_text())
 
 
-def test_without_data_the_figures_are_those_of_the_summary(
+def test_metrics_without_data_equal_those_of_the_summary(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = evaluated(tmp_path / "out.json", run)
@@ -43,7 +43,7 @@ def test_without_data_the_figures_are_those_of_the_summary(
     assert out.splitlines()[-1] == "the same figures as in summary.json, to the last bit"
 
 
-def test_other_figures_than_the_summarys_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_that_differ_from_the_summary_are_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "summary.json").read_text()
     (run / "summary.json").write_text(json.dumps(summary_of(run) | {"test/mood/loss": 0.5}))
     try:
@@ -55,7 +55,7 @@ def test_other_figures_than_the_summarys_are_said(run: Path, capsys: pytest.Capt
     assert last.endswith(" here and 0.5 there")
 
 
-def test_a_file_of_ones_own_is_counted_right(run: Path, tmp_path: Path) -> None:
+def test_metrics_of_a_labelled_file_are_correct(run: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (run.parent / "data/topic.train.json").read_text().splitlines()]
     lines = ["words,class", *(f"{row['text']},{row['label']}" for row in rows)]
     (tmp_path / "own.csv").write_text("\n".join(lines) + "\n")
@@ -72,7 +72,7 @@ def test_a_file_of_ones_own_is_counted_right(run: Path, tmp_path: Path) -> None:
     assert (np.array(found["topic"]["confusion"]).sum(axis=0) > 0).sum() > 1  # one class for all would hide mistakes
 
 
-def test_a_recipe_says_where_rows_are_and_only_its_tasks_are_measured(run: Path, tmp_path: Path) -> None:
+def test_a_recipe_names_the_rows_and_only_its_tasks_are_evaluated(run: Path, tmp_path: Path) -> None:
     other = run.parent / "data/mood.train.json"
     (tmp_path / "other.yaml").write_text(json.dumps({"tasks": {"mood": {"data_files": {"test": str(other)}}}}))
     found = evaluated(tmp_path / "o.json", run, "--data", tmp_path / "other.yaml")
@@ -80,7 +80,7 @@ def test_a_recipe_says_where_rows_are_and_only_its_tasks_are_measured(run: Path,
     assert (found.keys(), found["mood"]["rows"]) == ({"mood"}, 96)
 
 
-def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_mistake_is_reported_on_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.jsonl").write_text('{"text": "good1", "label": 0}\n{"text": "bad1", "label": 7}\n')
     (tmp_path / "own.yaml").write_text("tasks: {moot: {path: csv}}")
     (tmp_path / "none.yaml").write_text("seed: 3")

@@ -84,7 +84,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return line
 
 
-def test_a_pipeline_gives_the_runs_logits(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipeline_returns_the_logits_of_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["export", str(run), "--task", "topic", str(tmp_path / "topic")]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'topic'} is written; loaded again, it differs")
     logits, names = piped(tmp_path / "topic")
@@ -98,7 +100,7 @@ def test_a_pipeline_gives_the_runs_logits(run: Path, tmp_path: Path, capsys: pyt
     assert "trust_remote_code" not in card.text.split("## Recipe")[0]
 
 
-def test_one_line_is_all_that_is_said(run: Path, tmp_path: Path) -> None:
+def test_export_prints_one_line_only(run: Path, tmp_path: Path) -> None:
     """Also where DeepSpeed is installed, which transformers loads as it saves."""
     command = [sys.executable, "-m", "mtl_dist", "export", str(run), "--task", "topic", str(tmp_path / "topic")]
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
@@ -108,7 +110,7 @@ def test_one_line_is_all_that_is_said(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert"])
-def test_the_tokenizer_gives_what_the_encoder_takes(as_run: Callable[..., Path], kind: str) -> None:
+def test_the_tokenizer_returns_the_inputs_that_the_encoder_takes(as_run: Callable[..., Path], kind: str) -> None:
     folder = as_run(kind, "first_token")
     assert "token_type_ids" in tiny_tokenizer().model_input_names
     export.export_classifier(open_run(folder), "mood", folder / "out")
@@ -118,7 +120,7 @@ def test_the_tokenizer_gives_what_the_encoder_takes(as_run: Callable[..., Path],
     torch.testing.assert_close(piped(folder / "out")[0], ours(folder, "mood"), rtol=0, atol=1e-6)
 
 
-def test_what_no_stock_class_holds_brings_its_code(as_run: Callable[..., Path]) -> None:
+def test_a_classifier_that_no_class_of_transformers_holds_is_exported_with_code(as_run: Callable[..., Path]) -> None:
     folder = as_run("mpnet", "mean")
     with pytest.raises(UserError, match="--with-code"):
         export.export_classifier(open_run(folder), "mood", folder / "out")
@@ -132,7 +134,7 @@ def test_what_no_stock_class_holds_brings_its_code(as_run: Callable[..., Path]) 
     assert "trust_remote_code=True" in ModelCard.load(folder / "out/README.md").text
 
 
-def test_code_that_is_brought_needs_torch_and_transformers_only() -> None:
+def test_exported_code_imports_torch_and_transformers_only() -> None:
     text = Path(exported_classifier.__file__).read_text(encoding="utf-8")
     imported = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
     imported |= {one.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for one in node.names}
@@ -140,7 +142,9 @@ def test_code_that_is_brought_needs_torch_and_transformers_only() -> None:
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("bert", "mean"), ("distilbert", "first_token"), ("mpnet", "mean")])
-def test_sentence_transformers_gives_the_runs_vectors(as_run: Callable[..., Path], kind: str, pooling: str) -> None:
+def test_sentence_transformers_returns_the_vectors_of_the_run(
+    as_run: Callable[..., Path], kind: str, pooling: str
+) -> None:
     folder = as_run(kind, pooling)
     assert main(["export", str(folder), "--sentence-transformers", str(folder / "out")]) == 0
     model = SentenceTransformer(str(folder / "out"), device="cpu")
@@ -152,10 +156,10 @@ def test_sentence_transformers_gives_the_runs_vectors(as_run: Callable[..., Path
 @pytest.mark.parametrize(
     ("by", "words"), [(1e-3, "1.0e-03"), (4e-6, "(3.9|4.[01])e-06")]
 )  # beyond rounding, and within it
-def test_a_folder_that_would_give_other_logits_is_not_written(
+def test_a_folder_with_other_logits_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: float, words: str
 ) -> None:
-    stock = export.stock_classifier
+    stock = export.sequence_classifier
 
     def off(model: MultitaskTransformer, task: str) -> Any:
         classifier: Any = stock(model, task)
@@ -163,13 +167,13 @@ def test_a_folder_that_would_give_other_logits_is_not_written(
             classifier.classifier.bias.add_(by)
         return classifier
 
-    monkeypatch.setattr(export, "stock_classifier", off)
+    monkeypatch.setattr(export, "sequence_classifier", off)
     with pytest.raises(TrainingError, match=rf"would differ from the run by {words}; not written"):
         export.export_classifier(open_run(run), "mood", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_mistake_is_reported_on_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = tmp_path / "new"
     assert "has no task 'moods'; did you mean mood?" in refused(capsys, run, "--task", "moods", new)
     assert f"{run} is there already" in refused(capsys, run, "--task", "mood", run)
@@ -182,7 +186,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert not new.exists()
 
 
-def test_a_runs_model_has_a_card_with_its_figures(run: Path) -> None:
+def test_the_model_of_a_run_has_a_card_with_its_metrics(run: Path) -> None:
     card: Any = ModelCard.load(run / "model/README.md")
     found = {f"test/{one.metric_name}": one.metric_value for one in card.data.eval_results}
     assert len(found) == 4

@@ -61,9 +61,7 @@ def predicted(*arguments: str | Path) -> int:
     return main(["predict", *map(str, arguments)])
 
 
-def test_every_row_has_its_scores_in_the_files_order(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scores_are_in_the_order_of_the_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.txt").write_text("\n".join(TEXTS) + "\n")
     assert predicted(run, "--task", "mood", tmp_path / "in.txt", "--batch-size", "5") == 0
     out, err = capsys.readouterr()
@@ -75,7 +73,7 @@ def test_every_row_has_its_scores_in_the_files_order(
     assert err.splitlines()[-1] == "predict 23/23 rows"
 
 
-def test_pairs_come_from_the_tasks_two_columns_and_go_to_csv(run: Path, tmp_path: Path) -> None:
+def test_pairs_are_read_from_two_columns_and_written_to_csv(run: Path, tmp_path: Path) -> None:
     rows = [{"a": text, "b": other} for text, other in zip(TEXTS, reversed(TEXTS), strict=True)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.csv"
@@ -110,7 +108,7 @@ def test_a_bad_row_far_down_is_found_before_the_model_is_loaded(
     assert "in.jsonl line 501: text column 'text' holds 1, no string" in capsys.readouterr().err
 
 
-def test_no_file_is_left_where_a_stream_breaks_off(
+def test_no_file_is_left_by_a_stream_that_ends_early(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"good1\n" * 40 + b"\xff\n")))
@@ -122,7 +120,7 @@ def test_no_file_is_left_where_a_stream_breaks_off(
     assert (tmp_path / "out.csv").read_text() == "from before"
 
 
-def test_no_more_than_a_window_of_rows_is_held(run: Path) -> None:
+def test_at_most_one_window_of_rows_is_in_memory(run: Path) -> None:
     taken = 0
 
     def endless() -> Iterator[tuple[str, ...]]:
@@ -136,7 +134,7 @@ def test_no_more_than_a_window_of_rows_is_held(run: Path) -> None:
     assert taken == 6
 
 
-def test_rows_of_like_length_share_a_batch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_similar_length_share_a_batch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor(open_run(run), "mood", ["text"], batch_size=2)
     widths = []
     monkeypatch.setattr(
@@ -146,7 +144,7 @@ def test_rows_of_like_length_share_a_batch(run: Path, monkeypatch: pytest.Monkey
     assert widths == [3, 11]
 
 
-def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_mistake_is_reported_on_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.txt").write_text("good1\n")
     (tmp_path / "in.xls").write_text("good1\n")
     mood = (run, "--task", "mood")

@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing."""
+        """Prints nothing."""
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: str | Pat
     return line
 
 
-def test_a_folder_arrives_whole(hub: Hub, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_files_of_a_folder_are_uploaded(hub: Hub, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", str(exported), "me/mine", "--private"]) == 0
     assert hub.files == {"model.safetensors": b"weights", "README.md": b"# A card\n"}
     assert [(one["name"], one["visibility"]) for one in hub.created] == [("mine", "private")]
@@ -101,7 +101,9 @@ def test_a_folder_arrives_whole(hub: Hub, exported: Path, capsys: pytest.Capture
     assert out == f"{exported} is at http://127.0.0.1:{hub.server_port}/me/mine/commit/1\n"
 
 
-def test_of_a_run_the_model_is_pushed(hub: Hub, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_only_the_model_of_a_run_is_uploaded(
+    hub: Hub, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     run = tmp_path_factory.mktemp("run")
     (run / "recipe.yaml").touch()
     (run / "metrics.jsonl").touch()
@@ -111,12 +113,14 @@ def test_of_a_run_the_model_is_pushed(hub: Hub, exported: Path, tmp_path_factory
     assert "visibility" not in hub.created[0]
 
 
-def test_what_the_hub_refuses_is_one_line(hub: Hub, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_of_the_hub_is_reported_on_one_line(
+    hub: Hub, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.refuse = True
     assert refused(capsys, TrainingError.exit_code, exported, "me/mine").startswith("error: push: me/mine: ")
 
 
-def test_mistakes_are_one_line_before_anything_is_sent(
+def test_mistakes_are_reported_on_one_line_before_anything_is_sent(
     hub: Hub, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = UserError.exit_code

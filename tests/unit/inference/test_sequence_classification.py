@@ -1,4 +1,4 @@
-"""Classifiers in stock classes of transformers against the model that they come from."""
+"""Classifiers in classes of transformers against the model that they come from."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtl_dist.config.recipe import ModelConfig
 from mtl_dist.errors import UserError
-from mtl_dist.inference.sequence_classification import stock_classifier
+from mtl_dist.inference.sequence_classification import sequence_classifier
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from tests.utils.tiny import KINDS, tiny_encoder
@@ -47,7 +47,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def furthest(model: MultitaskTransformer, task: str) -> float:
     """The largest difference of logits, as a part of the largest of them."""
     ids, mask = batch()
-    stock: Any = stock_classifier(model, task)
+    stock: Any = sequence_classifier(model, task)
     assert type(stock).__module__.startswith("transformers.models.")
     ours = model(ids, mask, task)
     assert ours.std(dim=0).min() > 0.05  # texts differ, or a wrong pooling would not be seen
@@ -55,45 +55,45 @@ def furthest(model: MultitaskTransformer, task: str) -> float:
 
 
 @pytest.mark.parametrize(("kind", "pooling"), FITTING)
-def test_logits_are_the_models_own(tmp_path: Path, kind: str, pooling: str) -> None:
+def test_logits_equal_those_of_the_model(tmp_path: Path, kind: str, pooling: str) -> None:
     model = model_of(tmp_path, kind, pooling)
     assert furthest(model, "mood") < 1e-6
     assert furthest(model, "topic") < 1e-6
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("bert", "mean"), ("electra", "mean"), ("modernbert", "first_token")])
-def test_in_float64_only_what_was_neglected_is_left(tmp_path: Path, kind: str, pooling: str) -> None:
+def test_in_float64_the_difference_is_the_neglected_terms_only(tmp_path: Path, kind: str, pooling: str) -> None:
     assert furthest(model_of(tmp_path, kind, pooling, "float64"), "mood") < 3e-8
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new"])
-def test_blocks_with_another_activation_hold_the_head_too(tmp_path: Path, activation: str) -> None:
+def test_blocks_with_another_activation_hold_the_head_as_well(tmp_path: Path, activation: str) -> None:
     assert furthest(model_of(tmp_path, "bert", "mean", hidden_act=activation), "mood") < 1e-6
 
 
-def test_the_model_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_model_is_not_changed(tmp_path: Path) -> None:
     model = model_of(tmp_path, "bert", "mean")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = model.sentence_transformer.encoder.config.to_dict()
-    stock_classifier(model, "mood")
+    sequence_classifier(model, "mood")
     assert model.sentence_transformer.encoder.config.to_dict() == config
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-def test_names_of_classes_are_in_the_configuration(tmp_path: Path) -> None:
-    stock = stock_classifier(model_of(tmp_path, "bert", "mean"), "mood")
+def test_class_names_are_in_the_configuration(tmp_path: Path) -> None:
+    stock = sequence_classifier(model_of(tmp_path, "bert", "mean"), "mood")
     assert stock.config.id2label == {0: "bad", 1: "so", 2: "good"}
     assert stock.config.label2id == {"bad": 0, "so": 1, "good": 2}
 
 
-def test_what_a_stock_class_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_a_head_that_the_class_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stock classifier of 'mpnet' cannot hold the mean over tokens; --with-code"):
-        stock_classifier(model_of(tmp_path / "mpnet", "mpnet", "mean"), "mood")
+        sequence_classifier(model_of(tmp_path / "mpnet", "mpnet", "mean"), "mood")
     model = model_of(tmp_path / "act", "bert", "mean", hidden_act="tanh")
     with pytest.raises(UserError, match=r"the activation 'tanh', which cannot stand for ReLU; --with-code"):
-        stock_classifier(model, "mood")
+        sequence_classifier(model, "mood")
     model.sentence_transformer.encoder.config.hidden_act = "gelu"
     many = MultitaskTransformer(model.sentence_transformer, {"many": [str(number) for number in range(16)]})
     with pytest.raises(UserError, match=r"16 classes are more than the 15 that fit into its vectors of 16"):
-        stock_classifier(many, "many")
+        sequence_classifier(many, "many")

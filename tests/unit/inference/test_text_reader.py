@@ -1,4 +1,4 @@
-"""Rows of text files: what is read, and what is refused with its line."""
+"""Rows of text files: values that are read, and errors with their line."""
 
 import io
 
@@ -15,22 +15,22 @@ def rows(kind: str, content: bytes, *columns: str, skip: bool = False) -> list[R
     return list(source.rows(io.BytesIO(content)))
 
 
-def test_plain_text_has_a_row_a_line() -> None:
+def test_plain_text_has_one_row_per_line() -> None:
     assert rows("text", b"\xef\xbb\xbfone\r\ntwo, \xc3\xa9 \nthree") == [("one",), ("two, é ",), ("three",)]
     assert rows("text", b"") == []
 
 
-def test_json_lines_give_the_columns_asked_for() -> None:
+def test_the_chosen_columns_of_json_lines_are_read() -> None:
     content = b'{"b": "2", "a": "1", "c": 7}\n\n{"a": "x\\ny", "b": "\xc3\xa9"}\n'
     assert rows("jsonl", content, "a", "b") == [("1", "2"), ("x\ny", "é")]
 
 
-def test_csv_records_may_span_lines_and_NA_is_a_text() -> None:
+def test_csv_records_may_span_lines_and_NA_is_text() -> None:
     content = b'label,text\n0,"a ""b"",\nc"\n\n1,NA\r\n'
     assert rows("csv", content) == [('a "b",\nc',), ("NA",)]
 
 
-def test_a_long_text_is_no_fault_of_csv() -> None:
+def test_csv_fields_may_be_long() -> None:
     assert rows("csv", b"text\n" + b"x" * 300_000) == [("x" * 300_000,)]
 
 
@@ -51,17 +51,17 @@ def test_a_long_text_is_no_fault_of_csv() -> None:
         ("csv", b'text\na\n"b\n', r"a file line 3: no valid CSV \(unexpected end of data\)"),
     ],
 )
-def test_a_bad_row_is_named_with_its_line(kind: str, content: bytes, message: str) -> None:
+def test_the_error_for_a_bad_row_names_its_line(kind: str, content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         rows(kind, content)
 
 
-def test_rows_without_text_can_come_as_none() -> None:
+def test_rows_without_text_are_none_where_they_are_skipped() -> None:
     assert rows("jsonl", b'{"text": ""}\n{"text": "a"}\n{"text": null}\n', skip=True) == [None, ("a",), None]
     assert rows("csv", b"a,b\n1,\n1,2\n", "a", "b", skip=True) == [None, ("1", "2")]
 
 
-def test_rows_come_one_by_one() -> None:
+def test_rows_are_read_one_by_one() -> None:
     source = TextSource("a file", "text", ("text",)).rows(io.BytesIO(b"one\ntwo\n\n"))
     assert next(source) == ("one",)
     assert next(source) == ("two",)

@@ -1,4 +1,4 @@
-"""What the image starts for its arguments; tests/docker runs it."""
+"""The entry point of the container image; tests/docker runs it in the image."""
 
 import os
 import subprocess
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.container import RECIPE, TRAIN, launch_of, main
+from mtl_dist.cli.container import RECIPE, launch_of, main
 from mtl_dist.errors import UserError
+from mtl_dist.resources import TRAIN_SCRIPT
 from tests.distributed.launching import ROOT
 
 
@@ -26,7 +27,7 @@ from tests.distributed.launching import ROOT
         (["--processes", "2", "seed=7"], ["--config", RECIPE, "seed=7"]),
     ],
 )
-def test_arguments_go_to_training_and_a_recipe_that_is_named_takes_the_place_of_the_quickstart(
+def test_arguments_are_passed_on_and_a_named_recipe_replaces_the_quickstart(
     words: list[str], arguments: list[str]
 ) -> None:
     assert list(launch_of(words, on_gpus=False).arguments) == arguments
@@ -43,20 +44,22 @@ def test_arguments_go_to_training_and_a_recipe_that_is_named_takes_the_place_of_
         (["--nodes", "2", "--host", "a"], False, "multi_node_cpu"),
     ],
 )
-def test_the_engine_file_is_that_of_the_device_and_the_numbers(words: list[str], on_gpus: bool, file: str) -> None:
+def test_the_engine_file_fits_the_device_and_the_number_of_processes(
+    words: list[str], on_gpus: bool, file: str
+) -> None:
     found = Path(launch_of(words, on_gpus).engine_file)
     assert found == ROOT / "accelerate_configs" / f"{file}.yaml"
     assert found.is_file()
 
 
-def test_the_command_of_the_second_of_two_nodes() -> None:
+def test_the_launcher_command_of_the_second_of_two_nodes() -> None:
     words = ["--nodes", "2", "--node", "1", "--host", "first", "--processes", "4", "--config", "a.yaml"]
     words += ["--engine-file", "accelerate_configs/multi_node_fsdp2.yaml"]
     command = launch_of(words, on_gpus=True).command()
     assert command[command.index("--config_file") :] == [
         *("--config_file", "accelerate_configs/multi_node_fsdp2.yaml", "--num_processes", "8", "--num_machines", "2"),
         *("--machine_rank", "1", "--main_process_ip", "first", "--rdzv_backend", "static", "--same_network"),
-        *("--main_process_port", "29500", str(TRAIN), "--config", "a.yaml"),
+        *("--main_process_port", "29500", str(TRAIN_SCRIPT), "--config", "a.yaml"),
     ]
 
 
@@ -72,13 +75,13 @@ def test_the_command_of_the_second_of_two_nodes() -> None:
         ),
     ],
 )
-def test_a_mistake_is_named(words: list[str], message: str) -> None:
+def test_the_error_names_the_option(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         launch_of(words, on_gpus=False)
     assert str(error.value) == message
 
 
-def test_containers_of_one_machine_do_not_meet_at_a_port() -> None:
+def test_containers_on_one_machine_share_no_port() -> None:
     assert launch_of([], on_gpus=False).port == 0  # any that is free
     assert launch_of(["--nodes", "2", "--host", "a"], on_gpus=False).port == 29500
 
@@ -94,18 +97,18 @@ def started(*words: str, device: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_key_and_value_are_no_command() -> None:
+def test_a_key_with_a_value_is_not_taken_for_a_command() -> None:
     done = started("seed=7", "--processes", "0", device="cpu")
     assert (done.returncode, done.stderr) == (2, "error: --processes: 0 is not at least 1\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_an_image_for_gpus_asks_for_them() -> None:
+def test_the_image_for_gpus_requires_them() -> None:
     done = started("seed=7", "--plan", device="gpu")
     assert done.returncode == 2
     assert "accelerate_configs/gpu.yaml: asks for GPUs, this machine has none" in done.stderr
 
 
-def test_a_recipe_without_config_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_without_config_is_refused_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes/none.yaml"]) == 127
     assert "a recipe needs --config before it" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The example of a sweep: its command as W&B's own agent fills and starts it, and what is said without a key."""
+"""The shipped sweep, its command filled and started by the agent of W&B, and errors of the command."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def sweep() -> dict[str, Any]:
     return yaml.safe_load(SWEEP.read_text(encoding="utf-8"))
 
 
-def test_the_keys_of_the_sweep_are_those_of_its_recipe(sweep: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keys_of_the_sweep_exist_in_its_recipe(sweep: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for key, parameter in sweep["parameters"].items():
         for value in parameter["values"]:
@@ -34,7 +34,7 @@ def test_the_keys_of_the_sweep_are_those_of_its_recipe(sweep: dict[str, Any], mo
     assert sweep["metric"]["name"] in {f"eval/{task}/accuracy.max" for task in tasks}
 
 
-def test_the_agent_starts_a_run_with_its_keys_in_the_sweeps_group(
+def test_the_agent_starts_a_run_with_its_keys_in_the_group_of_the_sweep(
     tmp_path: Path, sweep: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the tiny recipe, in a folder of the test; the rest of the command is the file's."""
@@ -78,7 +78,7 @@ def test_the_agent_starts_a_run_with_its_keys_in_the_sweeps_group(
         (["nowhere.yaml"], "nowhere.yaml: No such file or directory"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_each_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], said: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "no netrc"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "launch" / "sweep.py"), *arguments]
