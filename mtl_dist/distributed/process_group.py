@@ -79,11 +79,6 @@ class ProcessGroup:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Calls `work` on every rank inside `raise_together`, and returns its result."""
-        with self.raise_together():
-            return work()
-
     @contextmanager
     def raise_together(self) -> Iterator[None]:
         """Raises on every rank the first error, in rank order, that any rank has raised inside.
