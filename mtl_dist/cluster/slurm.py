@@ -50,7 +50,7 @@ def job_file(job: Job) -> str:
     lists = {"each": each, "container": container, "part": part}
     return (
         "#!/usr/bin/env bash\n"
-        f"# Written by launch/submit.py; `sbatch {shlex.quote(str(job.run / JOB_FILE))}` goes on with the run.\n"
+        f"# Written by launch/submit.py; `sbatch {shlex.quote(str(job.run / JOB_FILE))}` resumes the run.\n"
         + "".join(f"{line}\n" for line in lines)
         + "\n"
         + exports(job.environment_with_threads())

@@ -1,4 +1,4 @@
-"""Selectors: the words with which a recipe names units, the smallest things that freeze or thaw.
+"""Selectors: the words with which a recipe names units, the smallest things that can be frozen or unfrozen.
 
 Units in canonical order are `embeddings`, `blocks.0` and up, `heads.<task>` in the recipe's order.
 """
