@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_dist.cluster.node_agent import Launch, Requests, finished, run_part
+from mtl_dist.cluster.node_agent import Launch, StopSignals, finished, run_node
 
 
 def main(arguments: Sequence[str]) -> int:
     """Starts the launcher and waits for it; returns the run's own exit code."""
-    requests = Requests()
-    requests.listen()
+    stop_signals = StopSignals()
+    stop_signals.listen()
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="the run folder")
     parser.add_argument("--script", type=Path, default=Path(__file__).resolve().with_name("train.py"))
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         given.host,
         given.port,
     )
-    return run_part(launch, requests, given.alone, given.save_seconds, given.lost_code)
+    return run_node(launch, stop_signals, given.alone, given.save_seconds, given.lost_code)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ ON_CPUS = ("--backend", "slurm", "--processes-per-node", "2")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a recipe in it; no command of a cluster is to be found."""
+    """The working directory, with a recipe in it and no cluster commands on PATH."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "bin").mkdir()
     for name in ("bash", "env", "find", "sort", "tail", "head", "grep", "mktemp", "rm", "id", "sleep"):
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def written(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The job file that a dry run prints."""
+    """The job file printed by a dry run."""
     code = submit.main([*arguments, "--dry-run", "--config", "recipe.yaml"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
@@ -56,7 +56,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("more", [(), ("--nodes", "2", "--container-image", "image", "--chain", "3")])
-def test_a_job_file_is_sound_shell(capsys: pytest.CaptureFixture[str], folder: Path, more: tuple[str, ...]) -> None:
+def test_a_job_file_is_valid_shell(capsys: pytest.CaptureFixture[str], folder: Path, more: tuple[str, ...]) -> None:
     path = folder / "job.sbatch"
     path.write_text(written(capsys, *ON_CPUS, "--env", "GREETING=don't", *more))
     assert path.read_text().startswith("#!/usr/bin/env bash\n")
@@ -71,7 +71,7 @@ def test_a_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], folder: Pa
     assert not (folder / "runs").exists()
 
 
-def test_what_is_asked_for_stands_in_the_job_file(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_options_are_in_the_job_file(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     text = written(
         capsys,
         *("--backend", "slurm", "--nodes", "3", "--gpus-per-node", "a100:4", "--cpus-per-process", "6"),
@@ -106,17 +106,15 @@ def test_a_short_time_limit_leaves_less_time_to_save(
     assert f"#SBATCH --signal=USR1@{seconds}\n" in written(capsys, *ON_CPUS, "--time", time)
 
 
-def test_names_that_a_shell_would_read_otherwise_stay_what_they_are(
-    capsys: pytest.CaptureFixture[str], folder: Path
-) -> None:
+def test_names_with_shell_characters_are_quoted(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     text = written(capsys, *ON_CPUS, "output_dir=runs/it's $HOME *")
     head = text.partition("# What a job does")[0]
     done = subprocess.run(["bash", "-c", f'{head}\necho "$run"'], capture_output=True, text=True, check=True)
     assert done.stdout == f"{folder}/runs/it's $HOME *\n"
 
 
-def test_two_run_folders_of_one_name_have_jobs_of_two(capsys: pytest.CaptureFixture[str]) -> None:
-    """Else the one would wait for the other."""
+def test_run_folders_of_the_same_name_have_different_job_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the same name, one job would wait for the other."""
     names = {
         next(line for line in written(capsys, *ON_CPUS, f"output_dir={name}/x").splitlines() if "job-name" in line)
         for name in ("a", "b")
@@ -153,7 +151,7 @@ def test_two_run_folders_of_one_name_have_jobs_of_two(capsys: pytest.CaptureFixt
         ),
         (
             (*ON_CPUS, "checkpoint.every_minutes=null"),
-            "checkpoint.every_minutes: null, and so is every_steps; a job that is stopped could not go on",
+            "checkpoint.every_minutes: null, and so is every_steps; a job that is stopped could not resume",
         ),
         (
             (*ON_CPUS, "--engine-file", f"{ROOT}/accelerate_configs/cpu.yaml"),
@@ -209,7 +207,7 @@ def test_time_limits_are_read_as_slurm_reads_them(time: str, seconds: int) -> No
 
 
 @pytest.mark.parametrize("time", ["", "0", "0:00", "1:2:3:4", "-1", "1-", "1.5", "1h"])
-def test_what_is_no_time_limit_is_refused(time: str) -> None:
+def test_an_invalid_time_limit_is_refused(time: str) -> None:
     with pytest.raises(UserError, match="is no time limit"):
         seconds_of(time)
 
@@ -224,13 +222,15 @@ def test_a_finished_run_of_another_recipe_is_kept(capsys: pytest.CaptureFixture[
 
 
 def command(folder: Path, name: str, script: str) -> None:
-    """Puts a command on the path."""
+    """Puts a fake command on PATH."""
     path = folder / "bin" / name
     path.write_text(f"#!{folder}/bin/bash\n{script}\n")
     path.chmod(0o755)
 
 
-def test_a_dry_run_needs_no_cluster_where_its_commands_are(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_a_dry_run_needs_no_cluster_even_if_slurm_commands_exist(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     words = [*ON_CPUS, "--partition", "long", "--config", "recipe.yaml"]
     command(folder, "sinfo", "echo 'sinfo: fatal: no configuration' >&2; exit 1")
     command(folder, "sbatch", "exit 1")
@@ -244,9 +244,9 @@ Ends = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def job(folder: Path, capsys: pytest.CaptureFixture[str]) -> Ends:
-    """Runs a job file whose srun ends with a code, among stand-ins for Slurm; returns its own code and what it says.
+    """Runs a job file with fake Slurm commands, srun among them; returns its exit code and output.
 
-    What cannot be had of a real one at will: each state of the job, and a Slurm that does not requeue.
+    They produce what a real Slurm does not on demand: every state of the job, and a refusal to requeue.
     """
     command(folder, "sbatch", "echo 7")
     assert submit.main([*ON_CPUS, "--config", "recipe.yaml"]) == 0
@@ -301,20 +301,20 @@ def test_a_stopped_run_is_requeued(job: Ends, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PENDING", "COMPLETING"])
-def test_a_job_that_slurm_itself_ends_is_left_to_it(job: Ends, state: str) -> None:
+def test_a_job_that_slurm_ends_is_not_requeued(job: Ends, state: str) -> None:
     ended, said = job("exit 75", state=state)
     assert ended == 75
     assert f"stopped while Slurm ended it (JobState={state}); unless" in said
     assert "requeue\n" not in said
 
 
-def test_a_slurm_that_does_not_requeue_is_said(job: Ends) -> None:
+def test_a_failed_requeue_is_reported(job: Ends) -> None:
     ended, said = job("exit 75", requeue="exit 1")
     assert ended == 75
     assert "Slurm does not requeue it; sbatch" in said
 
 
-def test_a_job_of_a_chain_leaves_the_rest_to_the_next(job: Ends) -> None:
+def test_a_job_of_a_chain_is_continued_by_the_next(job: Ends) -> None:
     ended, said = job("exit 75", "chain")
     assert ended == 75
     assert "the next job of the chain" in said
@@ -323,7 +323,7 @@ def test_a_job_of_a_chain_leaves_the_rest_to_the_next(job: Ends) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_after_the_end_a_chain_has_no_more_jobs(job: Ends, code: int) -> None:
+def test_the_rest_of_a_chain_is_cancelled_after_the_end(job: Ends, code: int) -> None:
     ended, said = job(f"exit {code}", "chain")
     assert ended == code
     assert "scancel --name=n --state=PENDING" in said
@@ -335,7 +335,7 @@ def test_a_finished_run_starts_nothing(job: Ends, folder: Path) -> None:
     assert (ended, said) == (0, f"job 7: finished already: {folder}/runs/x/summary.json\n")
 
 
-def test_a_job_that_is_stopped_before_it_saves_ends_in_the_third_start(job: Ends, folder: Path) -> None:
+def test_three_starts_without_a_checkpoint_end_the_job(job: Ends, folder: Path) -> None:
     (folder / "bin" / "mkdir").symlink_to(shutil.which("mkdir", path=os.defpath) or "")
     assert [job("exit 75")[0], job("exit 75")[0], job(saves(folder, 1))[0]] == [75, 75, 75]
     assert [job("exit 75")[0], job("exit 75")[0]] == [75, 75]
@@ -345,17 +345,17 @@ def test_a_job_that_is_stopped_before_it_saves_ends_in_the_third_start(job: Ends
 
 
 def documented() -> list[list[str]]:
-    """The commands of docs/cluster.md, in words."""
+    """The commands of docs/cluster.md, split into arguments."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", "").splitlines()
     return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.parametrize("words", documented(), ids=" ".join)
-def test_a_documented_command_is_understood(
+def test_a_documented_command_is_valid(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sbatch and its like are run by tests/cluster."""
+    """Commands such as sbatch are run by tests/cluster."""
     if words[:2] != ["python", "launch/submit.py"]:
         assert words == ["sbatch", "RUN/job.sbatch"]
         return
