@@ -36,10 +36,10 @@ class Throughput:
         self._padded += padded
 
     def figures(self, now: float) -> dict[str, float]:
-        """Returns the figures since the last call: tokens per second over all ranks, computed tokens per real token, and
-        the share of this process's texts that the activation cache had, if it is used.
+        """Returns the figures since the last call.
 
-        `now` is the training time of the phase in seconds.
+        Tokens per second over all ranks, computed tokens per real token, and the share of this process's texts that the
+        activation cache had, if it is used. `now` is the training time of the phase in seconds.
         """
         figures = {
             "perf/tokens_per_second": self._tokens / (now - self._since),

@@ -47,7 +47,7 @@ class Server(ThreadingHTTPServer):
         self.gone = False
         """Drops the connections that there are."""
         self.streamed = 0
-        """Requests with figures of a run, so far."""
+        """StopSignals with figures of a run, so far."""
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     @property

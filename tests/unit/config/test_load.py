@@ -139,7 +139,7 @@ VALIDATED = ["evaluation.split=validation", "phases.0.until={metric: loss, patie
 
 
 def test_a_section_that_may_be_null(base: str, tmp_path: Path) -> None:
-    """Inside an item of a list: set, changed by key and by file, and taken away again."""
+    """Inside a list item: set, changed by key and by file, and removed again."""
     assert recipe_of("--config", base, *VALIDATED).phases[0].until == UntilConfig(metric="loss", patience=2)
     recipe = recipe_of("--config", base, *VALIDATED, "phases.0.until.every_steps=7")
     assert [phase.until for phase in recipe.phases] == [UntilConfig(metric="loss", patience=2, every_steps=7), None]
@@ -211,7 +211,7 @@ def test_mistake_in_a_file(base: str, tmp_path: Path, text: str, expected: str) 
         ("seed: \x01", "unacceptable character #x0001"),
     ],
 )
-def test_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
+def test_file_that_is_not_a_recipe(tmp_path: Path, text: str, expected: str) -> None:
     file = written(tmp_path / "wrong.yaml", text)
     assert message("--config", file).startswith(f"{file}: {expected}")
 
@@ -325,7 +325,7 @@ def test_the_value_of_an_interpolation_is_checked(monkeypatch: pytest.MonkeyPatc
 
 
 def test_defaults_can_be_interpolated() -> None:
-    """Those of sections that only the recipe names, too."""
+    """Including defaults of sections that exist only because the recipe names them."""
     recipe = recipe_of("tasks.a.path=x", "tasks.a.name=${tasks.a.label}", "evaluation.batch_size=${batch_size}")
     assert (recipe.tasks["a"].name, recipe.evaluation.batch_size) == ("label", 8)
 
@@ -376,7 +376,7 @@ def test_help_has_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str])
     )
 
 
-# "${" begins an interpolation and "???" is OmegaConf's word for a missing value: a resolved recipe can hold neither.
+# "${" begins an interpolation and "???" marks a missing value in OmegaConf: a resolved recipe can contain neither.
 TEXTS = st.text(min_size=1).filter(lambda text: "${" not in text and not text.lstrip("\\").startswith("???"))
 AWKWARD_TEXTS = st.sampled_from(["yes", "null", "~", "3e-5", "1_0", "0o7", "1:30", "2024-01-01", "a: b", "#", " ", "="])
 
