@@ -320,6 +320,8 @@ def test_the_value_of_an_interpolation_is_checked(monkeypatch: pytest.MonkeyPatc
     }
     for key, problem in expected.items():
         assert message("tasks.a.path=x", f"{key}=${{oc.env:VALUE}}") == f"{key}: {problem}"
+    # Like any wrong type, before the rules of values.
+    assert message("tasks.a.path=x", "seed=-1", "tracking.wandb=${oc.env:VALUE}").startswith("tracking.wandb: 'many'")
     monkeypatch.setenv("VALUE", "0")
     assert message("tasks.a.path=x", "batch_size=${oc.env:VALUE}") == "batch_size: 0 is not at least 1"
 
