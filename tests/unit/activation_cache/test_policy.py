@@ -159,7 +159,7 @@ def test_hidden_states_of_large_forward_passes_are_not_cached_on_a_gpu() -> None
         kept, lines = allocated(CacheConfig(), *names, gpu_rows=rows)
         assert [one.span.depth for one in kept] == depths
         assert ("about as fast as its host reads them" in lines[1]) == (depths == [4])
-    assert len(allocated(CacheConfig("always"), *names, gpu_rows=most + 1)[0]) == 2
+    assert len(allocated(CacheConfig(mode="always"), *names, gpu_rows=most + 1)[0]) == 2
 
 
 @pytest.mark.parametrize(("rows", "tasks"), [(150, 2), (600, 2), (900, 2), (300, 6), (2000, 6)])
@@ -176,18 +176,22 @@ def test_the_cache_is_skipped_only_if_it_saves_little(rows: int, tasks: int) -> 
     schedule = schedule_of("heads")
     drawn = np.concatenate([sampler.batch(step).rows for step in range(STEPS)])
     saved = 1 - len(np.unique(drawn)) / len(drawn)
-    skipped = reason_to_skip(CacheConfig("auto"), schedule, sampler, dict.fromkeys(names, rows), MIB)
+    skipped = reason_to_skip(CacheConfig(mode="auto"), schedule, sampler, dict.fromkeys(names, rows), MIB)
     assert (skipped is not None) == (tasks * (STEPS * BATCH / tasks / rows) < 2 * MIN_SAVED_FRACTION)
     if skipped:
         assert saved < MIN_SAVED_FRACTION
         assert "120 draws" in skipped
-        assert reason_to_skip(CacheConfig("always"), schedule, sampler, dict.fromkeys(names, rows), MIB) is None
+        assert reason_to_skip(CacheConfig(mode="always"), schedule, sampler, dict.fromkeys(names, rows), MIB) is None
 
 
 def test_the_cache_is_skipped_if_the_budget_is_less_than_a_tenth() -> None:
     def skipped(mib: float) -> str | None:
         return reason_to_skip(
-            CacheConfig("auto", mib / 1024), schedule_of("heads"), sampler_of(), dict.fromkeys(("a", "b"), ROWS), MIB
+            CacheConfig(mode="auto", budget_gb=mib / 1024),
+            schedule_of("heads"),
+            sampler_of(),
+            dict.fromkeys(("a", "b"), ROWS),
+            MIB,
         )
 
     assert skipped(MIN_SAVED_FRACTION * ROWS + 0.1) is None
