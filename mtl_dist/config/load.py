@@ -95,13 +95,27 @@ def _load(files: Sequence[str], overrides: Sequence[str]) -> Recipe:
     paths = [_path(override) for override in overrides]
     with _messages_from("command line: "):
         for override, path in zip(overrides, paths, strict=True):
-            config = _merged(config, _with(config, path, _value(override), ""))
+            value = _value(override)
+            config = _merged(config, _with(config, path, value, ""))
+            if value is not None and (replaced := _other_length(path)) and replaced not in paths:
+                config = _with(config, replaced, None, "")
         for path in paths:
             _refuse_unknown_task(path, config, tasks_of_files)
     with _messages_from(""):
         if missing := sorted(OmegaConf.missing_keys(OmegaConf.create(config))):
             raise UserError(f"{', '.join(missing)}: missing")
         return _validated(_resolved(config))
+
+
+def _other_length(path: Sequence[str]) -> list[str] | None:
+    """Path of `epochs` where `path` is that of a phase's `steps`, and the reverse; None for any other key.
+
+    A phase has one length, so an override of one key replaces what a file gives by the other.
+    """
+    other = {"steps": "epochs", "epochs": "steps"}
+    if len(path) != 3 or path[0] != "phases" or path[2] not in other:
+        return None
+    return [*path[:2], other[path[2]]]
 
 
 def _merged(config: dict[str, Any], layer: Any) -> dict[str, Any]:

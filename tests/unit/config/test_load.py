@@ -418,3 +418,33 @@ def test_entry_point_reports_one_line_and_exit_code_2() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: command line: optimizer.lrr: unknown key; did you mean optimizer.lr?\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "length"),
+    [
+        (["phases.0.steps=5"], (None, 5)),
+        (["phases[0].steps=5"], (None, 5)),
+        (["phases.0.steps=5", "phases.0.epochs=null"], (None, 5)),
+        (["phases.0.epochs=null", "phases.0.steps=5"], (None, 5)),
+        (["phases.0.steps=null"], (1.0, None)),
+        (["phases.0.epochs=0.5"], (0.5, None)),
+        (["phases.1.epochs=0.5"], (1.0, None)),
+    ],
+)
+def test_an_override_of_a_phases_length_replaces_the_length_of_the_file(
+    tmp_path: Path, overrides: list[str], length: tuple[float | None, int | None]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    phases = "[{name: a, train: [heads], epochs: 1}, {name: b, train: [all], steps: 7}]"
+    path.write_text(f"tasks: {{t: {{path: csv, data_files: {{train: a, test: b}}}}}}\nphases: {phases}\n")
+    first, second = parse(["--config", str(path), *overrides]).recipe.phases
+    assert (first.epochs, first.steps) == length
+    assert (second.epochs, second.steps) == ((0.5, None) if overrides == ["phases.1.epochs=0.5"] else (None, 7))
+
+
+def test_two_lengths_of_a_phase_on_the_command_line_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tasks: {t: {path: csv, data_files: {train: a, test: b}}}\n")
+    with pytest.raises(UserError, match=r"phases\[0\]: give either epochs or steps"):
+        parse(["--config", str(path), "phases.0.steps=5", "phases.0.epochs=2"])

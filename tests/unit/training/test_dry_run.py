@@ -37,7 +37,7 @@ def test_to_try_a_model_out_leaves_no_trace(tmp_path: Path, training: bool) -> N
 
 def test_another_error_of_a_forward_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = setup_here(tiny_recipe(tmp_path)).engine.model
-    monkeypatch.setattr(type(model.sentence_transformer), "pooled", lambda *_: torch.ones(2, 3))
+    monkeypatch.setattr(type(model.sentence_transformer), "pool", lambda *_: torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         try_out(accelerator_here(), model)
 
@@ -85,6 +85,6 @@ def test_a_lack_of_memory_is_no_lack_of_bf16(tmp_path: Path, monkeypatch: pytest
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     model = setup_here(tiny_recipe(tmp_path)).engine.model
-    monkeypatch.setattr(type(model.sentence_transformer), "pooled", refused)
+    monkeypatch.setattr(type(model.sentence_transformer), "pool", refused)
     with pytest.raises(torch.OutOfMemoryError):
         try_out(accelerator_here(precision="bf16"), model)
