@@ -1,1 +1,1 @@
-"""What differs between kinds of tasks: head, loss, metrics and the form of a prediction."""
+"""What differs between kinds of tasks: head, loss and metrics."""
