@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from mtl_dist.activation_cache.groups import ComputeGroups, DistinctTexts
-from mtl_dist.activation_cache.policy import GIB, CacheAllocation, TextCounts, allocate, find_spans, reason_to_skip
+from mtl_dist.activation_cache.policy import (
+    GIB,
+    CacheAllocation,
+    TextCounts,
+    choose_what_to_cache,
+    find_spans,
+    reason_not_to_count_texts,
+)
 from mtl_dist.activation_cache.store import ActivationStore
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.collate import Batch
@@ -86,7 +93,7 @@ class ActivationCache:
         width = self._hidden_size * max(dtype.itemsize for dtype in self._dtypes.values())
         splits = {task: source.splits["train"] for task, source in self._data.tasks.items()}
         rows = {task: len(split.lengths) for task, split in splits.items()}
-        reason = reason_to_skip(recipe.cache, self._schedule, self._sampler, rows, width)
+        reason = reason_not_to_count_texts(recipe.cache, self._schedule, self._sampler, rows, width)
         if reason is not None:
             logger.info(reason)
             return
@@ -97,7 +104,7 @@ class ActivationCache:
         lengths = self._texts.lengths
         counts = TextCounts(len(lengths), int(lengths.sum(dtype=np.int64)), self._texts.counts_by_task)
         gpu_rows = None if self._engine.device.type == "cpu" else self._rows_per_forward
-        self._allocations, lines = allocate(
+        self._allocations, lines = choose_what_to_cache(
             recipe.cache, self._schedule, self._num_blocks, self._sampler, counts, width, gpu_rows
         )
         for line in lines:

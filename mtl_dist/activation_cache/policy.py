@@ -83,7 +83,7 @@ def _runs(flags: Sequence[bool]) -> list[range]:
     return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
-def reason_to_skip(
+def reason_not_to_count_texts(
     config: CacheConfig, schedule: Schedule, sampler: TaskBalancedSampler, rows: Mapping[str, int], width: int
 ) -> str | None:
     """Why `cache.mode=auto` caches nothing, if that is certain before distinct texts are counted; None if it is not.
@@ -103,7 +103,7 @@ def reason_to_skip(
     return None
 
 
-def allocate(
+def choose_what_to_cache(
     config: CacheConfig,
     schedule: Schedule,
     num_blocks: int,

@@ -102,7 +102,7 @@ def save(
     return final
 
 
-def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest checkpoint that passes verification, and a line for each newer one that does not."""
     skipped = []
     for folder in sorted(root.glob("step-*"), reverse=True):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mtl_dist.cluster.job import SAVE_SECONDS, engine_file_for
-from mtl_dist.cluster.node_agent import Launch, StopSignals, run_node
+from mtl_dist.cluster.launch_command import Launch
+from mtl_dist.cluster.node_agent import StopSignals, run_node
 from mtl_dist.errors import UserError
 from mtl_dist.resources import TRAIN_SCRIPT
 

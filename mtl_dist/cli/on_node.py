@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_dist.cluster.node_agent import Launch, StopSignals, finished, run_node
+from mtl_dist.cluster.launch_command import Launch
+from mtl_dist.cluster.node_agent import StopSignals, finished, run_node
 from mtl_dist.resources import TRAIN_SCRIPT
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mtl_dist.cli.engine import default_engine, engine_file
+from mtl_dist.cli.engine_option import default_engine, engine_file
 from mtl_dist.cli.recipe_words import RecipeWords, recipe_arguments
 from mtl_dist.errors import UserError
 from mtl_dist.resources import TRAIN_SCRIPT, engine_names
 
 if TYPE_CHECKING:
-    from mtl_dist.cluster.node_agent import Launch
+    from mtl_dist.cluster.launch_command import Launch
 
 DEFAULT_PORT = 29500
 """Where the processes of several machines meet, as for `accelerate launch`; those of one machine take a free port."""
@@ -95,7 +95,7 @@ def launch_of(
 ) -> "Launch":
     """This machine's launch of `launch/train.py` with `arguments`. Raises UserError."""
     from mtl_dist.cluster.job import check_engine_file, read_engine_file
-    from mtl_dist.cluster.node_agent import Launch
+    from mtl_dist.cluster.launch_command import Launch
 
     file = str(engine_file(engine))
     config = read_engine_file("--engine", file)

@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 
 from mtl_dist.cluster.job import Job, write_recipe
-from mtl_dist.cluster.node_agent import Launch, StopSignals, finished, run_node
+from mtl_dist.cluster.launch_command import Launch
+from mtl_dist.cluster.node_agent import StopSignals, finished, run_node
 from mtl_dist.errors import Interrupted, TrainingError, UserError
 from mtl_dist.resources import TRAIN_SCRIPT
 from mtl_dist.run_layout import CHECKPOINTS

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
 import psutil
 
+from mtl_dist.cluster.launch_command import Launch
 from mtl_dist.distributed.exit_codes import VARIABLE, combined_exit_code, recorded_exit_codes
 from mtl_dist.run_layout import SUMMARY
 
@@ -26,39 +26,6 @@ POLL_SECONDS = 0.2
 """Seconds between two looks at the processes."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 """Constants of linux/prctl.h."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Arguments of `accelerate launch` on one node."""
-
-    script: Path
-    arguments: tuple[str, ...]
-    """Arguments of the script."""
-    engine_file: str
-    nodes: int
-    processes: int
-    """Processes on each node."""
-    node: int = 0
-    """Rank of this node."""
-    host: str = ""
-    """Address of the first node; needed only with several nodes."""
-    port: int = 0
-    options: tuple[str, ...] = ()
-    """Further options of the launcher."""
-
-    def command(self) -> list[str]:
-        """The command line of the launcher."""
-        total = self.nodes * self.processes
-        words = [sys.executable, "-m", "mtl_dist.cluster.quiet_launch", "accelerate", "launch"]
-        words += ["--config_file", self.engine_file]
-        words += ["--num_processes", str(total), "--num_machines", str(self.nodes)]
-        if self.nodes > 1:
-            words += ["--machine_rank", str(self.node), "--main_process_ip", self.host]
-            words += ["--rdzv_backend", "static", "--same_network"]
-        if total > 1:
-            words += ["--main_process_port", str(self.port)]
-        return [*words, *self.options, str(self.script), *self.arguments]
 
 
 class StopSignals:

@@ -169,7 +169,7 @@ class PhaseConfig(Section):
         return self
 
 
-def seed_phases() -> list[PhaseConfig]:
+def default_phases() -> list[PhaseConfig]:
     """The three phases of the seed design: heads, then the upper third of twelve blocks, then everything."""
     return [
         PhaseConfig(name="heads", train=["heads"], epochs=1.0),
@@ -321,7 +321,7 @@ class Recipe(Section):
     tasks: dict[str, TaskConfig] = Field(default_factory=dict)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    phases: list[PhaseConfig] = Field(default_factory=seed_phases)
+    phases: list[PhaseConfig] = Field(default_factory=default_phases)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

@@ -19,8 +19,8 @@ from mtl_dist.config.recipe import OptimizerConfig
 from mtl_dist.data.collate import Batch
 from mtl_dist.device import is_async
 from mtl_dist.distributed.process_group import ProcessGroup
-from mtl_dist.engines.consistency import check_optimizer, compare_ranks
 from mtl_dist.engines.optimizer import ParameterGroups, build_optimizer
+from mtl_dist.engines.rank_comparison import check_optimizer, compare_ranks
 from mtl_dist.engines.state import ModelState
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState

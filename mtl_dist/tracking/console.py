@@ -30,8 +30,8 @@ def show_log_lines(is_main: bool) -> None:
     package.addHandler(ConsoleHandler() if is_main else logging.NullHandler())
 
 
-class Progress:
-    """Progress of training: a bar on a terminal, otherwise a log line at most every LOG_LINE_SECONDS."""
+class TrainingProgress:
+    """TrainingProgress of training: a bar on a terminal, otherwise a log line at most every LOG_LINE_SECONDS."""
 
     def __init__(self, is_main: bool, total: int, start: int) -> None:
         """`total` is the planned number of steps, `start` the number done; other ranks show nothing."""

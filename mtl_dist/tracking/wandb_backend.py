@@ -57,7 +57,7 @@ class BestValues:
         """Adds a line; returns the changed entries in W&B's form: `max` or `min`, and `last`, by key."""
         changed = {}
         for key, value in line.items():
-            best = best_of(key)
+            best = better_direction(key)
             if best is not None and isinstance(value, int | float) and math.isfinite(value):
                 choose = max if best == "max" else min
                 before = self.values.get(key, {}).get(best, value)
@@ -66,7 +66,7 @@ class BestValues:
         return changed
 
 
-def best_of(key: str) -> Literal["max", "min"] | None:
+def better_direction(key: str) -> Literal["max", "min"] | None:
     """Returns whether the best value of a figure is its maximum or its minimum; None for one without a best."""
     space, _, name = key.partition("/")
     figure = name.rpartition("/")[2]

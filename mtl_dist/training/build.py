@@ -32,7 +32,7 @@ from mtl_dist.schedule.phases import Schedule, compile_schedule, trainable_units
 from mtl_dist.schedule.plan_table import plan_table
 from mtl_dist.schedule.sampler import TaskBalancedSampler, task_shares
 from mtl_dist.training.context import RunContext
-from mtl_dist.training.dry_run import try_out
+from mtl_dist.training.device_check import check_model_on_device
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def build_context(
         model = build_model(recipe, plan.encoder_config, plan.data)
     logger.info("%s", vocabulary_line(model))
     with group.raise_together():
-        try_out(accelerator, model)
+        check_model_on_device(accelerator, model)
     engine = engine_class(accelerator, group, model, recipe.optimizer)
     schedule = plan.rates.schedule
     cache = ActivationCache(recipe, engine, plan.data, plan.sampler, schedule, plan.micro_steps)

@@ -20,7 +20,7 @@ from mtl_dist.errors import Interrupted, TrainingError, UserError
 from mtl_dist.io import write_text_atomically
 from mtl_dist.run_layout import RECIPE, STACKS
 from mtl_dist.tracking.accelerate_backend import check_trackers
-from mtl_dist.tracking.console import Progress, show_log_lines
+from mtl_dist.tracking.console import TrainingProgress, show_log_lines
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.train_state import TrainState
 from mtl_dist.training.build import build_context, plan_run
@@ -150,7 +150,7 @@ def _fit_and_finish(
     evaluator = Evaluator(context, tracker, vote, watchdog)
     checkpointer = Checkpointer(context, identity, tracker, evaluator, vote, watchdog)
     metrics = MetricsLogger(context, tracker)
-    progress = Progress(context.group.is_main, context.schedule_of(state).total_steps, state.step)
+    progress = TrainingProgress(context.group.is_main, context.schedule_of(state).total_steps, state.step)
     callbacks = (
         metrics,
         EarlyStopping(context, evaluator),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_dist.checkpoint.storage import Checkpoint, changed_keys, newest
+from mtl_dist.checkpoint.storage import Checkpoint, changed_keys, newest_valid
 from mtl_dist.errors import UserError
 from mtl_dist.io import reporting_write_errors
 from mtl_dist.run_layout import CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT, SETUP, STACKS, SUMMARY, TENSORBOARD
@@ -36,7 +36,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], resume: str) -> Chec
     if not entries:
         return None
     if resume == "auto" and SUMMARY not in entries:
-        checkpoint, skipped = newest(folder / CHECKPOINTS)
+        checkpoint, skipped = newest_valid(folder / CHECKPOINTS)
         for line in skipped:
             logger.info("%s", line)
         if checkpoint is not None:

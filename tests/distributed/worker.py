@@ -108,14 +108,14 @@ def with_a_stray_measurement() -> None:
 
 def with_a_stray_memory() -> None:
     """The last rank remembers measurements that were never made, and would end each phase at once."""
-    should_stop = EarlyStopping.should_stop
+    evaluate_and_decide = EarlyStopping.evaluate_and_decide
 
     def stray(self: EarlyStopping, phase: Phase) -> bool:
         if self._group.rank == self._group.world_size - 1:
             self.trainer.train_state.measured[phase.name] = [0.0] * 9
-        return should_stop(self, phase)
+        return evaluate_and_decide(self, phase)
 
-    EarlyStopping.should_stop = stray
+    EarlyStopping.evaluate_and_decide = stray
 
 
 zero.PERSISTENCE_THRESHOLD = 0  # otherwise tiny parameters would all stay whole

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_dist.checkpoint.format import FILES, MANIFEST, folder_name, manifest_text
-from mtl_dist.checkpoint.storage import Checkpoint, load, newest, save
+from mtl_dist.checkpoint.storage import Checkpoint, load, newest_valid, save
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import UserError
 from tests.faults.campaign import Campaign, Outcome
@@ -132,7 +132,7 @@ def judged(root: Path) -> tuple[str, bool]:
     """Why the newer of two checkpoints was refused, and whether all is as it should be."""
     older, newer = STEPS[:2]
     like = tensors(older)[0]
-    found, skipped = newest(root)
+    found, skipped = newest_valid(root)
     if found is None or found.step != older or len(skipped) != 1:
         return f"found {found and found.folder.name}, said {skipped}", False
     try:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from mtl_dist.checkpoint import storage as checkpoint
-from mtl_dist.checkpoint.storage import newest
+from mtl_dist.checkpoint.storage import newest_valid
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import TrainingError
 from mtl_dist.models.multitask import MultitaskTransformer
@@ -172,7 +172,7 @@ def judged(recipe: Recipe, blow: Blow, goes_on: bool) -> tuple[str, bool]:
         return f"went on: {lines}", error is None and len(lines) == 1 and "training continues" in lines[0]
     if error is None:
         return "went on, and should not", False
-    found, skipped = newest(folder / CHECKPOINTS)
+    found, skipped = newest_valid(folder / CHECKPOINTS)
     intact = blow.before.items() <= kept.items() and not skipped and (found is not None or not kept)
     with redirect_stdout(io.StringIO()):
         run_here(recipe)

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoModel
 
 from mtl_dist.checkpoint.format import FILES, MANIFEST, manifest_text
-from mtl_dist.checkpoint.storage import newest
+from mtl_dist.checkpoint.storage import newest_valid
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import ModelConfig
 from mtl_dist.errors import UserError
@@ -26,7 +26,7 @@ Fault = Callable[[random.Random, Path, Path], tuple[str, str | None]]
 
 
 def checkpoint_reason(root: Path) -> str | None:
-    found, skipped = newest(root)
+    found, skipped = newest_valid(root)
     return None if found else skipped[0]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_dist.checkpoint.format import FILES, sha256_of, step_of, write_manifest
-from mtl_dist.checkpoint.storage import Checkpoint, newest, save
+from mtl_dist.checkpoint.storage import Checkpoint, newest_valid, save
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.train_state import TrainState
 
@@ -52,7 +52,7 @@ def renew_manifest(folder: Path) -> None:
 
 def found(root: Path) -> Checkpoint:
     """The newest checkpoint, where none is damaged."""
-    checkpoint, skipped = newest(root)
+    checkpoint, skipped = newest_valid(root)
     assert skipped == []
     assert checkpoint is not None
     return checkpoint

@@ -132,7 +132,7 @@ class Checkpointer(Callback):
         A phase is entered next.
         """
         group, engine = self._context.group, self._context.engine
-        found = storage.newest(self._root)[0] if group.is_main else None
+        found = storage.newest_valid(self._root)[0] if group.is_main else None
         found = group.all_gather(found)[0]
         if found is None:
             return None

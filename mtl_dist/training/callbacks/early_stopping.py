@@ -24,18 +24,18 @@ class EarlyStopping(Callback):
         state = self.trainer.train_state
         # A run that was stopped between a step and its evaluation resumes with the evaluation.
         if phase.measurements_by(state.step) > len(state.measured.get(phase.name, ())):
-            self._evaluate(phase)
+            self._end_phase_if_exhausted(phase)
 
     def on_step_end(self, phase: Phase, result: StepResult) -> None:
         with self.trainer.not_training():
-            self._evaluate(phase)
+            self._end_phase_if_exhausted(phase)
 
-    def _evaluate(self, phase: Phase) -> None:
+    def _end_phase_if_exhausted(self, phase: Phase) -> None:
         done = self.trainer.train_state.step
-        if phase.measures_after(done) and self.should_stop(phase):
+        if phase.measures_after(done) and self.evaluate_and_decide(phase):
             self.trainer.train_state.stops[phase.name] = done
 
-    def should_stop(self, phase: Phase) -> bool:
+    def evaluate_and_decide(self, phase: Phase) -> bool:
         """Measures, and returns whether the patience of `phase.until` is exhausted; the same on every rank.
 
         Raises TrainingError on every rank where the ranks have measured different values.

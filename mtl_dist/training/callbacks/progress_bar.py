@@ -1,7 +1,7 @@
-"""Progress of training: a bar on a terminal, plain lines in a log."""
+"""TrainingProgress of training: a bar on a terminal, plain lines in a log."""
 
 from mtl_dist.schedule.phases import Phase
-from mtl_dist.tracking.console import Progress
+from mtl_dist.tracking.console import TrainingProgress
 from mtl_dist.training.callbacks.base import Callback
 from mtl_dist.training.callbacks.metrics_logger import MetricsLogger
 from mtl_dist.training.step_result import StepResult
@@ -10,7 +10,7 @@ from mtl_dist.training.step_result import StepResult
 class ProgressBar(Callback):
     """Shows steps done, the phase and the loss that was logged last."""
 
-    def __init__(self, progress: Progress, metrics: MetricsLogger) -> None:
+    def __init__(self, progress: TrainingProgress, metrics: MetricsLogger) -> None:
         self._progress = progress
         self._metrics = metrics
 

@@ -104,7 +104,7 @@ def test_after_a_rollback_no_state_of_the_lost_weights_is_read(tmp_path: Path, m
 
     Checkpoints newer than step 4 are hidden from it.
     """
-    newest = checkpoint.newest
+    newest = checkpoint.newest_valid
 
     def of_step_4(root: Path) -> tuple[Checkpoint | None, list[str]]:
         for folder in root.glob("step-*"):

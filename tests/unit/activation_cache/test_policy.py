@@ -14,10 +14,10 @@ from mtl_dist.activation_cache.policy import (
     CacheAllocation,
     Span,
     TextCounts,
-    allocate,
+    choose_what_to_cache,
     find_spans,
     prefix_depth,
-    reason_to_skip,
+    reason_not_to_count_texts,
     saved_fraction,
 )
 from mtl_dist.config.recipe import CacheConfig
@@ -101,7 +101,7 @@ SHARED = TextCounts(ROWS, ROWS * TOKENS, {"a": ROWS, "b": ROWS})
 def allocated(
     config: CacheConfig, *names: str, texts: TextCounts = APART, gpu_rows: float | None = None
 ) -> tuple[list[CacheAllocation], list[str]]:
-    return allocate(config, schedule_of(*names), BLOCKS, sampler_of(), texts, MIB, gpu_rows)
+    return choose_what_to_cache(config, schedule_of(*names), BLOCKS, sampler_of(), texts, MIB, gpu_rows)
 
 
 def test_the_saved_fraction_counts_reads_after_the_first() -> None:
@@ -176,17 +176,20 @@ def test_the_cache_is_skipped_only_if_it_saves_little(rows: int, tasks: int) -> 
     schedule = schedule_of("heads")
     drawn = np.concatenate([sampler.batch(step).rows for step in range(STEPS)])
     saved = 1 - len(np.unique(drawn)) / len(drawn)
-    skipped = reason_to_skip(CacheConfig(mode="auto"), schedule, sampler, dict.fromkeys(names, rows), MIB)
+    skipped = reason_not_to_count_texts(CacheConfig(mode="auto"), schedule, sampler, dict.fromkeys(names, rows), MIB)
     assert (skipped is not None) == (tasks * (STEPS * BATCH / tasks / rows) < 2 * MIN_SAVED_FRACTION)
     if skipped:
         assert saved < MIN_SAVED_FRACTION
         assert "120 draws" in skipped
-        assert reason_to_skip(CacheConfig(mode="always"), schedule, sampler, dict.fromkeys(names, rows), MIB) is None
+        assert (
+            reason_not_to_count_texts(CacheConfig(mode="always"), schedule, sampler, dict.fromkeys(names, rows), MIB)
+            is None
+        )
 
 
 def test_the_cache_is_skipped_if_the_budget_is_less_than_a_tenth() -> None:
     def skipped(mib: float) -> str | None:
-        return reason_to_skip(
+        return reason_not_to_count_texts(
             CacheConfig(mode="auto", budget_gb=mib / 1024),
             schedule_of("heads"),
             sampler_of(),

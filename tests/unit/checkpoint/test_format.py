@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtl_dist.checkpoint.format import FILES, folder_name, manifest_text, sha256_of, step_of
-from mtl_dist.checkpoint.storage import changed_keys, load, newest, save
+from mtl_dist.checkpoint.storage import changed_keys, load, newest_valid, save
 from mtl_dist.config.recipe import CheckpointConfig
 from tests.utils.checkpoints import bits, found, like, renew_manifest, saved, state_at, tensors
 
@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_is_skipped_for_an_older_one(tmp_path: Path, damage
     older, newer = (saved(tmp_path, step) for step in (3, 5))
     do, reason = DAMAGES[damage]
     do(newer)
-    checkpoint, skipped = newest(tmp_path)
+    checkpoint, skipped = newest_valid(tmp_path)
     assert checkpoint is not None
     assert checkpoint.folder == older
     assert [bits(part) for part in load(checkpoint, like())] == [bits(part) for part in tensors(seed=3)]
@@ -260,16 +260,16 @@ def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
     for position in range(len(content)):
         for bit in range(8):
             path.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
-            assert newest(tmp_path)[0] is None
+            assert newest_valid(tmp_path)[0] is None
     path.write_bytes(content)
-    assert newest(tmp_path)[0] is not None
+    assert newest_valid(tmp_path)[0] is not None
 
 
 def test_a_whole_checkpoint_under_another_steps_name_is_refused(tmp_path: Path) -> None:
     for name in ("step-0000000009", "step-000000000003", "step-3"):
         folder = saved(tmp_path / name, 3)
         folder.rename(folder.with_name(name))
-        checkpoint, (line,) = newest(tmp_path / name)
+        checkpoint, (line,) = newest_valid(tmp_path / name)
         assert checkpoint is None
         reason = "manifest.json is of another step" if "9" in name else "its name is not that of a checkpoint"
         assert line == f"checkpoint {name} skipped: {reason}"
@@ -278,7 +278,7 @@ def test_a_whole_checkpoint_under_another_steps_name_is_refused(tmp_path: Path) 
 def test_what_cannot_be_read_is_skipped(tmp_path: Path) -> None:
     (saved(tmp_path, 3) / "model.safetensors").rename(tmp_path / "moved")
     (tmp_path / folder_name(3) / "model.safetensors").mkdir()
-    assert newest(tmp_path) == (
+    assert newest_valid(tmp_path) == (
         None,
         ["checkpoint step-0000000003 skipped: model.safetensors is a link or no plain file"],
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint.format import FILES, folder_name, write_manifest
-from mtl_dist.checkpoint.storage import changed_keys, load, newest, save
+from mtl_dist.checkpoint.storage import changed_keys, load, newest_valid, save
 from mtl_dist.config.recipe import CheckpointConfig, Recipe
 from mtl_dist.errors import TrainingError, UserError
 from tests.utils.checkpoints import bits, flip_a_bit, found, like, saved, state_at, steps_in, tensors
@@ -96,7 +96,7 @@ def test_a_damaged_one_of_a_later_step_takes_no_good_ones_place(tmp_path: Path) 
     for step in (4, 8):
         saved(tmp_path, step)
     flip_a_bit(tmp_path / folder_name(8) / "model.safetensors")
-    assert newest(tmp_path)[0] is not None
+    assert newest_valid(tmp_path)[0] is not None
     saved(tmp_path, 5, keep=1)
     assert steps_in(tmp_path) == [5]
 
@@ -106,7 +106,7 @@ def test_what_only_looks_like_a_checkpoint_is_left_alone(tmp_path: Path) -> None
     for step in (1, 2, 3):
         saved(tmp_path, step, keep=1)
     assert {path.name for path in tmp_path.iterdir()} == {"step-notes", folder_name(3)}
-    checkpoint, skipped = newest(tmp_path)
+    checkpoint, skipped = newest_valid(tmp_path)
     assert checkpoint is not None
     assert skipped == ["checkpoint step-notes skipped: its name is not that of a checkpoint"]
 
@@ -124,14 +124,14 @@ def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
         saved(tmp_path, step)
     for folder in tmp_path.iterdir():
         flip_a_bit(folder / "model.safetensors")
-    checkpoint, skipped = newest(tmp_path)
+    checkpoint, skipped = newest_valid(tmp_path)
     assert checkpoint is None
     assert [line.split()[1] for line in skipped] == ["step-0000000005", "step-0000000003"]
 
 
 def test_where_nothing_was_saved_there_is_none(tmp_path: Path) -> None:
-    assert newest(tmp_path) == (None, [])
-    assert newest(tmp_path / "missing") == (None, [])
+    assert newest_valid(tmp_path) == (None, [])
+    assert newest_valid(tmp_path / "missing") == (None, [])
 
 
 def test_what_killed_writers_left_is_ignored_and_removed(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_what_killed_writers_left_is_ignored_and_removed(tmp_path: Path) -> None
         (root / name).mkdir()
         (root / name / "stray").write_text("of a run that was killed")
     (root / ".partial-link").symlink_to(outside)
-    assert newest(root) == (None, [])
+    assert newest_valid(root) == (None, [])
     older = saved(root, 3)
     assert found(root).folder == older
     newer = saved(root, 5)

@@ -58,7 +58,7 @@ def test_a_checkpoint_restores_weights_and_optimizer_state_bit_by_bit(
     assert len(expected[1]) == 3 * len(trained) < 3 * len(expected[0])
     config = first.recipe.checkpoint
     checkpoint.save(tmp_path, 2, first.engine.weights(), first.engine.optimizer_state(), state_at(2), config)
-    found, _ = checkpoint.newest(tmp_path)
+    found, _ = checkpoint.newest_valid(tmp_path)
     assert found is not None
     second = fresh(recipe_file, f"model.dtype={dtype}", "seed=43")
     train(second, 2, 1)

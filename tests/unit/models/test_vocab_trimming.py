@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import OptimizerConfig
-from mtl_dist.engines import consistency
+from mtl_dist.engines import rank_comparison
 from mtl_dist.engines.optimizer import adamw
 from mtl_dist.errors import UserError
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
@@ -186,7 +186,7 @@ def test_an_engine_saves_untrimmed_tensors_and_loads_them(recipe_file: Path) -> 
 
 def test_ranks_compare_unused_rows_and_their_decay(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[dict[str, str]] = []
-    monkeypatch.setattr(consistency, "require_equal", lambda processes, when, digests: compared.append(digests))
+    monkeypatch.setattr(rank_comparison, "require_equal", lambda processes, when, digests: compared.append(digests))
     setup = trained(recipe_file)
     setup.engine.check_equal("now")
     assert compared[-1][f"the decay of {TABLE}"] == repr(float(setup.engine.optimizer_state()[f"decay/{TABLE}"]))

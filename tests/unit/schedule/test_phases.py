@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_dist.config.recipe import ModelConfig, PhaseConfig, Recipe, TaskConfig, UntilConfig, seed_phases
+from mtl_dist.config.recipe import ModelConfig, PhaseConfig, Recipe, TaskConfig, UntilConfig, default_phases
 from mtl_dist.config.selectors import select
 from mtl_dist.errors import UserError
 from mtl_dist.schedule.phases import Phase, Schedule, compile_schedule, format_units, phase_steps, trainable_units
@@ -23,7 +23,7 @@ def recipe(*phases: PhaseConfig, freeze: tuple[str, ...] = (), batch_size: int =
         batch_size=batch_size,
         model=ModelConfig(freeze=list(freeze)),
         tasks={task: TaskConfig(path="json") for task in TASKS},
-        phases=list(phases) or seed_phases(),
+        phases=list(phases) or default_phases(),
     )
 
 

@@ -20,7 +20,7 @@ from mtl_dist.config.recipe import CheckpointConfig, Recipe, TrackingConfig
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import TrainingError
 from mtl_dist.tracking import console
-from mtl_dist.tracking.console import Progress, show_log_lines
+from mtl_dist.tracking.console import TrainingProgress, show_log_lines
 from mtl_dist.tracking.tracker import Tracker
 from tests.utils.disks import nearly_full, small_disk, why_not
 
@@ -118,7 +118,7 @@ def test_other_ranks_are_silent_and_write_nothing(
     tracker = Tracker(tmp_path, recipe, SecondRank())
     tracker.log(1, "heads", {"train/loss": 1.0})
     tracker.finish({"steps": 1})
-    progress = Progress(is_main=False, total=1, start=0)
+    progress = TrainingProgress(is_main=False, total=1, start=0)
     progress.advance(1, 1, "heads", 1.0)
     progress.close()
     assert list(tmp_path.iterdir()) == []
@@ -143,7 +143,7 @@ def test_a_log_has_a_line_of_progress_every_ten_seconds_and_at_the_end(
     show_log_lines(is_main=True)
     clock = [0.0]
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    progress = Progress(is_main=True, total=8, start=3)
+    progress = TrainingProgress(is_main=True, total=8, start=3)
     for step, seconds in ((4, 1.0), (5, 9.5), (6, 10.5), (7, 20.0), (8, 20.1)):
         clock[0] = seconds
         progress.advance(step, 8, "heads", 0.123456 if step == 6 else None)
@@ -156,15 +156,15 @@ def test_a_log_has_a_line_of_progress_every_ten_seconds_and_at_the_end(
 def test_a_terminal_has_a_bar_whose_total_may_shrink_and_lines_beside_it() -> None:
     code = """
 import logging
-from mtl_dist.tracking.console import Progress, show_log_lines
+from mtl_dist.tracking.console import TrainingProgress, show_log_lines
 
 show_log_lines(True)
-progress = Progress(True, total=14, start=10)
+progress = TrainingProgress(True, total=14, start=10)
 progress.advance(11, 14, "upper", None)
 logging.getLogger("mtl_dist").info("a line")
 progress.advance(12, 12, "all", 0.5)
 progress.close()
-other_rank = Progress(False, total=99, start=0)
+other_rank = TrainingProgress(False, total=99, start=0)
 other_rank.advance(99, 99, "all", 0.5)
 other_rank.close()
 """

@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_knows_its_last_step(tmp_path: Path, bad: range) -
         stop_in_round(patch, 4 + 1 + len(("topic", "mood")))
         with pytest.raises(Interrupted, match="after step 5 of 18"):
             run_here(recipe_of(tmp_path, "stopped"))
-    (found, _) = checkpoint.newest(tmp_path / "stopped" / "checkpoints")
+    (found, _) = checkpoint.newest_valid(tmp_path / "stopped" / "checkpoints")
     assert found is not None
     # Weights from which the gradient was not finite are not kept.
     assert (found.step, found.state["train_state"]["nonfinite_total"]) == ((4, 0) if bad.start == 4 else (5, 0))

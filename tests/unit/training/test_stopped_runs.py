@@ -98,7 +98,7 @@ def test_after_too_many_bad_steps_the_weights_are_those_of_the_last_checkpoint(
     assert (line["step"], line["safety/rolled_back_to"]) == (10, 6)
     digests = [line["plan/digest"] for line in lines if "train/loss" in line]
     assert len(digests) == len(set(digests)) == 18
-    found, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    found, _ = checkpoint.newest_valid(tmp_path / "run" / "checkpoints")
     assert found is not None
     assert found.state["train_state"]["rollbacks"] == [[6, 10]]
     assert list(entered) == ["0 heads", "1 upper", "2 upper", "3 all", "4 the end"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtl_dist.errors import UserError
-from mtl_dist.training.dry_run import try_out
+from mtl_dist.training.device_check import check_model_on_device
 from tests.utils.in_process import accelerator_here, run_here, setup_here
 from tests.utils.tiny import tiny_encoder, tiny_recipe
 
@@ -29,7 +29,7 @@ def test_to_try_a_model_out_leaves_no_trace(tmp_path: Path, training: bool) -> N
     model = setup_here(tiny_recipe(tmp_path)).engine.model.train(training)
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    try_out(accelerator_here(precision="bf16"), model)
+    check_model_on_device(accelerator_here(precision="bf16"), model)
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -39,7 +39,7 @@ def test_another_error_of_a_forward_is_no_mistake_of_the_user(tmp_path: Path, mo
     model = setup_here(tiny_recipe(tmp_path)).engine.model
     monkeypatch.setattr(type(model.sentence_transformer), "pool", lambda *_: torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        try_out(accelerator_here(), model)
+        check_model_on_device(accelerator_here(), model)
 
 
 def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, mo
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     monkeypatch.setattr(torch.Tensor, "backward", refused)
     with pytest.raises(UserError) as error:
-        try_out(accelerator_here(), model)
+        check_model_on_device(accelerator_here(), model)
     assert str(error.value) == (
         "safety.deterministic: this encoder needs grid_sampler_2d_backward_cuda, which has no deterministic kernel on"
         " this device; set false, and a run that resumes from a checkpoint can differ in the last bits from one that"
@@ -75,7 +75,7 @@ def test_no_gradient_is_held_for_long(tmp_path: Path, monkeypatch: pytest.Monkey
 
     for parameter in model.parameters():
         parameter.register_hook(count)
-    try_out(accelerator_here(), model)
+    check_model_on_device(accelerator_here(), model)
     assert most <= 1
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -87,4 +87,4 @@ def test_a_lack_of_memory_is_no_lack_of_bf16(tmp_path: Path, monkeypatch: pytest
     model = setup_here(tiny_recipe(tmp_path)).engine.model
     monkeypatch.setattr(type(model.sentence_transformer), "pool", refused)
     with pytest.raises(torch.OutOfMemoryError):
-        try_out(accelerator_here(precision="bf16"), model)
+        check_model_on_device(accelerator_here(precision="bf16"), model)

@@ -12,7 +12,7 @@ _REFUSAL = "does not have a deterministic implementation"
 """What follows the operation's name in torch's error about an operation without a deterministic kernel."""
 
 
-def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
+def check_model_on_device(accelerator: Accelerator, model: MultitaskTransformer) -> None:
     """Runs two short texts through the model, and with deterministic kernels a backward pass of every parameter.
 
     Moves `model` to the device. Raises UserError where the encoder cannot compute in the requested precision, or has an

@@ -6,8 +6,8 @@ import jsonschema
 import pytest
 import yaml
 
+from mtl_dist.config.json_schema import recipe_json_schema
 from mtl_dist.config.load import parse
-from mtl_dist.config.schema import recipe_json_schema
 from mtl_dist.errors import UserError
 
 RECIPES = Path(__file__).parents[3] / "recipes"

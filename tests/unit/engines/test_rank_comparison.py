@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtl_dist.engines.base import Engine
-from mtl_dist.engines.consistency import check_optimizer
+from mtl_dist.engines.rank_comparison import check_optimizer
 from mtl_dist.errors import TrainingError
 from mtl_dist.train_state import TrainState
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
