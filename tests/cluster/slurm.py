@@ -63,7 +63,7 @@ PartitionName=apart Nodes=127.0.0.[2-4] MaxTime=60 PriorityTier=1
 """
 
 
-def why_not() -> str | None:
+def slurm_unavailable() -> str | None:
     """Why no Slurm can be had here, or None."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.slurm import NODES, Job, Slurm, cluster, until, why_not
+from tests.cluster.slurm import NODES, Job, Slurm, cluster, slurm_unavailable, until
 from tests.distributed.launching import ROOT, launched
 from tests.utils.tiny import tiny_recipe_file
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif(why_not() is not None, reason=f"no Slurm can be had: {why_not()}"),
+    pytest.mark.skipif(slurm_unavailable() is not None, reason=f"no Slurm can be had: {slurm_unavailable()}"),
 ]
 FLOAT64 = ("model.dtype=float64",)
 SLOW = ROOT / "tests" / "cluster" / "long_steps"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from tests.faults.zygote import Zygote
+from tests.faults.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 600
@@ -77,8 +77,8 @@ def launched_on_nodes(script: Path | str, *arguments: str, nodes: int, config: s
 
 def forked(script: str, *arguments: str, processes: int, logs: Path) -> None:
     """As `launched`, for runs of which the launcher is no part: by forks, which need not import torch each."""
-    with Zygote(logs) as zygote:
-        job = zygote.start(arguments, processes, script=ROOT / script)
+    with ForkServer(logs) as fork_server:
+        job = fork_server.start(arguments, processes, script=ROOT / script)
         codes = job.wait(TIMEOUT)
         assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(processes)))
 

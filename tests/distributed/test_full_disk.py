@@ -9,10 +9,10 @@ import pytest
 
 from mtl_dist.config.load import parse, resolved_yaml
 from tests.distributed.launching import forked, launch
-from tests.utils.disks import small_disk, why_not
+from tests.utils.disks import disks_unavailable, small_disk
 from tests.utils.tiny import tiny_recipe_file
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 
 KIB, PAGE = 1 << 10, mmap.PAGESIZE
 CASES: dict[str, tuple[int, tuple[str, ...], str]] = {

@@ -1,4 +1,4 @@
-"""What a run imports, now or on its way: the fork server of zygote.py imports it once for all of them."""
+"""What a run imports, now or on its config: the fork server of fork_server.py imports it once for all of them."""
 
 # ruff: noqa: F401
 import gc

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 
 from tests.faults.campaign import Campaign, Outcome
+from tests.faults.fork_server import ENVIRONMENT, ROOT, TRAIN, ForkServer
 from tests.faults.killing import outcome_of
-from tests.faults.runs import Runs, Way
-from tests.faults.zygote import ROOT, SURROUNDINGS, TRAIN, Zygote
+from tests.faults.runs import LaunchConfig, Runs
 
 LAUNCH_SECONDS = 300.0
 """After which a launch counts as hanging."""
@@ -38,7 +38,7 @@ class Launch:
         self.mark = secrets.token_hex(8)
         self.log = log
         command = [sys.executable, *TORCHRUN, f"--nproc-per-node={world_size}", str(TRAIN), *arguments]
-        environment = os.environ | SURROUNDINGS | OWN_STORE | {MARK: self.mark}
+        environment = os.environ | ENVIRONMENT | OWN_STORE | {MARK: self.mark}
         with log.open("wb") as file:
             self.launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
 
@@ -75,24 +75,24 @@ def _environment_of(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def kill_rank(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+def kill_rank(rng: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
     """At a random step, start-up included."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder)
         for number in range(count):
-            way, name = Way(draw.choice((2, 3, 4))), f"run {number}"
-            rank, step, later = draw.randrange(way.world_size), draw.randrange(STEPS), draw.uniform(0, 0.2)
-            runs.reference(way)
-            with launched(way.world_size, runs.arguments(way, name), folder / f"launch {number}.log") as launch:
-                wrong = killed(launch, rank, folder / name / "metrics.jsonl", step, later) or restarted(launch)
-            wrong = wrong or runs.difference(way, name)
-            if wrong:
-                wrong += launch.log.read_text(errors="replace")[-3000:]
-            yield outcome_of(runs, f"rank {rank} killed, {way}", f"{later:.2f} s after step {step}", name, wrong)
+            config, name = LaunchConfig(rng.choice((2, 3, 4))), f"run {number}"
+            rank, step, later = rng.randrange(config.world_size), rng.randrange(STEPS), rng.uniform(0, 0.2)
+            runs.reference(config)
+            with launched(config.world_size, runs.arguments(config, name), folder / f"launch {number}.log") as launch:
+                problem = killed(launch, rank, folder / name / "metrics.jsonl", step, later) or restarted(launch)
+            problem = problem or runs.difference(config, name)
+            if problem:
+                problem += launch.log.read_text(errors="replace")[-3000:]
+            yield outcome_of(runs, f"rank {rank} killed, {config}", f"{later:.2f} s after step {step}", name, problem)
 
 
 def killed(launch: Launch, rank: int, metrics: Path, step: int, later: float) -> str:
-    """Kills the rank some time after the step of this number is in the metrics; what was in the way, or ""."""
+    """Kills the rank some time after the step of this number is in the metrics; what was in the config, or ""."""
     deadline = time.monotonic() + LAUNCH_SECONDS
     while (victim := launch.rank(rank)) is None or _lines(metrics) < step:
         if launch.launcher.poll() is not None or time.monotonic() > deadline:

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.faults.campaign import Campaign, Outcome
-from tests.faults.runs import Runs, Way
-from tests.faults.zygote import Hook, Zygote
+from tests.faults.fork_server import ForkServer, Hook
+from tests.faults.runs import LaunchConfig, Runs
 from tests.utils.tiny import MOODS, TOPICS
 
 Row = dict[str, Any]
@@ -44,31 +44,31 @@ class Fault:
 
 def value(**values: Any) -> Callable[[random.Random, Row], Spoilt]:
     """Other values, each one of a list."""
-    return lambda draw, row: row | {name: draw.choice(choices) for name, choices in values.items()}
+    return lambda rng, row: row | {name: rng.choice(choices) for name, choices in values.items()}
 
 
 def without(name: str) -> Callable[[random.Random, Row], Spoilt]:
-    return lambda draw, row: {key: held for key, held in row.items() if key != name}
+    return lambda rng, row: {key: held for key, held in row.items() if key != name}
 
 
 def line_of(row: Row) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-def truncated(draw: random.Random, row: Row) -> bytes:
+def truncated(rng: random.Random, row: Row) -> bytes:
     line = line_of(row)
-    return line[: draw.randint(1, len(line) - 3)] + b"\n"
+    return line[: rng.randint(1, len(line) - 3)] + b"\n"
 
 
-def with_other_bytes(draw: random.Random, row: Row) -> bytes:
+def with_other_bytes(rng: random.Random, row: Row) -> bytes:
     """What is no UTF-8, within the text."""
     line = line_of(row)
     place = line.index(b'"text": "') + len(b'"text": "')
-    return line[:place] + draw.choice((b"\xff", b"\xc3 ", b"\xed\xa0\x80", b"\xe9t\xe9 ")) + line[place:]
+    return line[:place] + rng.choice((b"\xff", b"\xc3 ", b"\xed\xa0\x80", b"\xe9t\xe9 ")) + line[place:]
 
 
-def with_key_twice(draw: random.Random, row: Row) -> bytes:
-    extra = draw.choice((b'"text": "cat1"', b'"label": 1', b'"label": "cat"'))
+def with_key_twice(rng: random.Random, row: Row) -> bytes:
+    extra = rng.choice((b'"text": "cat1"', b'"label": 1', b'"label": "cat"'))
     return b"{" + extra + b", " + line_of(row)[1:]
 
 
@@ -103,12 +103,12 @@ FAULTS: dict[str, Fault] = {
         value(label=["dog"]), "label 'dog' is not .*", ALL, ("topic",), overrides=(f"tasks.topic.labels={[*TOPICS]}",)
     ),
     "truncated line": Fault(truncated, r"no valid JSON \(.*\)"),
-    "no object": Fault(lambda draw, row: draw.choice((b"5\n", b'["a", 1]\n', b'"a"\n')), "no JSON object"),
+    "no object": Fault(lambda rng, row: rng.choice((b"5\n", b'["a", 1]\n', b'"a"\n')), "no JSON object"),
     "no UTF-8": Fault(with_other_bytes, "column 'text' holds bytes that are not UTF-8|byte .* is not UTF-8"),
     "half of a surrogate pair": Fault(value(text=["cat1 \ud800", "\udfff"]), "'text' has half of a surrogate pair"),
     "key twice": Fault(with_key_twice, "the key '.*' occurs twice"),
     "huge text": Fault(value(text=["cat1 " * 300_000]), ACCEPTED, ALL),
-    "blank line": Fault(lambda draw, row: b" \n", ACCEPTED),
+    "blank line": Fault(lambda rng, row: b" \n", ACCEPTED),
     "zero byte": Fault(value(text=["cat1 \0 sea2"]), ACCEPTED, ("json", "parquet")),
     "number as words": Fault(value(text=["12345"]), ACCEPTED, ("json", "parquet")),
     "another column": Fault(value(other=["x", 5]), ACCEPTED),
@@ -131,24 +131,24 @@ def write_rows(path: Path, rows: list[Spoilt]) -> None:
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def rows(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+def rows(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Every fault in turn; task, split, format and row at random."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, without=without)
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, without=without)
         for number in range(count):
             name = list(FAULTS)[number % len(FAULTS)]
-            fault, way = FAULTS[name], Way(draw.choice((1, 2)))
-            task, split, kind = draw.choice(fault.tasks), draw.choice(fault.splits), draw.choice(fault.formats)
+            fault, config = FAULTS[name], LaunchConfig(rng.choice((1, 2)))
+            task, split, kind = rng.choice(fault.tasks), rng.choice(fault.splits), rng.choice(fault.formats)
             good = read_rows(folder / "data" / f"{task}.{split}.json")
-            place = draw.randrange(1, len(good))  # the first one says what the others should be
+            place = rng.randrange(1, len(good))  # the first one says what the others should be
             path = folder / f"bad {number}.{kind}"
-            write_rows(path, [*good[:place], fault.spoil(draw, good[place]), *good[place + 1 :]])
+            write_rows(path, [*good[:place], fault.spoil(rng, good[place]), *good[place + 1 :]])
             overrides = (f"tasks.{task}.path={kind}", *files_of(runs, task, split, path), *fault.overrides, "--plan")
             said = re.escape(f"error: tasks.{task}: {split} row {place} (from 0): ") + f"({fault.says})"
-            wrong = refused(runs, Way(way.world_size, overrides), said if fault.says else ACCEPTED)
-            wrong = wrong or ("" if SKIP not in overrides else left_out(runs, overrides, split, len(good)))
-            where = f"tasks.{task}: {split} row {place}, {kind}, {way}"
-            yield Outcome(name, where, wrong or fault.says or "accepted", not wrong)
+            problem = refused(runs, LaunchConfig(config.world_size, overrides), said if fault.says else ACCEPTED)
+            problem = problem or ("" if SKIP not in overrides else left_out(runs, overrides, split, len(good)))
+            where = f"tasks.{task}: {split} row {place}, {kind}, {config}"
+            yield Outcome(name, where, problem or fault.says or "accepted", not problem)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -164,9 +164,9 @@ def files_of(runs: Runs, task: str, split: str, path: Path) -> list[str]:
     return [f"tasks.{task}.data_files.{split}={path}", f"tasks.{task}.data_files.{other}={good}"]
 
 
-def refused(runs: Runs, way: Way, said: str) -> str:
+def refused(runs: Runs, config: LaunchConfig, said: str) -> str:
     """What is wrong with the end of a run: its exit code, its words, that it hangs; "" if nothing is."""
-    job = runs.start(way, "run")
+    job = runs.start(config, "run")
     try:
         first = job.first_end(60)
         if first is not None and first[1] != 0:
@@ -174,7 +174,7 @@ def refused(runs: Runs, way: Way, said: str) -> str:
         codes = job.wait(30)
     except TimeoutError as error:
         return f"hangs: {error}"
-    output = "\n".join(map(job.output, range(way.world_size)))
+    output = "\n".join(map(job.output, range(config.world_size)))
     if not said:
         return "" if set(codes) == {0} else f"exit codes {codes}: {output}"
     # A rank that was not yet at its end goes by the signal.
@@ -187,7 +187,7 @@ def refused(runs: Runs, way: Way, said: str) -> str:
 
 def left_out(runs: Runs, overrides: tuple[str, ...], split: str, total: int) -> str:
     """Whether a run says what it leaves out; "" if so."""
-    job = runs.start(Way(1, overrides), "run")
+    job = runs.start(LaunchConfig(1, overrides), "run")
     job.wait()
     words = f"1 of {total} {split} rows have no text and are left out"
     return "" if words in job.output() else f"does not say: {words}"

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.faults.fork_server import ForkServer, Hook, Job
 from tests.faults.points import count_calls
-from tests.faults.zygote import Hook, Job, Zygote
 from tests.utils.in_process import metrics_of
 from tests.utils.tiny import tiny_recipe_file
 
@@ -18,7 +18,7 @@ DONE = "summary.json"
 
 
 @dataclass(frozen=True)
-class Way:
+class LaunchConfig:
     """How a run is launched."""
 
     world_size: int = 1
@@ -31,8 +31,14 @@ class Way:
         return " ".join([f"{self.world_size}p{engine}", *self.overrides])
 
 
-CUT = ("micro_batch_size=3",)
-WAYS = (Way(1), Way(2, CUT), Way(3), Way(1, CUT), Way(2))
+SMALL_MICRO_BATCHES = ("micro_batch_size=3",)
+LAUNCH_CONFIGS = (
+    LaunchConfig(1),
+    LaunchConfig(2, SMALL_MICRO_BATCHES),
+    LaunchConfig(3),
+    LaunchConfig(1, SMALL_MICRO_BATCHES),
+    LaunchConfig(2),
+)
 """With accumulation and without it; on three processes the order of a sum begins to matter.
 
 Each is a run of its own: dropout depends on the cut.
@@ -55,47 +61,55 @@ class Runs:
     """Starts the runs of one recipe, in a folder with all that they need and leave."""
 
     def __init__(
-        self, zygote: Zygote, folder: Path, *overrides: str, steps: int = 8, without: Hook | None = None
+        self, fork_server: ForkServer, folder: Path, *overrides: str, steps: int = 8, without: Hook | None = None
     ) -> None:
         """Three phases of `steps` steps each. `without` takes a mechanism out of every run, for a negative control."""
-        self.zygote = zygote
+        self.fork_server = fork_server
         self.folder = folder
         self.recipe = faults_recipe_file(folder, steps)
         self._overrides = overrides
         self._without = without
-        self._references: dict[Way, Reference] = {}
+        self._references: dict[LaunchConfig, Reference] = {}
 
-    def start(self, way: Way, name: str, hook: Hook | None = None, *overrides: str, **environment: str) -> Job:
+    def start(
+        self, config: LaunchConfig, name: str, hook: Hook | None = None, *overrides: str, **environment: str
+    ) -> Job:
         """Starts the run whose folder is `name`, or goes on with it: the arguments are the same."""
-        arguments = [*self.arguments(way, name), *overrides]
+        arguments = [*self.arguments(config, name), *overrides]
         hooks = both(self._without, hook)
-        return self.zygote.start(arguments, way.world_size, way.engine, hooks, environment)
+        return self.fork_server.start(arguments, config.world_size, config.engine, hooks, environment)
 
-    def arguments(self, way: Way, name: str) -> list[str]:
-        return ["--config", str(self.recipe), f"output_dir={self.folder / name}", *self._overrides, *way.overrides]
+    def arguments(self, config: LaunchConfig, name: str) -> list[str]:
+        return [
+            "--config",
+            str(self.recipe),
+            f"output_dir={self.folder / name}",
+            *self._overrides,
+            *config.overrides,
+        ]
 
-    def finish(self, way: Way, name: str, hook: Hook | None = None) -> None:
+    def finish(self, config: LaunchConfig, name: str, hook: Hook | None = None) -> None:
         """As `start`, and waits for its end. Raises AssertionError with what it printed where it fails."""
-        job = self.start(way, name, hook)
+        job = self.start(config, name, hook)
         codes = job.wait()
-        assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(way.world_size)))
+        assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(config.world_size)))
 
-    def reference(self, way: Way) -> Reference:
+    def reference(self, config: LaunchConfig) -> Reference:
         """The uninterrupted run, made when it is asked for first."""
-        if way not in self._references:
-            name, calls = f"reference {way}", self.folder / f"calls {way}.json"
+        if config not in self._references:
+            name, calls = f"reference {config}", self.folder / f"calls {config}.json"
             began = time.monotonic()
-            self.finish(way, name, partial(count_calls, calls))
+            self.finish(config, name, partial(count_calls, calls))
             seconds = time.monotonic() - began
             steps = steps_of(self.folder / name)
-            self._references[way] = Reference(
+            self._references[config] = Reference(
                 digest_of(self.folder / name), steps, seconds, json.loads(calls.read_text(encoding="utf-8"))
             )
-        return self._references[way]
+        return self._references[config]
 
-    def difference(self, way: Way, name: str) -> str:
+    def difference(self, config: LaunchConfig, name: str) -> str:
         """What is not as in the uninterrupted run, of the final state and each training step; "" if nothing is."""
-        folder, reference = self.folder / name, self.reference(way)
+        folder, reference = self.folder / name, self.reference(config)
         if difference := first_difference(steps_of(folder), reference.steps):
             return difference
         return "" if digest_of(folder) == reference.digest else "the final state differs"

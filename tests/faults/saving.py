@@ -19,10 +19,10 @@ from torch import Tensor
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint import tensor_io
 from tests.faults.campaign import Campaign, Outcome
-from tests.faults.killing import finished, outcome_of
+from tests.faults.fork_server import ForkServer, Hook
+from tests.faults.killing import finish_and_compare, outcome_of
 from tests.faults.points import kill_job
-from tests.faults.runs import WAYS, Runs, Way
-from tests.faults.zygote import Hook, Zygote
+from tests.faults.runs import LAUNCH_CONFIGS, LaunchConfig, Runs
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 """What Python says to an audit hook before it does it to a file."""
@@ -33,7 +33,7 @@ class Save:
     """One call of `checkpoint.save`, as rank 0 goes through it."""
 
     operations: list[str] = field(default_factory=list)
-    """In order, of OPERATIONS."""
+    """In spec, of OPERATIONS."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each file of the checkpoint, when it is done."""
 
@@ -117,47 +117,47 @@ def die_at_byte(number: int, file: str, byte: int) -> None:
     watch_saves(begun)
 
 
-def draw_death(draw: random.Random, saves: list[Save]) -> tuple[str, Hook]:
+def draw_death(rng: random.Random, saves: list[Save]) -> tuple[str, Hook]:
     """At any byte of any file in half of the cases, else before any operation; in any save."""
-    number = draw.randrange(len(saves))
+    number = rng.randrange(len(saves))
     save = saves[number]
-    if draw.random() < 0.5:
+    if rng.random() < 0.5:
         # Each file as often as every other: the small ones matter as much.
-        file = draw.choice(sorted(save.sizes))
-        byte = draw.randrange(save.sizes[file])
+        file = rng.choice(sorted(save.sizes))
+        byte = rng.randrange(save.sizes[file])
         return f"save {number}, byte {byte} of {file}", partial(die_at_byte, number, file, byte)
-    operation = draw.randint(1, len(save.operations))
+    operation = rng.randint(1, len(save.operations))
     words = f"save {number}, before operation {operation}: {save.operations[operation - 1]}"
     return words, partial(kill_before_operation, number, operation)
 
 
-def died(runs: Runs, way: Way, name: str, hook: Hook) -> bool:
+def start_and_die(runs: Runs, config: LaunchConfig, name: str, hook: Hook) -> bool:
     """Starts a run that `hook` ends; whether it did."""
-    job = runs.start(way, name, hook)
+    job = runs.start(config, name, hook)
     end = job.first_end()
     job.kill()
     job.wait()
     return end is None or end[1] in (-signal.SIGXFSZ, -signal.SIGKILL)
 
 
-def saves_of(runs: Runs, way: Way) -> list[Save]:
+def saves_of(runs: Runs, config: LaunchConfig) -> list[Save]:
     """What the saves of an uninterrupted run do."""
-    file = runs.folder / f"saves {way}.json"
+    file = runs.folder / f"saves {config}.json"
     if not file.exists():
-        runs.finish(way, f"saves {way}", partial(list_saves, file))
+        runs.finish(config, f"saves {config}", partial(list_saves, file))
     return [Save(**save) for save in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def kill_in_save(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+def kill_in_save(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Each time the run goes on by itself, to the equal state."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, without=without)
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, without=without)
         for number in range(count):
-            way, name = WAYS[number % len(WAYS)], f"run {number}"
-            words, hook = draw_death(draw, saves_of(runs, way))
-            wrong = "" if died(runs, way, name, hook) else "it was not killed"
-            wrong = wrong or finished(runs, way, name)
-            yield outcome_of(runs, f"kill in a save, {way}", words, name, wrong)
+            config, name = LAUNCH_CONFIGS[number % len(LAUNCH_CONFIGS)], f"run {number}"
+            words, hook = draw_death(rng, saves_of(runs, config))
+            problem = "" if start_and_die(runs, config, name, hook) else "it was not killed"
+            problem = problem or finish_and_compare(runs, config, name)
+            yield outcome_of(runs, f"kill in a save, {config}", words, name, problem)
 
 
 KILL_IN_SAVE = Campaign(100, kill_in_save)

@@ -16,16 +16,16 @@ from mtl_dist.checkpoint import format as seal
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.models import encoder
 from mtl_dist.models import multitask as model
-from tests.faults import damage, disk, hostile, killing, ranks, rows, saving, tracking, without, worlds
+from tests.faults import corruption, disk, hostile, killing, ranks, rows, saving, tracking, without, worlds
 from tests.faults.campaign import Outcome
-from tests.faults.runs import Way
-from tests.faults.zygote import TRAIN, Hook
-from tests.utils.disks import why_not
+from tests.faults.fork_server import TRAIN, Hook
+from tests.faults.runs import LaunchConfig
+from tests.utils.disks import disks_unavailable
 
 Draw = random.Random
 
 
-def the_one(outcomes: list[Outcome]) -> str:
+def only_failure(outcomes: list[Outcome]) -> str:
     """What became of a fault that was not withstood."""
     (outcome,) = outcomes
     assert not outcome.passed, outcome
@@ -34,16 +34,16 @@ def the_one(outcomes: list[Outcome]) -> str:
 
 def test_without_comparing_hashes_damage_goes_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seal, "_check_content", lambda folder, name, expected, sha256: None)
-    assert [one for one in damage.run(Draw(1), tmp_path, 21) if not one.passed] != []
+    assert [one for one in corruption.run(Draw(1), tmp_path, 21) if not one.passed] != []
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 def test_without_a_temporary_folder_a_full_disk_leaves_half_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "save", without.save_in_place)
     monkeypatch.setattr(disk, "ON_ERROR", ("stop",))
-    assert "No space left on device" in the_one(list(disk.disks(Draw(1), tmp_path, 1)))
+    assert "No space left on device" in only_failure(list(disk.disks(Draw(1), tmp_path, 1)))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_without_a_refusal_hostile_files_are_taken(
     [
         # A byte of the weights, of which what is there would be used.
         (saving.kill_in_save, 13, without.care, "exit codes [1]"),
-        (killing.thirty_kills, 1, without.moments, "step "),
+        (killing.thirty_kills, 1, without.optimizer_state, "step "),
         (killing.thirty_kills, 1, without.trimming, "steps [1, 2, "),
         (killing.repeat, 1, without.fixed_seeds, "step 1: "),
-        (worlds.world_sizes, 1, without.moments, "step "),
+        (worlds.world_sizes, 1, without.optimizer_state, "step "),
     ],
 )
 def test_without_it_a_run_does_not_go_on_as_it_was(
@@ -87,12 +87,14 @@ def test_without_it_a_run_does_not_go_on_as_it_was(
 ) -> None:
     monkeypatch.setattr(killing, "KILLS", 3)
     monkeypatch.setattr(killing, "PHASE_STEPS", 8)
-    monkeypatch.setattr(killing, "REPEATED", (Way(1),))
+    monkeypatch.setattr(killing, "REPEATED", (LaunchConfig(1),))
     monkeypatch.setattr(worlds, "between_engines", list)
     monkeypatch.setattr(
-        worlds, "between_sizes", lambda: [worlds.Move(Way(1, worlds.FLOAT64), Way(2, worlds.FLOAT64), 1)]
+        worlds,
+        "between_sizes",
+        lambda: [worlds.Move(LaunchConfig(1, worlds.FLOAT64), LaunchConfig(2, worlds.FLOAT64), 1)],
     )
-    assert the_one(list(campaign(Draw(seed), tmp_path, 1, hook))).startswith(outcome)
+    assert only_failure(list(campaign(Draw(seed), tmp_path, 1, hook))).startswith(outcome)
 
 
 def test_without_moments_a_rank_that_is_killed_changes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,11 +102,11 @@ def test_without_moments_a_rank_that_is_killed_changes_the_run(tmp_path: Path, m
     script.write_text(
         "import runpy\n"
         "from tests.faults import without\n"
-        "without.moments()\n"
+        "without.optimizer_state()\n"
         f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n"
     )
     monkeypatch.setattr(ranks, "TRAIN", script)
-    assert the_one(list(ranks.kill_rank(Draw(1), tmp_path, 1))).startswith("step ")
+    assert only_failure(list(ranks.kill_rank(Draw(1), tmp_path, 1))).startswith("step ")
 
 
 @pytest.mark.parametrize(
@@ -114,9 +116,9 @@ def test_without_a_look_at_the_rows_a_bad_one_is_not_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, hook: Hook
 ) -> None:
     monkeypatch.setattr(rows, "FAULTS", {fault: rows.FAULTS[fault]})
-    assert the_one(list(rows.rows(Draw(1), tmp_path, 1, hook))).startswith("exit codes")
+    assert only_failure(list(rows.rows(Draw(1), tmp_path, 1, hook))).startswith("exit codes")
 
 
 def test_without_a_guard_a_failure_of_wandb_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "FAULTS", {"service killed": tracking.FAULTS["service killed"]})
-    assert the_one(list(tracking.wandb(Draw(1), tmp_path, 1, without.guarding))).startswith("exit codes")
+    assert only_failure(list(tracking.wandb(Draw(1), tmp_path, 1, without.guarding))).startswith("exit codes")

@@ -1,4 +1,4 @@
-"""A sample of the campaigns on signals, numbers that go wrong, and hangs; `make faults` runs them in full.
+"""A sample of the campaigns on signals, numbers that go problem, and hangs; `make faults` runs them in full.
 
 Each has its negative control: without the mechanism, the campaign fails.
 """
@@ -11,7 +11,7 @@ import torch
 
 from mtl_dist.distributed.preemption import StopRequest
 from mtl_dist.engines.base import Engine
-from tests.faults import faulty, hanging, stopping
+from tests.faults import hanging, numeric, stopping
 from tests.faults.__main__ import CAMPAIGNS
 from tests.faults.campaign import Outcome
 
@@ -42,11 +42,11 @@ def test_without_listening_the_campaign_on_signals_fails(tmp_path: Path) -> None
 
 
 def test_without_skipping_the_campaign_on_bad_numbers_fails(tmp_path: Path) -> None:
-    assert len(failed(list(faulty.nonfinite(random.Random(1), tmp_path, 2, without_skipping)))) == 2
+    assert len(failed(list(numeric.nonfinite(random.Random(1), tmp_path, 2, without_skipping)))) == 2
 
 
 def test_without_comparing_the_campaign_on_flips_fails(tmp_path: Path) -> None:
-    assert len(failed(list(faulty.flips(random.Random(3), tmp_path, 2, compare_every=None)))) == 2
+    assert len(failed(list(numeric.flips(random.Random(3), tmp_path, 2, compare_every=None)))) == 2
 
 
 def test_without_a_watchdog_the_campaign_on_hangs_fails(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.fork_server import ForkServer, Hook
 from tests.faults.points import kill_job
-from tests.faults.runs import CUT, Runs, Way, steps_of
+from tests.faults.runs import SMALL_MICRO_BATCHES, LaunchConfig, Runs, steps_of
 from tests.faults.tracking import at_line, kill_service
-from tests.faults.zygote import Hook, Zygote
 from tests.utils.in_process import metrics_of
 from tests.utils.wandb_files import files_in, of_kind, records_of, rows_of, summary_of_wandb, without_lists
 
@@ -31,19 +31,21 @@ MIXED = [("stop", 4), ("kill with W&B", 9), ("stop", 2), ("kill", 7), ("stop", 3
 ACTIONS: dict[str, Hook] = {"stop": ask_to_stop, "kill": kill_job, "kill with W&B": kill_all}
 
 
-@pytest.mark.parametrize("way", [Way(1), Way(2, CUT)], ids=str)
+@pytest.mark.parametrize("config", [LaunchConfig(1), LaunchConfig(2, SMALL_MICRO_BATCHES)], ids=str)
 @pytest.mark.parametrize("ends", [REQUEUED, KILLED, MIXED], ids=["requeued", "killed", "mixed"])
-def test_wandb_has_one_run_with_each_step_once(tmp_path: Path, way: Way, ends: list[tuple[str, int]]) -> None:
+def test_wandb_has_one_run_with_each_step_once(
+    tmp_path: Path, config: LaunchConfig, ends: list[tuple[str, int]]
+) -> None:
     """Each start ends at its n-th line; checkpoints are saved at every third step."""
-    with Zygote(tmp_path / "logs") as zygote:
-        runs = Runs(zygote, tmp_path)
+    with ForkServer(tmp_path / "logs") as fork_server:
+        runs = Runs(fork_server, tmp_path)
         for action, line in ends:
             hook = partial(at_line, line, ACTIONS[action])
-            codes = runs.start(way, "run", hook, "tracking.wandb=true", WANDB_MODE="offline").wait()
+            codes = runs.start(config, "run", hook, "tracking.wandb=true", WANDB_MODE="offline").wait()
             assert set(codes) == ({75} if action == "stop" else {-signal.SIGKILL})
-        codes = runs.start(way, "run", None, "tracking.wandb=true", WANDB_MODE="offline").wait()
+        codes = runs.start(config, "run", None, "tracking.wandb=true", WANDB_MODE="offline").wait()
         assert set(codes) == {0}
-        assert runs.difference(way, "run") == ""
+        assert runs.difference(config, "run") == ""
     folder = tmp_path / "run"
     paths = files_in(folder)
     assert len(paths) == len(ends) + 1

@@ -16,10 +16,10 @@ from mtl_dist.tracking import tracker as tracking
 from mtl_dist.tracking import wandb_backend as wandb_run
 from mtl_dist.tracking.tables import FinalTables
 from tests.faults.campaign import Campaign, Outcome
+from tests.faults.fork_server import TIMEOUT, ForkServer, Hook
 from tests.faults.killing import outcome_of
-from tests.faults.runs import Runs, Way
+from tests.faults.runs import LaunchConfig, Runs
 from tests.faults.wandb_server import Server, closed_port
-from tests.faults.zygote import TIMEOUT, Hook, Zygote
 
 SECONDS = 8.0
 """A run here waits so long for W&B, at its start and at its end."""
@@ -113,27 +113,27 @@ FAULTS = {
 }
 
 
-def wandb(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+def wandb(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Every fault in turn, mid-run ones at a random line, on one process and two."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, without=without)
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, without=without)
         for number in range(count):
             name = list(FAULTS)[number % len(FAULTS)]
             fault = FAULTS[name]
-            way, line = Way(draw.choice((1, 2))), draw.randint(2, 24)
-            wrong = tracked(runs, way, f"run {number}", fault, line)
+            config, line = LaunchConfig(rng.choice((1, 2))), rng.randint(2, 24)
+            problem = run_with_fault(runs, config, f"run {number}", fault, line)
             where = f"line {line}" if fault.mid_run or fault.hook else "from the start"
-            yield outcome_of(runs, f"{name}, {way}", where, f"run {number}", wrong)
+            yield outcome_of(runs, f"{name}, {config}", where, f"run {number}", problem)
 
 
-def tracked(runs: Runs, way: Way, name: str, fault: Fault, line: int) -> str:
+def run_with_fault(runs: Runs, config: LaunchConfig, name: str, fault: Fault, line: int) -> str:
     """A run with W&B at fault; what is wrong with it, or ""."""
     reached, go_on = runs.folder / f"{name} reached", runs.folder / f"{name} goes on"
     with _serving(fault) as server:
         url = server.url if server is not None else f"http://127.0.0.1:{closed_port()}"
         environment = {"WANDB_MODE": "online", "WANDB_API_KEY": fault.key, "WANDB_BASE_URL": url}
         hook = _hook(fault, line, reached, go_on)
-        job = runs.start(way, name, hook, "tracking.wandb=true", **environment)
+        job = runs.start(config, name, hook, "tracking.wandb=true", **environment)
         try:
             if fault.mid_run is not None and server is not None:
                 _wait_for(lambda: reached.exists() and server.streamed > 0)
@@ -145,7 +145,7 @@ def tracked(runs: Runs, way: Way, name: str, fault: Fault, line: int) -> str:
             return f"hangs: {error}: {job.output()}"
     if set(codes) != {0}:
         return f"exit codes {codes}: {job.output()}"
-    return _left_of(url) or runs.difference(way, name)
+    return _left_of(url) or runs.difference(config, name)
 
 
 def _hook(fault: Fault, line: int, reached: Path, go_on: Path) -> Hook:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.faults.campaign import Campaign, Outcome
+from tests.faults.fork_server import ForkServer, Hook
 from tests.faults.points import kill_at
-from tests.faults.runs import WITHOUT_DROPOUT, Runs, Way, digest_of, steps_of
-from tests.faults.zygote import Hook, Zygote
+from tests.faults.runs import WITHOUT_DROPOUT, LaunchConfig, Runs, digest_of, steps_of
 
 FLOAT64 = ("model.dtype=float64",)
 STEPS = 8
@@ -22,10 +22,10 @@ STEPS = 8
 
 @dataclass(frozen=True)
 class Move:
-    """A run that is stopped in one of three phases, and then continued in another way."""
+    """A run that is stopped in one of three phases, and then continued in another config."""
 
-    before: Way
-    after: Way
+    before: LaunchConfig
+    after: LaunchConfig
     phase: int
 
     @property
@@ -37,7 +37,7 @@ class Move:
 def between_sizes() -> list[Move]:
     """All pairs of different numbers of processes, in each phase."""
     return [
-        Move(Way(before, FLOAT64), Way(after, FLOAT64), phase)
+        Move(LaunchConfig(before, FLOAT64), LaunchConfig(after, FLOAT64), phase)
         for before, after in itertools.permutations((1, 2, 3, 4), 2)
         for phase in range(3)
     ]
@@ -47,25 +47,25 @@ def between_engines() -> list[Move]:
     """All pairs of engines; DeepSpeed has only float32. The phase is the pair's number modulo 3."""
     pairs = itertools.permutations(("data parallel", "fsdp2", "zero2"), 2)
     return [
-        Move(Way(2, dtype, before), Way(2, dtype, after), number % 3)
+        Move(LaunchConfig(2, dtype, before), LaunchConfig(2, dtype, after), number % 3)
         for number, (before, after) in enumerate(pairs)
         for dtype in [() if "zero2" in (before, after) else FLOAT64]
     ]
 
 
-def world_sizes(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+def world_sizes(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
     """Fewer than all moves are drawn at random."""
     moves = [*between_sizes(), *between_engines()]
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, *WITHOUT_DROPOUT, steps=STEPS, without=without)
-        for number, move in enumerate(moves if count >= len(moves) else draw.sample(moves, count)):
-            step = move.phase * STEPS + draw.randint(5, STEPS)  # after a checkpoint, in the first phase too
-            wrong = moved(runs, move, step, f"run {number}")
-            digest = "" if wrong else digest_of(runs.folder / f"run {number}")
-            yield Outcome(f"{move.before} to {move.after}", f"step {step}", wrong or "the same", not wrong, digest)
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, *WITHOUT_DROPOUT, steps=STEPS, without=without)
+        for number, move in enumerate(moves if count >= len(moves) else rng.sample(moves, count)):
+            step = move.phase * STEPS + rng.randint(5, STEPS)  # after a checkpoint, in the first phase too
+            problem = kill_and_move(runs, move, step, f"run {number}")
+            digest = "" if problem else digest_of(runs.folder / f"run {number}")
+            yield Outcome(f"{move.before} to {move.after}", f"step {step}", problem or "the same", not problem, digest)
 
 
-def moved(runs: Runs, move: Move, step: int, name: str) -> str:
+def kill_and_move(runs: Runs, move: Move, step: int, name: str) -> str:
     """Kills the run before `step`, from 1, and goes on as `move` says; what is wrong then, or ""."""
     if set(runs.start(move.before, name, partial(kill_at, "step", step, "before")).wait()) != {-9}:
         return "it was not killed"
@@ -75,7 +75,7 @@ def moved(runs: Runs, move: Move, step: int, name: str) -> str:
         return f"exit codes {codes}: {job.output()[-2000:]}"
     if "resuming from step-" not in job.output():
         return "it did not go on from a checkpoint"
-    reference = runs.reference(Way(1, move.before.overrides))
+    reference = runs.reference(LaunchConfig(1, move.before.overrides))
     return first_distance(steps_of(runs.folder / name), reference.steps, move.rounding)
 
 

@@ -23,7 +23,7 @@ from mtl_dist.training.step_result import StepResult
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.distributed.launching import ROOT, How, launched
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
-from tests.utils.stopping import stop_in_round
+from tests.utils.stopping import stop_at_check
 from tests.utils.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
 
 pytestmark = [
@@ -194,7 +194,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, precision: str) 
     for round_ in (2, 5, 11):
         recipe = recipe_of(f"stopped{round_}")
         with pytest.MonkeyPatch.context() as patch:
-            stop_in_round(patch, round_)
+            stop_at_check(patch, round_)
             with pytest.raises(Interrupted):
                 run_here(recipe, precision=precision, on_cpu=False)
         run_here(recipe, precision=precision, on_cpu=False)

@@ -15,7 +15,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing of the run catches it."""
 
 
-def killed_before_step(step: int) -> Callable[[pytest.MonkeyPatch], None]:
+def kill_before_step(step: int) -> Callable[[pytest.MonkeyPatch], None]:
     def arrange(patch: pytest.MonkeyPatch) -> None:
         training_step = LayerwiseLearningRateTrainer.training_step
 
@@ -29,7 +29,7 @@ def killed_before_step(step: int) -> Callable[[pytest.MonkeyPatch], None]:
     return arrange
 
 
-def killed_before_saving(step: int) -> Callable[[pytest.MonkeyPatch], None]:
+def kill_before_saving(step: int) -> Callable[[pytest.MonkeyPatch], None]:
     def arrange(patch: pytest.MonkeyPatch) -> None:
         save = checkpoint.save
 

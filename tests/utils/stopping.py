@@ -7,7 +7,7 @@ import pytest
 from mtl_dist.distributed.preemption import StopRequest
 
 
-def stop_in_round(patch: pytest.MonkeyPatch, round_: int) -> None:
+def stop_at_check(patch: pytest.MonkeyPatch, round_: int) -> None:
     """Has the signal come in the n-th round of votes: after a step, or before a batch of an evaluation."""
     rounds = 0
 

@@ -12,7 +12,7 @@ from mtl_dist.config.recipe import PhaseConfig, Recipe
 from mtl_dist.schedule.early_stopping import value_of
 from tests.unit.schedule.test_early_stopping import ends_after
 from tests.utils.in_process import metrics_of, run_here
-from tests.utils.kills import Killed, killed_before_saving, killed_before_step
+from tests.utils.kills import Killed, kill_before_saving, kill_before_step
 from tests.utils.tiny import tiny_recipe_file
 
 PHASES = (
@@ -181,9 +181,9 @@ def total_after(recipe: Recipe, stops: dict[str, int], step: int) -> int:
 
 
 STOPS: dict[str, tuple[int, Callable[[int], Callable[[pytest.MonkeyPatch], None]]]] = {
-    "before a step, saved at each": (1, killed_before_step),
-    "before a step, saved at every third": (3, killed_before_step),
-    "between measuring and saving": (1, killed_before_saving),
+    "before a step, saved at each": (1, kill_before_step),
+    "before a step, saved at every third": (3, kill_before_step),
+    "between measuring and saving": (1, kill_before_saving),
 }
 
 

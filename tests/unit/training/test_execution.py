@@ -23,7 +23,7 @@ from mtl_dist.training.callbacks import evaluator
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.checkpoints import steps_in
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
-from tests.utils.kills import Killed, killed_before_saving, killed_before_step
+from tests.utils.kills import Killed, kill_before_saving, kill_before_step
 from tests.utils.tiny import TOPICS, tiny_recipe, tiny_recipe_file
 
 TASKS = ("topic", "mood")
@@ -249,11 +249,11 @@ def killed_before_the_summary(patch: pytest.MonkeyPatch) -> None:
 
 
 KILLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int | None]] = {
-    "before the first checkpoint": (killed_before_step(2), None),
-    "in the first phase": (killed_before_step(3), 3),
-    "at a boundary": (killed_before_step(4), 4),
-    "in a later phase": (killed_before_step(7), 6),
-    "between measuring and saving": (killed_before_saving(8), 6),
+    "before the first checkpoint": (kill_before_step(2), None),
+    "in the first phase": (kill_before_step(3), 3),
+    "at a boundary": (kill_before_step(4), 4),
+    "in a later phase": (kill_before_step(7), 6),
+    "between measuring and saving": (kill_before_saving(8), 6),
     "before the summary": (killed_before_the_summary, 12),
 }
 
@@ -313,7 +313,7 @@ def test_the_best_checkpoint_of_a_run_is_there_at_its_end(folder: Path) -> None:
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path, "checkpoint.every_steps=3")
     with monkeypatch.context() as patch:
-        killed_before_step(4)(patch)
+        kill_before_step(4)(patch)
         with pytest.raises(Killed):
             run_here(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -14,8 +14,8 @@ from mtl_dist.engines import base as engine
 from mtl_dist.errors import Interrupted, TrainingError
 from mtl_dist.training import trainer
 from tests.utils.in_process import metrics_of, run_here, summary_of
-from tests.utils.spoiling import spoil
-from tests.utils.stopping import stop_in_round
+from tests.utils.nonfinite import inject_nonfinite
+from tests.utils.stopping import stop_at_check
 from tests.utils.tiny import tiny_recipe
 
 SETTINGS = (
@@ -58,7 +58,7 @@ def test_the_run_is_the_same(tmp_path: Path, bad: range) -> None:
     for name, prepare in (("now", lambda patch: None), ("late", work_behind)):
         with pytest.MonkeyPatch.context() as patch:
             prepare(patch)
-            spoil(bad, put=patch.setattr)
+            inject_nonfinite(bad, put=patch.setattr)
             run_here(recipe_of(tmp_path, name))
     assert result_of(tmp_path / "late") == result_of(tmp_path / "now")
     assert summary_of(tmp_path / "late")["nonfinite_steps"] == len(bad)
@@ -69,12 +69,12 @@ def test_a_run_that_is_stopped_knows_its_last_step(tmp_path: Path, bad: range) -
     """Stopped after step 5."""
     with pytest.MonkeyPatch.context() as patch:
         work_behind(patch)
-        spoil(bad, put=patch.setattr)
+        inject_nonfinite(bad, put=patch.setattr)
         run_here(recipe_of(tmp_path, "whole"))
     with pytest.MonkeyPatch.context() as patch:
         work_behind(patch)
-        spoil(bad, put=patch.setattr)
-        stop_in_round(patch, 4 + 1 + len(("topic", "mood")))
+        inject_nonfinite(bad, put=patch.setattr)
+        stop_at_check(patch, 4 + 1 + len(("topic", "mood")))
         with pytest.raises(Interrupted, match="after step 5 of 18"):
             run_here(recipe_of(tmp_path, "stopped"))
     (found, _) = checkpoint.newest(tmp_path / "stopped" / "checkpoints")
@@ -83,14 +83,14 @@ def test_a_run_that_is_stopped_knows_its_last_step(tmp_path: Path, bad: range) -
     assert (found.step, found.state["train_state"]["nonfinite_total"]) == ((4, 0) if bad.start == 4 else (5, 0))
     with pytest.MonkeyPatch.context() as patch:
         work_behind(patch)
-        spoil(bad, put=patch.setattr)
+        inject_nonfinite(bad, put=patch.setattr)
         run_here(recipe_of(tmp_path, "stopped"))
     assert result_of(tmp_path / "stopped")[0] == result_of(tmp_path / "whole")[0]
 
 
 def test_the_last_straw_is_seen_in_its_own_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work_behind(monkeypatch)
-    spoil(range(1, 12), put=monkeypatch.setattr)
+    inject_nonfinite(range(1, 12), put=monkeypatch.setattr)
     asked: list[int] = []
     give_up = trainer.TransferLearningTrainer.give_up_or_roll_back
 

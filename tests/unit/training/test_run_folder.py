@@ -13,7 +13,7 @@ from mtl_dist.io import write_text_atomically
 from mtl_dist.tracking.tracker import METRICS
 from mtl_dist.training.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
 from tests.utils.checkpoints import flip_a_bit, state_at
-from tests.utils.disks import nearly_full, read_only, small_disk, why_not
+from tests.utils.disks import disks_unavailable, nearly_full, read_only, small_disk
 
 RECIPE_OF_RUN: dict[str, Any] = {
     "output_dir": "runs/a",
@@ -193,7 +193,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert files_in(tmp_path) == {SUMMARY}
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         path = disk / SUMMARY
@@ -205,7 +205,7 @@ def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
         assert files_in(disk) == {SUMMARY}
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 def test_metrics_are_trimmed_where_the_disk_has_no_room_for_a_copy(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         (disk / METRICS).write_text(metrics_lines(*range(1, 200)))
@@ -214,7 +214,7 @@ def test_metrics_are_trimmed_where_the_disk_has_no_room_for_a_copy(tmp_path: Pat
         assert (disk / METRICS).read_text() == metrics_lines(*range(1, 151))
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 def test_a_read_only_folder_is_the_users_mistake(tmp_path: Path) -> None:
     with read_only(tmp_path), pytest.raises(UserError) as error:
         opened(tmp_path)

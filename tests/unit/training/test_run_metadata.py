@@ -12,7 +12,7 @@ from mtl_dist.report.page import page_of_run
 from mtl_dist.report.records import read_run
 from mtl_dist.schedule.partition import partition_batch
 from tests.utils.in_process import run_here, setup_here, summary_of
-from tests.utils.kills import Killed, killed_before_step
+from tests.utils.kills import Killed, kill_before_step
 from tests.utils.report_pages import parsed
 from tests.utils.tiny import TOPICS, tiny_recipe_file
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_recipe_file(tmp_path_factory.mktemp("setup record")).parent
     recipe = parse(["--config", str(folder / "recipe.yaml"), "checkpoint.every_steps=2"]).recipe
     with pytest.MonkeyPatch.context() as patch:
-        killed_before_step(7)(patch)
+        kill_before_step(7)(patch)
         with pytest.raises(Killed):
             run_here(recipe)
     run_here(recipe, accumulation=2)

@@ -15,8 +15,8 @@ from mtl_dist.engines.base import Engine
 from mtl_dist.errors import Interrupted, TrainingError
 from mtl_dist.training.callbacks.checkpointer import Checkpointer
 from tests.utils.in_process import metrics_of, run_here
-from tests.utils.spoiling import spoil
-from tests.utils.stopping import stop_in_round
+from tests.utils.nonfinite import inject_nonfinite
+from tests.utils.stopping import stop_at_check
 from tests.utils.tiny import tiny_recipe
 
 UNTIL = ("evaluation.split=validation", "phases.1.until={metric: loss, patience: 9, every_steps: 2}")
@@ -40,7 +40,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, round_: 
     run_here(recipe_of(tmp_path, "whole", *UNTIL))
     recipe = recipe_of(tmp_path, "stopped", *UNTIL)
     with pytest.MonkeyPatch.context() as patch:
-        stop_in_round(patch, round_)
+        stop_at_check(patch, round_)
         with pytest.raises(Interrupted, match=r"^stopped by SIGTERM after step \d+ of 12; the same command resumes"):
             run_here(recipe)
     assert not (tmp_path / "stopped" / "summary.json").exists()
@@ -59,7 +59,7 @@ def test_a_signal_after_the_last_vote_finds_a_finished_run(tmp_path: Path, monke
 def test_without_checkpoints_a_stopped_run_says_that_it_starts_anew(tmp_path: Path) -> None:
     overrides = ("checkpoint.every_steps=null", "checkpoint.every_minutes=null")
     with pytest.MonkeyPatch.context() as patch:
-        stop_in_round(patch, 2)
+        stop_at_check(patch, 2)
         with pytest.raises(Interrupted, match="after step 2 of 12; the same command starts anew: checkpoint"):
             run_here(recipe_of(tmp_path, "run", *overrides))
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -91,7 +91,7 @@ def test_after_too_many_bad_steps_the_weights_are_those_of_the_last_checkpoint(
         entered[f"{len(entered)} {name}"] = combined_digest(self.parameter_digests() | self.optimizer_state_digests())
 
     monkeypatch.setattr(Engine, "enter_phase", noted)
-    spoil(range(7, 10), put=monkeypatch.setattr)
+    inject_nonfinite(range(7, 10), put=monkeypatch.setattr)
     run_here(recipe_of(tmp_path, "run", "optimizer.max_nonfinite_steps=3", "phases.1.steps=10"))
     lines = metrics_of(tmp_path / "run")
     (line,) = (line for line in lines if "safety/rolled_back_to" in line)
@@ -106,7 +106,7 @@ def test_after_too_many_bad_steps_the_weights_are_those_of_the_last_checkpoint(
 
 def test_weights_and_moments_are_taken_back_with_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Going back at once after the checkpoint of step 6 is as if the bad steps had not been, but for the samples."""
-    spoil(range(6, 8), put=monkeypatch.setattr)
+    inject_nonfinite(range(6, 8), put=monkeypatch.setattr)
     states = []
     go_back = Checkpointer.load_newest
 
@@ -125,7 +125,7 @@ def test_weights_and_moments_are_taken_back_with_a_rollback(tmp_path: Path, monk
 
 
 def test_there_is_an_end_to_going_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(range(4, 12), put=monkeypatch.setattr)
+    inject_nonfinite(range(4, 12), put=monkeypatch.setattr)
     overrides = ("optimizer.max_nonfinite_steps=2", "optimizer.max_rollbacks=2")
     with pytest.raises(TrainingError, match=r"^the gradient was not finite in 2 steps in a row"):
         run_here(recipe_of(tmp_path, "run", *overrides))
@@ -134,6 +134,6 @@ def test_there_is_an_end_to_going_back(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(range(2), put=monkeypatch.setattr)
+    inject_nonfinite(range(2), put=monkeypatch.setattr)
     with pytest.raises(TrainingError, match=r"^the gradient was not finite in 2 steps in a row"):
         run_here(recipe_of(tmp_path, "run", "optimizer.max_nonfinite_steps=2"))

@@ -32,7 +32,7 @@ TIMEOUT = 180.0
 TICK = 0.01
 """Seconds between two looks at the ranks."""
 PRELOADED = ("tests.faults.preloaded",)
-SURROUNDINGS = {
+ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a fork has the first thread of its parent only
@@ -43,7 +43,7 @@ SURROUNDINGS = {
     "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
     "ACCELERATE_USE_CPU": "true",
 }
-DRIVERS_WANDB = "WANDB_SERVICE"
+WANDB_SERVICE = "WANDB_SERVICE"
 """Environment variable by which W&B, used in a process, offers the service it has started to the process's children.
 A run beside a driver that uses W&B itself has a service of its own, as a user's run does."""
 
@@ -53,7 +53,7 @@ Hook = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """What a job is."""
 
     arguments: tuple[str, ...]
@@ -68,7 +68,7 @@ class Order:
     script: Path = TRAIN
 
 
-class Zygote:
+class ForkServer:
     """Starts jobs; those that are left when it closes are killed."""
 
     def __init__(self, folder: Path) -> None:
@@ -79,7 +79,7 @@ class Zygote:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOADED))
 
-    def __enter__(self) -> "Zygote":
+    def __enter__(self) -> "ForkServer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -98,12 +98,12 @@ class Zygote:
         """Starts `script` with `arguments` on `world_size` processes; returns at once."""
         folder = self._folder / f"job-{len(self._jobs):04d}"
         folder.mkdir(parents=True)
-        order = Order(tuple(arguments), folder, world_size, engine, hook, environment or {}, script)
+        spec = JobSpec(tuple(arguments), folder, world_size, engine, hook, environment or {}, script)
         before = dict(os.environ)
-        os.environ.update(SURROUNDINGS)  # of the fork server, which starts with the first job
-        os.environ.pop(DRIVERS_WANDB, None)
+        os.environ.update(ENVIRONMENT)  # of the fork server, which starts with the first job
+        os.environ.pop(WANDB_SERVICE, None)
         try:
-            job = Job(self._context, order)
+            job = Job(self._context, spec)
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -124,11 +124,11 @@ class Zygote:
 class Job:
     """The processes of one launch."""
 
-    def __init__(self, context: multiprocessing.context.ForkServerContext, order: Order) -> None:
-        self.order = order
+    def __init__(self, context: multiprocessing.context.ForkServerContext, spec: JobSpec) -> None:
+        self.spec = spec
         self._codes: dict[int, int] = {}
         self._report, reporting = context.Pipe(duplex=False)
-        self.agent = context.Process(target=_lead, args=(order, reporting))
+        self.agent = context.Process(target=_run_agent, args=(spec, reporting))
         self.agent.start()
         reporting.close()  # or the end of the agent would not be seen here
         self.pids: list[int] = self._report.recv()
@@ -155,7 +155,7 @@ class Job:
         """
         if not self._report.poll(timeout):
             self.kill()
-            raise TimeoutError(f"none of {self.order.world_size} processes ended within {timeout:.0f} s")
+            raise TimeoutError(f"none of {self.spec.world_size} processes ended within {timeout:.0f} s")
         try:
             rank, code = self._report.recv()
         except (EOFError, OSError):  # the agent was killed, and so were all
@@ -178,7 +178,7 @@ class Job:
 
     def output(self, rank: int = 0) -> str:
         """What a rank has printed so far, on either stream."""
-        return _log(self.order, rank).read_text(encoding="utf-8", errors="replace")
+        return _log(self.spec, rank).read_text(encoding="utf-8", errors="replace")
 
 
 def _send(how: Callable[[int, int], None], target: int, number: int) -> None:
@@ -194,8 +194,8 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
-def _log(order: Order, rank: int) -> Path:
-    return order.folder / f"rank-{rank}.log"
+def _log(spec: JobSpec, rank: int) -> Path:
+    return spec.folder / f"rank-{rank}.log"
 
 
 # From here on in the forks
@@ -208,12 +208,12 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _lead(order: Order, report: Connection) -> None:
+def _run_agent(spec: JobSpec, report: Connection) -> None:
     """The agent: starts the ranks, says who they are, and how each has ended."""
     _die_with_parent(os.getppid())
     os.setsid()
-    os.environ.update(_meeting_place(order.world_size))
-    pids = [_fork_rank(order, rank) for rank in range(order.world_size)]
+    os.environ.update(_rendezvous_variables(spec.world_size))
+    pids = [_fork_rank(spec, rank) for rank in range(spec.world_size)]
     report.send(pids)
     driver = multiprocessing.parent_process()
     assert driver is not None, "a fork, and not the driver itself"
@@ -225,7 +225,7 @@ def _lead(order: Order, report: Connection) -> None:
         report.send((pids.index(ended[0]), os.waitstatus_to_exitcode(ended[1])))
 
 
-def _meeting_place(world_size: int) -> dict[str, str]:
+def _rendezvous_variables(world_size: int) -> dict[str, str]:
     """Of one process too few to be launched as several: none."""
     if world_size == 1:
         return {}
@@ -236,42 +236,42 @@ def _meeting_place(world_size: int) -> dict[str, str]:
     return {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
-def _fork_rank(order: Order, rank: int) -> int:
+def _fork_rank(spec: JobSpec, rank: int) -> int:
     agent = os.getpid()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             _die_with_parent(agent)
-            code = _be_rank(order, rank)
+            code = _run_rank(spec, rank)
         except BaseException:  # noqa: BLE001 - a fork must not return into its parent's code
             traceback.print_exc()
-        _leave(code)
+        _exit_process(code)
     return pid
 
 
-def _be_rank(order: Order, rank: int) -> int:
+def _run_rank(spec: JobSpec, rank: int) -> int:
     """Runs the script in this process; returns the exit code that it asks for."""
-    log = os.open(_log(order, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(_log(spec, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.chdir(ROOT)
-    os.environ.update(order.environment)
-    if order.world_size > 1:
+    os.environ.update(spec.environment)
+    if spec.world_size > 1:
         os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
-    if order.engine != "data parallel":
-        _ask_for(order.engine)
-    if order.hook is not None:
-        order.hook()
-    sys.argv = [str(order.script), *order.arguments]
+    if spec.engine != "data parallel":
+        _use_engine(spec.engine)
+    if spec.hook is not None:
+        spec.hook()
+    sys.argv = [str(spec.script), *spec.arguments]
     try:
-        runpy.run_path(str(order.script), run_name="__main__")
+        runpy.run_path(str(spec.script), run_name="__main__")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0
 
 
-def _ask_for(engine: str) -> None:
+def _use_engine(engine: str) -> None:
     """As if by the file of accelerate_configs that `accelerate launch` was given."""
     from mtl_dist.training import run
     from tests.distributed.worker import ENGINES
@@ -285,7 +285,7 @@ def _ask_for(engine: str) -> None:
     run.start_accelerator = asked
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_process(code: int) -> NoReturn:
     """As the interpreter would, which here has the agent's frames below."""
     atexit._run_exitfuncs()
     sys.stdout.flush()

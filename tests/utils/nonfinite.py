@@ -15,19 +15,19 @@ from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 NAN = float("nan")
 
 
-def spoil_loss(logits: Tensor, value: float = NAN) -> Tensor:
+def nonfinite_loss(logits: Tensor, value: float = NAN) -> Tensor:
     """The loss becomes `value`."""
     return logits * value
 
 
-def spoil_gradient(logits: Tensor, value: float) -> Tensor:
+def nonfinite_gradient(logits: Tensor, value: float) -> Tensor:
     """A gradient becomes `value` on its way back; the loss is right."""
     logits.register_hook(lambda gradient: gradient + value)
     return logits
 
 
-def spoil(
-    steps: range, how: Callable[[Tensor], Tensor] = spoil_loss, put: Callable[[Any, str, Any], None] = setattr
+def inject_nonfinite(
+    steps: range, how: Callable[[Tensor], Tensor] = nonfinite_loss, put: Callable[[Any, str, Any], None] = setattr
 ) -> None:
     """In these training steps, counted from 0, the logits of each task go through `how`.
 
