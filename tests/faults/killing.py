@@ -1,4 +1,4 @@
-"""Campaigns `kill`, `thirty_kills` and `repeat`: kill -9 at any moment, and the same run all the same."""
+"""Campaigns `kill`, `thirty_kills` and `repeat`: runs killed with SIGKILL at any time resume with the same bits."""
 
 import random
 import time
@@ -20,23 +20,23 @@ from tests.faults.points import kill_at
 from tests.faults.runs import DONE, LAUNCH_CONFIGS, LaunchConfig, Reference, Runs, digest_of, steps_of
 
 KILLS = 30
-"""Of one run in `thirty_kills`."""
+"""Number of kills of one run in `thirty_kills`."""
 PHASE_STEPS = 30
-"""There: more in all than as many kills, each after 5 steps at most, let it do."""
+"""Steps of a phase in `thirty_kills`: three phases are longer than KILLS starts of at most 5 steps each."""
 REPEATED = (LaunchConfig(1), LaunchConfig(2), LaunchConfig(3))
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a whole job is killed: after some seconds, or at a point."""
+    """Kill of a whole job after some seconds or at a named point."""
 
-    words: str
+    description: str
     seconds: float | None = None
     hook: Hook | None = None
 
 
 def draw_kill(rng: random.Random, reference: Reference) -> Kill:
-    """At any time in half of the cases; else at a named point, for windows that time alone would hardly hit."""
+    """Draws a random time in half of the cases, else a named point: a random time hardly ever hits short windows."""
     if rng.random() < 0.5:
         seconds = rng.uniform(0, reference.seconds)
         return Kill(f"after {seconds:.2f} s", seconds)
@@ -46,16 +46,16 @@ def draw_kill(rng: random.Random, reference: Reference) -> Kill:
 
 
 def start_and_kill(runs: Runs, config: LaunchConfig, name: str, kill: Kill) -> bool:
-    """Starts or continues a run and kills it; whether it was still running then."""
+    """Starts or resumes a run and kills it; returns whether it was still running at that time."""
     job = runs.start(config, name, kill.hook)
     if kill.seconds is not None:
-        time.sleep(kill.seconds)  # a moment that knows nothing of the run
+        time.sleep(kill.seconds)  # a random time, independent of what the run does
         job.kill()
     return job.wait() == [-9] * config.world_size
 
 
 def finish_and_compare(runs: Runs, config: LaunchConfig, name: str) -> str:
-    """Goes on with a killed run to its end; what is wrong then, or ""."""
+    """Resumes a killed run to its end; returns what differs from the uninterrupted run, or ""."""
     try:
         runs.finish(config, name)
     except (AssertionError, TimeoutError) as error:
@@ -66,7 +66,7 @@ def finish_and_compare(runs: Runs, config: LaunchConfig, name: str) -> str:
 
 
 def kill(rng: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
-    """Kills the whole job once and goes on, on one process and several, with accumulation and without."""
+    """Kills the whole job once and resumes it, on one process and several, with and without gradient accumulation."""
     with ForkServer(folder / "logs") as fork_server:
         runs = Runs(fork_server, folder)
         number = 0
@@ -74,10 +74,10 @@ def kill(rng: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
             config = LAUNCH_CONFIGS[number % len(LAUNCH_CONFIGS)]
             one, name = draw_kill(rng, runs.reference(config)), f"run {number}"
             if not start_and_kill(runs, config, name, one):
-                continue  # its end was faster; drawn anew, for a folder in which a run is finished
+                continue  # it finished before the kill: draw again, with the same name
             number += 1
             problem = finish_and_compare(runs, config, name)
-            yield outcome_of(runs, f"kill -9, {config}", one.words, name, problem)
+            yield outcome_of(runs, f"kill -9, {config}", one.description, name, problem)
 
 
 def outcome_of(runs: Runs, fault: str, point: str, name: str, problem: str) -> Outcome:
@@ -87,7 +87,7 @@ def outcome_of(runs: Runs, fault: str, point: str, name: str, problem: str) -> O
 
 
 def thirty_kills(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """Each run comes to its end only through many kills; its samples are the plan's."""
+    """Each run is killed many times before it ends; its samples must be those of the sampler."""
     with ForkServer(folder / "logs") as fork_server:
         runs = Runs(fork_server, folder, steps=PHASE_STEPS, without=without)
         for number in range(count):
@@ -96,14 +96,16 @@ def thirty_kills(rng: random.Random, folder: Path, count: int, without: Hook | N
             for _ in range(KILLS):
                 points.append(draw_early_kill(rng))
                 problem = problem or (
-                    "" if start_and_kill(runs, config, name, points[-1]) else f"it outran {points[-1].words}"
+                    "" if start_and_kill(runs, config, name, points[-1]) else f"it outran {points[-1].description}"
                 )
             problem = problem or finish_and_compare(runs, config, name) or check_samples(runs, config, name)
-            yield outcome_of(runs, f"{KILLS} kills, {config}", "; ".join(one.words for one in points), name, problem)
+            yield outcome_of(
+                runs, f"{KILLS} kills, {config}", "; ".join(one.description for one in points), name, problem
+            )
 
 
 def draw_early_kill(rng: random.Random) -> Kill:
-    """Within 6 steps of a run's start or continuation."""
+    """Draws a kill within the first 6 steps after a run starts or resumes."""
     point = rng.choice(("step", "step", "step", "micro-step", "optimizer", "log", "save", "boundary", "data"))
     call = 1 if point in ("save", "boundary", "data") else rng.randint(1, 6)
     side = "before" if call == 6 else rng.choice(("before", "after"))
@@ -111,29 +113,29 @@ def draw_early_kill(rng: random.Random) -> Kill:
 
 
 def check_samples(runs: Runs, config: LaunchConfig, name: str) -> str:
-    """Whether each step had the plan's samples, and each pass over a task each of its rows once; "" if so."""
+    """Describes a step with other samples than the sampler's, or a pass that draws a row twice; "" if there is none."""
     recipe = parse(runs.arguments(config, name)).recipe
     data = prepare(recipe, ProcessGroup())
-    plan = build_sampler(recipe, data)
+    sampler = build_sampler(recipe, data)
     steps = steps_of(runs.folder / name)
-    if [line["plan/digest"] for line in steps] != [plan.batch(step).digest for step in range(len(steps))]:
-        return "the steps' digests are not the plan's"
+    if [line["plan/digest"] for line in steps] != [sampler.batch(step).digest for step in range(len(steps))]:
+        return "the steps' digests are not the sampler's"
     for index, (task, source) in enumerate(data.tasks.items()):
-        if not draws_are_even(plan, len(steps), index, len(source.splits["train"].lengths)):
+        if not draws_are_even(sampler, len(steps), index, len(source.splits["train"].lengths)):
             return f"a pass over {task} has a row twice"
     return ""
 
 
-def draws_are_even(plan: TaskBalancedSampler, steps: int, task: int, rows: int) -> bool:
-    """Whether every row of a task was drawn as often as every other, or once less."""
-    batches = [plan.batch(step) for step in range(steps)]
+def draws_are_even(sampler: TaskBalancedSampler, steps: int, task: int, rows: int) -> bool:
+    """Whether every row of a task was drawn at least once, and no row more than one time more than another."""
+    batches = [sampler.batch(step) for step in range(steps)]
     drawn = np.concatenate([batch.rows[batch.task_ids == task] for batch in batches])
     counts = np.bincount(drawn, minlength=rows)
     return bool(counts.max() - counts.min() <= 1 and counts.min() >= 1)
 
 
 def repeat(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """The same seed again and again, on each number of processes: one hash for each."""
+    """Runs with the same seed repeatedly; for each number of processes all must end with the same hash."""
     seed = rng.randrange(2**31)
     with ForkServer(folder / "logs") as fork_server:
         runs = Runs(fork_server, folder, f"seed={seed}", without=without)

@@ -1,4 +1,4 @@
-"""Campaign `signals`: a stop signal at any time, to one rank or all; the run must save at one step and resume exactly."""
+"""Campaign `signals`: a stop signal at any time to one rank or all; runs must save at one step and resume exactly."""
 
 import os
 import random

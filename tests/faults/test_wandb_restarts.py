@@ -1,4 +1,4 @@
-"""Real processes that are asked to stop, or killed with -9, W&B's own process too: one W&B run all the same."""
+"""Runs stopped by a signal or killed with SIGKILL, with or without W&B's own process, remain one W&B run."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from tests.utils.in_process import metrics_of
 from tests.utils.wandb_files import files_in, of_kind, records_of, rows_of, summary_of_wandb, without_lists
 
 
-def ask_to_stop() -> None:
+def send_stop_signal() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def kill_all() -> None:
-    """What W&B's process has not yet written is lost."""
+def kill_with_wandb() -> None:
+    """Kills W&B's process too, so that what it has not yet written is lost."""
     kill_service()
     kill_job()
 
@@ -28,15 +28,15 @@ def kill_all() -> None:
 REQUEUED = [("stop", 3), ("stop", 9), ("stop", 5)]
 KILLED = [("kill", 6), ("kill with W&B", 8), ("kill", 5), ("kill with W&B", 13)]
 MIXED = [("stop", 4), ("kill with W&B", 9), ("stop", 2), ("kill", 7), ("stop", 3)]
-ACTIONS: dict[str, Hook] = {"stop": ask_to_stop, "kill": kill_job, "kill with W&B": kill_all}
+ACTIONS: dict[str, Hook] = {"stop": send_stop_signal, "kill": kill_job, "kill with W&B": kill_with_wandb}
 
 
 @pytest.mark.parametrize("config", [LaunchConfig(1), LaunchConfig(2, SMALL_MICRO_BATCHES)], ids=str)
 @pytest.mark.parametrize("ends", [REQUEUED, KILLED, MIXED], ids=["requeued", "killed", "mixed"])
-def test_wandb_has_one_run_with_each_step_once(
+def test_restarts_give_one_wandb_run_with_each_step_once(
     tmp_path: Path, config: LaunchConfig, ends: list[tuple[str, int]]
 ) -> None:
-    """Each start ends at its n-th line; checkpoints are saved at every third step."""
+    """Each start ends before its n-th metrics line; checkpoints are saved at every third step."""
     with ForkServer(tmp_path / "logs") as fork_server:
         runs = Runs(fork_server, tmp_path)
         for action, line in ends:
@@ -55,5 +55,5 @@ def test_wandb_has_one_run_with_each_step_once(
     assert rows == [without_lists(line) for line in metrics_of(folder)]
     losses = [line["train/loss"] for line in steps_of(folder)]
     assert summary_of_wandb(records)["train/loss"] == {"min": min(losses), "last": losses[-1]}
-    asked = sum(action == "stop" for action, _ in ends)
-    assert [end.exit_code for end in of_kind(records, "exit") if end.exit_code == 75] == [75] * asked
+    stopped = sum(action == "stop" for action, _ in ends)
+    assert [end.exit_code for end in of_kind(records, "exit") if end.exit_code == 75] == [75] * stopped
