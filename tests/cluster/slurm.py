@@ -111,7 +111,7 @@ class Slurm:
     def wait(self, number: int, *states: str, seconds: float = DEADLINE) -> Job:
         """The job once it is in one of `states`."""
         what = f"job {number}: {states}"
-        return until(lambda: job if (job := self.job(number)).state in states else None, what, seconds)
+        return wait_until(lambda: job if (job := self.job(number)).state in states else None, what, seconds)
 
     def start_node(self, node: str) -> None:
         """Starts the daemon of a node."""
@@ -164,7 +164,7 @@ class Slurm:
 T = TypeVar("T")
 
 
-def until(what: Callable[[], T | None], words: str, seconds: float = DEADLINE) -> T:
+def wait_until(what: Callable[[], T | None], words: str, seconds: float = DEADLINE) -> T:
     """The first value of `what` that is not None. Fails after `seconds`, with `words`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -202,7 +202,7 @@ def _cluster(folder: Path) -> Iterator[Slurm]:
         for node in (*NODES, APART):
             slurm.start_node(node)
         idle = {*NODES, APART}
-        until(
+        wait_until(
             lambda: True if set(slurm.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == idle else None,
             "idle nodes",
         )
@@ -233,12 +233,12 @@ def _start_munge(slurm: Slurm) -> None:
     files = {"key-file": key.name, "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
     files["seed-file"] = "munge.seed"
     slurm.run("munged", *(f"--{option}={slurm.folder / name}" for option, name in files.items()))
-    until(lambda: True if (slurm.folder / "munge.socket").exists() else None, "munge")
+    wait_until(lambda: True if (slurm.folder / "munge.socket").exists() else None, "munge")
 
 
 def _end(slurm: Slurm) -> None:
     """Kills what there is of the cluster, which is of its folder alone."""
-    until(lambda: None if _killed(slurm.processes()) else True, "the end of the cluster")
+    wait_until(lambda: None if _killed(slurm.processes()) else True, "the end of the cluster")
 
 
 def _killed(processes: list[psutil.Process]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.slurm import NODES, Job, Slurm, cluster, slurm_unavailable, until
+from tests.cluster.slurm import NODES, Job, Slurm, cluster, slurm_unavailable, wait_until
 from tests.distributed.launching import ROOT, launched
 from tests.utils.tiny import tiny_recipe_file
 
@@ -78,7 +78,7 @@ class Runs:
         return [line for line in map(json.loads, lines) if "train/loss" in line]
 
     def wait_for_steps(self, name: str, count: int) -> None:
-        until(lambda: len(self.steps(name)) >= count or None, f"{count} steps of {name}: {self.output(name)}")
+        wait_until(lambda: len(self.steps(name)) >= count or None, f"{count} steps of {name}: {self.output(name)}")
 
     def summary(self, name: str) -> dict[str, Any]:
         return json.loads((self.folder / name / "summary.json").read_text())
@@ -90,16 +90,16 @@ def runs(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def uncut(runs: Runs) -> str:
+def uninterrupted(runs: Runs) -> str:
     """The state that a run on two nodes ends with if nothing happens to it."""
-    (number,) = runs.submitted("uncut")
-    runs.ended("uncut", number)
-    return runs.summary("uncut")["state_sha256"]
+    (number,) = runs.submitted("uninterrupted")
+    runs.ended("uninterrupted", number)
+    return runs.summary("uninterrupted")["state_sha256"]
 
 
-def require_same_end(runs: Runs, name: str, uncut: str) -> None:
+def require_same_end(runs: Runs, name: str, uninterrupted: str) -> None:
     assert [line["step"] for line in runs.steps(name)] == list(range(1, 13))
-    assert runs.summary(name)["state_sha256"] == uncut
+    assert runs.summary(name)["state_sha256"] == uninterrupted
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -117,17 +117,17 @@ def test_two_nodes_run_what_one_process_runs(runs: Runs, processes: int) -> None
     assert [line["train/loss"] for line in runs.steps(name)] == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_run_that_its_time_limit_cuts_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None:
+def test_a_run_that_its_time_limit_cuts_goes_on_to_the_same_end(runs: Runs, uninterrupted: str) -> None:
     """Twice at least: Slurm looks each 30 seconds, so a start has 66 to 96, in which five of the twelve steps begin."""
     (number,) = runs.submitted("limited", "--time", "2", seconds=18)
     assert runs.ended("limited", number).restarts >= 2
     output = runs.output("limited")
     assert output.count("stopped; requeued") >= 2
     assert len(set(re.findall(r"stopped by SIGUSR1 after step (\d+) of 12", output))) >= 2
-    require_same_end(runs, "limited", uncut)
+    require_same_end(runs, "limited", uninterrupted)
 
 
-def test_a_run_that_is_preempted_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None:
+def test_a_run_that_is_preempted_goes_on_to_the_same_end(runs: Runs, uninterrupted: str) -> None:
     (number,) = runs.submitted("preempted", seconds=2)
     runs.wait_for_steps("preempted", 2)
     options = ("--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
@@ -135,11 +135,11 @@ def test_a_run_that_is_preempted_goes_on_to_the_same_end(runs: Runs, uncut: str)
     runs.slurm.wait(urgent, "COMPLETED")
     assert runs.ended("preempted", number).restarts == 1
     assert re.search(r"stopped by SIGTERM after step \d+ of 12", runs.output("preempted"))
-    require_same_end(runs, "preempted", uncut)
+    require_same_end(runs, "preempted", uninterrupted)
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_a_run_whose_node_dies_goes_on_to_the_same_end(runs: Runs, uncut: str, node: str) -> None:
+def test_a_run_whose_node_dies_goes_on_to_the_same_end(runs: Runs, uninterrupted: str, node: str) -> None:
     """The first node has the batch script."""
     name = f"bereft of {node}"
     (number,) = runs.submitted(name, "checkpoint.every_steps=3", seconds=2)
@@ -150,10 +150,10 @@ def test_a_run_whose_node_dies_goes_on_to_the_same_end(runs: Runs, uncut: str, n
     runs.slurm.start_node(node)
     assert runs.ended(name, number).restarts == 1
     assert f"from {runs.folder / name / 'checkpoints'}/step-" in runs.output(name)
-    require_same_end(runs, name, uncut)
+    require_same_end(runs, name, uninterrupted)
 
 
-def test_a_chain_of_jobs_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None:
+def test_a_chain_of_jobs_goes_on_to_the_same_end(runs: Runs, uninterrupted: str) -> None:
     first, second, third = runs.submitted("chained", "--chain", "3", seconds=2)
     runs.wait_for_steps("chained", 2)
     assert runs.slurm.job(second).fields["Dependency"].startswith(("singleton", "afterany"))
@@ -161,18 +161,18 @@ def test_a_chain_of_jobs_goes_on_to_the_same_end(runs: Runs, uncut: str) -> None
     assert runs.ended("chained", first, "FAILED").code == 75
     runs.ended("chained", second)
     runs.ended("chained", third, "CANCELLED")  # by the second, which has left it nothing to do
-    require_same_end(runs, "chained", uncut)
+    require_same_end(runs, "chained", uninterrupted)
 
 
-def test_a_finished_run_ends_at_once(runs: Runs, uncut: str) -> None:
-    folder = runs.folder / "uncut"
+def test_a_finished_run_ends_at_once(runs: Runs, uninterrupted: str) -> None:
+    folder = runs.folder / "uninterrupted"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     number = int(runs.slurm.run("sbatch", "--parsable", str(folder / "job.sbatch")))
-    assert runs.ended("uncut", number).code == 0
-    assert "finished already" in runs.output("uncut")
+    assert runs.ended("uninterrupted", number).code == 0
+    assert "finished already" in runs.output("uninterrupted")
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert {path for path in after if after[path] != before.get(path)} <= {folder, folder / f"slurm-{number}.out"}
-    again = runs.submit("uncut")
+    again = runs.submit("uninterrupted")
     assert (again.returncode, again.stdout) == (0, f"finished already: {folder / 'summary.json'}\n")
 
 
@@ -199,7 +199,7 @@ def test_scancel_leaves_no_process_and_starts_nothing_again(runs: Runs) -> None:
     assert len(runs.slurm.of_job(number)) >= 6  # on each node a launcher with a process, watched
     runs.slurm.run("scancel", str(number))
     assert runs.ended("cancelled", number, "CANCELLED").restarts == 0
-    until(lambda: not runs.slurm.of_job(number) or None, f"{runs.slurm.of_job(number)}")
+    wait_until(lambda: not runs.slurm.of_job(number) or None, f"{runs.slurm.of_job(number)}")
     assert (runs.folder / "cancelled" / "checkpoints").is_dir()  # it had time to save
 
 

@@ -43,7 +43,7 @@ class Container(Protocol):
         ...
 
 
-class How(TypedDict, total=False):
+class ContainerOptions(TypedDict, total=False):
     """How to start a container."""
 
     volumes: Mapping[Path, str]
@@ -66,7 +66,7 @@ class Images(Protocol):
         """Bytes of the image."""
         ...
 
-    def start(self, *words: str, **how: Unpack[How]) -> Container:
+    def start(self, *arguments: str, **how: Unpack[ContainerOptions]) -> Container:
         """A container with the arguments `words`."""
         ...
 
@@ -104,17 +104,17 @@ class Docker:
     def size(self) -> int:
         return int(output(["docker", "image", "inspect", "--format", "{{.Size}}", IMAGE]))
 
-    def start(self, *words: str, **how: Unpack[How]) -> "_OfDocker":
+    def start(self, *arguments: str, **how: Unpack[ContainerOptions]) -> "DockerContainer":
         options, volumes = ["--network", "none"], how.get("volumes", {})
         options += [word for source, target in volumes.items() for word in ("--volume", f"{source}:{target}")]
         options += [word for name, value in how.get("environment", {}).items() for word in ("--env", f"{name}={value}")]
         options += ["--user", f"{how['user']}:{how['user']}"] if "user" in how else []
         options += ["--read-only", "--tmpfs", "/tmp"] if how.get("read_only") else []
-        name = output(["docker", "create", *options, IMAGE, *words]).strip()
-        return _OfDocker(name, _started(["docker", "start", "--attach", name]))
+        name = output(["docker", "create", *options, IMAGE, *arguments]).strip()
+        return DockerContainer(name, _started(["docker", "start", "--attach", name]))
 
 
-class _OfDocker:
+class DockerContainer:
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self._name = name
         self._process = process
@@ -127,9 +127,9 @@ class _OfDocker:
         output(["docker", "kill", "--signal", "TERM", self._name])
 
     def wait(self) -> tuple[int, str, str]:
-        said, warned = self._process.communicate(timeout=SECONDS)
+        stdout, stderr = self._process.communicate(timeout=SECONDS)
         output(["docker", "rm", "--force", self._name])
-        return self._process.returncode, said, warned
+        return self._process.returncode, stdout, stderr
 
 
 class Buildah:
@@ -205,7 +205,7 @@ class Buildah:
         number, unit = self._buildah("images", "--format", "{{.Size}}", IMAGE).split()
         return int(float(number) * {"MB": 10**6, "GB": 10**9}[unit])
 
-    def start(self, *words: str, **how: Unpack[How]) -> "_InNamespaces":
+    def start(self, *arguments: str, **how: Unpack[ContainerOptions]) -> "NamespaceContainer":
         volumes = how.get("volumes", {})
         self._number += 1
         own = self._scratch / str(self._number)
@@ -230,15 +230,15 @@ class Buildah:
             "user": uid,
             "group": uid,
             "environment": variables,
-            "words": [*self._config["Entrypoint"], *words],
+            "words": [*self._config["Entrypoint"], *arguments],
         }
         (own / "specification.json").write_text(json.dumps(specification), encoding="utf-8")
         namespaces = ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child"]
         inside = [sys.executable, str(Path(__file__).with_name("inside.py")), str(own / "specification.json")]
-        return _InNamespaces(_started([*namespaces, *inside]))
+        return NamespaceContainer(_started([*namespaces, *inside]))
 
 
-class _InNamespaces:
+class NamespaceContainer:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
@@ -251,8 +251,8 @@ class _InNamespaces:
         first.terminate()
 
     def wait(self) -> tuple[int, str, str]:
-        said, warned = self._process.communicate(timeout=SECONDS)
-        return self._process.returncode, said, warned
+        stdout, stderr = self._process.communicate(timeout=SECONDS)
+        return self._process.returncode, stdout, stderr
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[str]:

@@ -78,15 +78,15 @@ def wait_for_a_step(run: Path, container: Container) -> None:
 
 def test_the_image_holds_only_what_it_needs(image: Images) -> None:
     """No compiler, no CUDA, no installer, no cache of one."""
-    code, said, _ = image.start("sh", "-c", SUPERFLUOUS, user=0).wait()
-    assert (code, said) == (0, "")
+    code, stdout, _ = image.start("sh", "-c", SUPERFLUOUS, user=0).wait()
+    assert (code, stdout) == (0, "")
     assert image.size < MEGABYTES * 1e6
 
 
 def test_it_trains_the_quickstart_as_a_user_without_rights(image: Images, runs: Path) -> None:
     """Arguments are keys of the recipe; what was trained lies in the mounted folder."""
-    code, said, warned = image.start(*FEW_ROWS, "seed=7", volumes={runs: "/app/runs"}).wait()
-    assert code == 0, said + warned
+    code, stdout, stderr = image.start(*FEW_ROWS, "seed=7", volumes={runs: "/app/runs"}).wait()
+    assert code == 0, stdout + stderr
     assert [phase["name"] for phase in trained(runs / "quickstart")["phases"]] == ["heads", "upper", "all"]
     assert "\nseed: 7\n" in (runs / "quickstart/recipe.yaml").read_text()
     assert {path.stat().st_uid for path in (runs / "quickstart").rglob("*")} == {1000}
@@ -116,14 +116,14 @@ def test_it_trains_another_recipe_as_any_user_and_writes_only_to_volumes(
         "user": 4242,
         "read_only": True,
     }
-    code, said, warned = image.start("--config", "mine/recipe.yaml", "batch_size=4", **where).wait()
-    assert code == 0, said + warned
+    code, stdout, stderr = image.start("--config", "mine/recipe.yaml", "batch_size=4", **where).wait()
+    assert code == 0, stdout + stderr
     assert trained(runs / "mine")["steps"] == 4
     predict = ["python", "-m", "mtl_dist", "predict", "runs/mine", "mine/films.csv"]
-    code, said, warned = image.start(*predict, **where).wait()
-    assert code == 0, warned
-    assert {json.loads(line)["label"] for line in said.splitlines()} <= {"good", "bad"}
-    assert len(said.splitlines()) == 32
+    code, stdout, stderr = image.start(*predict, **where).wait()
+    assert code == 0, stderr
+    assert {json.loads(line)["label"] for line in stdout.splitlines()} <= {"good", "bad"}
+    assert len(stdout.splitlines()) == 32
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -135,31 +135,31 @@ def test_a_stop_saves_and_ends_with_75_and_the_same_command_goes_on(image: Image
     cut = image.start(*words, volumes=volumes)
     wait_for_a_step(run, cut)
     cut.stop()
-    code, said, warned = cut.wait()
-    assert code == 75, said + warned
-    assert "stopped by SIG" in warned
-    assert "Traceback" not in warned
+    code, stdout, stderr = cut.wait()
+    assert code == 75, stdout + stderr
+    assert "stopped by SIG" in stderr
+    assert "Traceback" not in stderr
     done = len(steps(run))
-    code, said, warned = image.start(*words, volumes=volumes).wait()
-    assert code == 0, said + warned
-    assert f"resuming from step-{done:010d}" in said
+    code, stdout, stderr = image.start(*words, volumes=volumes).wait()
+    assert code == 0, stdout + stderr
+    assert f"resuming from step-{done:010d}" in stdout
     assert trained(run)["world_size"] == processes
     assert [line["step"] for line in steps(run)] == list(range(1, trained(run)["steps"] + 1))
     assert trained(run)["steps"] > done
 
 
 def test_a_mistake_is_one_line_and_ends_with_2(image: Images) -> None:
-    code, said, warned = image.start("optimizer.learning_rate=1").wait()
-    assert (code, said) == (2, "")
-    assert warned.count("\n") == 1
-    assert "optimizer.learning_rate: unknown key" in warned
-    code, _, warned = image.start("recipes/seed.yaml").wait()
+    code, stdout, stderr = image.start("optimizer.learning_rate=1").wait()
+    assert (code, stdout) == (2, "")
+    assert stderr.count("\n") == 1
+    assert "optimizer.learning_rate: unknown key" in stderr
+    code, _, stderr = image.start("recipes/seed.yaml").wait()
     assert code == 127
-    assert "a recipe needs --config before it" in warned
+    assert "a recipe needs --config before it" in stderr
 
 
 def test_the_environment_says_offline(image: Images) -> None:
-    code, said, _ = image.start("env").wait()
+    code, stdout, _ = image.start("env").wait()
     assert code == 0
-    assert {"HF_HUB_OFFLINE=1", "WANDB_MODE=offline"} <= set(said.splitlines())
-    assert not any("=http" in line for line in said.splitlines()), os.linesep.join(said.splitlines())
+    assert {"HF_HUB_OFFLINE=1", "WANDB_MODE=offline"} <= set(stdout.splitlines())
+    assert not any("=http" in line for line in stdout.splitlines()), os.linesep.join(stdout.splitlines())

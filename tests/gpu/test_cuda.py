@@ -21,7 +21,7 @@ from mtl_dist.train_state import TrainState
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.step_result import StepResult
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
-from tests.distributed.launching import ROOT, How, launched
+from tests.distributed.launching import ROOT, LaunchOptions, launched
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
 from tests.utils.stopping import stop_at_check
 from tests.utils.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
@@ -276,7 +276,7 @@ def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
 def test_the_launcher_trains_on_the_gpu(tmp_path: Path) -> None:
     """`evaluate` then reproduces the figures of the run."""
     file = tiny_recipe_file(tmp_path)
-    how: How = {"config": "gpu.yaml", "flags": ("--mixed_precision", "bf16")}
+    how: LaunchOptions = {"config": "gpu.yaml", "flags": ("--mixed_precision", "bf16")}
     launched("launch/train.py", "--config", str(file), **how)
     evaluate = [sys.executable, "-m", "mtl_dist", "evaluate", str(tmp_path / "run")]
     done = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, check=True)
