@@ -1,5 +1,6 @@
-"""What SkyPilot would be given, read by SkyPilot itself, which has an environment of its own: its dependencies are many
-and not ours.
+"""Task files for SkyPilot, read by SkyPilot itself.
+
+SkyPilot is installed in an environment of its own, because it needs many packages in versions that conflict with ours.
 """
 
 import json
