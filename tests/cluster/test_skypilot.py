@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def read(folder: Path, *arguments: str) -> Any:
-    """What SkyPilot understands of the task that these arguments make."""
+    """Returns the fields that SkyPilot reads from the task file of a submission with these arguments."""
     (folder / "recipe.yaml").write_text(RECIPE)
     run = folder / "runs" / "x"
     run.mkdir(parents=True)
