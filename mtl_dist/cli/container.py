@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mtl_dist.cluster.job import SAVE_SECONDS, engine_file_for
-from mtl_dist.cluster.node_agent import Launch, Requests, run_part
+from mtl_dist.cluster.node_agent import Launch, StopSignals, run_node
 from mtl_dist.errors import UserError
 from mtl_dist.resources import TRAIN_SCRIPT
 
@@ -24,8 +24,8 @@ def main(words: Sequence[str]) -> int:
     """Runs the command in `words`; returns the run's own exit code. A signal saves and ends the run, as anywhere."""
     if words and not words[0].startswith("-") and "=" not in words[0]:
         return _become(words)
-    requests = Requests()
-    requests.listen()
+    stop_signals = StopSignals()
+    stop_signals.listen()
     try:
         launch = launch_of(words, on_gpus=os.environ.get("MTL_DIST_DEVICE") == "gpu")
     except UserError as error:
@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
         return error.exit_code
     # As Accelerate would set it, which prints three lines of its own about it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // launch.processes)))
-    return run_part(launch, requests, alone=True, save_seconds=SAVE_SECONDS)
+    return run_node(launch, stop_signals, alone=True, save_seconds=SAVE_SECONDS)
 
 
 def launch_of(words: Sequence[str], on_gpus: bool) -> Launch:

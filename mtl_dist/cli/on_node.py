@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_dist.cluster.node_agent import Launch, Requests, finished, run_part
+from mtl_dist.cluster.node_agent import Launch, StopSignals, finished, run_node
 from mtl_dist.resources import TRAIN_SCRIPT
 
 
 def main(arguments: Sequence[str]) -> int:
     """Starts the launcher and waits for it; returns the run's own exit code."""
-    requests = Requests()
-    requests.listen()
+    stop_signals = StopSignals()
+    stop_signals.listen()
     parser = argparse.ArgumentParser(prog="launch/on_node.py", allow_abbrev=False, description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--script", type=Path, default=TRAIN_SCRIPT)
@@ -38,4 +38,4 @@ def main(arguments: Sequence[str]) -> int:
         given.host,
         given.port,
     )
-    return run_part(launch, requests, given.alone, given.save_seconds, given.lost_code)
+    return run_node(launch, stop_signals, given.alone, given.save_seconds, given.lost_code)

@@ -54,7 +54,7 @@ def train(
 ) -> int:
     """Train a recipe; the same command resumes it after a stop."""
     from mtl_dist.cluster.job import SAVE_SECONDS
-    from mtl_dist.cluster.node_agent import Requests, run_part
+    from mtl_dist.cluster.node_agent import StopSignals, run_node
     from mtl_dist.config.load import parse
 
     arguments = recipe_arguments(words)
@@ -76,9 +76,9 @@ def train(
     if dry_run:
         print(shlex.join(launch.command()))
         return 0
-    requests = Requests()
-    requests.listen()
-    return run_part(launch, requests, alone=True, save_seconds=SAVE_SECONDS)
+    stop_signals = StopSignals()
+    stop_signals.listen()
+    return run_node(launch, stop_signals, alone=True, save_seconds=SAVE_SECONDS)
 
 
 def launch_of(

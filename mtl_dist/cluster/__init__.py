@@ -1,1 +1,4 @@
-"""Jobs: what is submitted to Slurm, Kubernetes or SkyPilot or run here, and one node's part of it. Imports no torch."""
+"""Job files for Slurm, Kubernetes and SkyPilot, a local backend, and the agent that runs the processes of one node.
+
+Does not train. Only `quiet_launch` imports torch.
+"""

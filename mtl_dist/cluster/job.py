@@ -1,4 +1,4 @@
-"""What is submitted to a cluster: a checked recipe and the machines that it asks for. Imports no torch."""
+"""A job for a cluster: a checked recipe and the machines and options to run it with. Does not import torch."""
 
 import hashlib
 import json
@@ -19,12 +19,13 @@ from mtl_dist.io import write_text_atomically
 from mtl_dist.resources import ENGINES, ROOT
 from mtl_dist.run_layout import SUMMARY
 
+"""Root of this repository."""
 SAVE_SECONDS = 120
-"""What a run is given to save and end once it is asked to, where its time limit leaves so much."""
+"""Seconds for a run to save and end after it is asked to stop; a short time limit leaves fewer."""
 RECIPE_FILE = "job.yaml"
-"""The resolved recipe, in the run folder beside the job file; the run's own `recipe.yaml` is written by the run."""
+"""Name of the resolved recipe beside the job file in the run folder; the run itself writes `recipe.yaml`."""
 WORKDIR_OF_IMAGE = PurePosixPath("/app")
-"""Where the image of the Dockerfile has this repository."""
+"""Folder of this repository in the image of the Dockerfile."""
 _NAME = re.compile(r"[\w@%.,:+-]+")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -33,20 +34,20 @@ _GPUS = re.compile(r"(?:([\w.-]+):)?([1-9]\d*)")
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line of launch/submit.py asks for."""
+    """A run to submit, as given on the command line of launch/submit.py."""
 
     recipe: Recipe
     resolved: str
     """The recipe as YAML with every key."""
     start: Path
-    """Folder from which the recipe's relative paths go out."""
+    """Folder to which relative paths in the recipe refer."""
     nodes: int
     processes: int
-    """On each node."""
+    """Processes on each node."""
     gpus: str | None
-    """On each node, as COUNT or TYPE:COUNT; None runs on CPUs."""
+    """GPUs on each node, as COUNT or TYPE:COUNT; None runs on CPUs."""
     cpus: int
-    """For each process."""
+    """CPU cores for each process."""
     engine_file: str
     time: str | None = None
     partition: str | None = None
@@ -56,16 +57,17 @@ class Job:
     mounts: tuple[str, ...] = ()
     """SOURCE:TARGET folders for the container."""
     volume: str | None = None
-    """SOURCE:PATH of what keeps the run folder where nodes have no disk in common."""
+    """SOURCE:PATH of the volume that holds the run folder, for nodes without a shared disk."""
     environment: tuple[str, ...] = ()
-    """NAME=VALUE."""
+    """Variables of the run, as NAME=VALUE."""
     extra: tuple[str, ...] = ()
-    """Further options of the backend's own submitting command."""
+    """More options for the backend's submit command."""
     chain: int = 1
+    """Number of jobs submitted at once, each starting after the one before it."""
 
     @property
     def run(self) -> Path:
-        """The run folder, as seen from here."""
+        """The run folder on this machine."""
         return Path(os.path.normpath(self.start / self.recipe.output_dir))
 
     @property
@@ -74,22 +76,22 @@ class Job:
 
     @property
     def name(self) -> str:
-        """A name of letters, digits and hyphens that two run folders do not share."""
+        """A name of letters, digits and hyphens, different for every run folder."""
         words = re.sub("[^a-z0-9]+", "-", self.run.name.lower()).strip("-")[:30].strip("-")
         return f"mtl-{words}-{hashlib.sha256(str(self.run).encode()).hexdigest()[:8]}"
 
     @property
     def save_seconds(self) -> int:
-        """How long before its time limit the run is asked to stop."""
+        """Seconds before the time limit at which the run is asked to stop."""
         return SAVE_SECONDS if self.time is None else max(10, min(SAVE_SECONDS, seconds_of(self.time) // 5))
 
     @property
     def gpu_type(self) -> str | None:
-        """Of `gpus`, where it names one."""
+        """The TYPE in `gpus`, or None."""
         return self.gpus.rpartition(":")[0] or None if self.gpus else None
 
-    def part(self, python: str, root: PurePosixPath | Path, run: PurePosixPath | Path) -> list[str]:
-        """The command that runs one node's part, up to what only the node knows."""
+    def node_command(self, python: str, root: PurePosixPath | Path, run: PurePosixPath | Path) -> list[str]:
+        """Command that runs one node's processes, without the arguments that only the node knows (rank, host)."""
         engine_file = self.engine_file if root == ROOT else str(root / Path(self.engine_file).relative_to(ROOT))
         return [
             *(python, str(root / "launch" / "on_node.py")),
@@ -99,18 +101,18 @@ class Job:
         ]
 
     def environment_with_threads(self) -> dict[str, str]:
-        """Variables of the run; the number of threads is among them, because sums depend on it."""
+        """Variables of the run, with the number of threads: floating-point sums depend on it."""
         pairs = (variable.partition("=") for variable in self.environment)
         return {"OMP_NUM_THREADS": str(self.cpus)} | {name: value for name, _, value in pairs}
 
 
-def exports(variables: dict[str, str]) -> str:
-    """Lines of shell."""
+def shell_exports(variables: dict[str, str]) -> str:
+    """Shell lines that export `variables`."""
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def seconds_of(time: str) -> int:
-    """A time limit as Slurm reads it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S. Raises UserError."""
+    """Seconds of a time limit in Slurm's format: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S. Raises UserError."""
     match = _TIME.fullmatch(time)
     if match:
         days, *rest = (None if part is None else int(part) for part in match.groups())
@@ -128,7 +130,7 @@ def seconds_of(time: str) -> int:
 
 
 def check(job: Job) -> None:
-    """Raises UserError for what no backend could run."""
+    """Raises UserError for a job that no backend can run."""
     for option, count in {
         "nodes": job.nodes,
         "processes-per-node": job.processes,
@@ -152,11 +154,11 @@ def check(job: Job) -> None:
     if checkpoint.resume != "auto":
         raise UserError("checkpoint.resume: never; a job that starts again would begin anew each time; use auto")
     if checkpoint.every_steps is None and checkpoint.every_minutes is None:
-        raise UserError("checkpoint.every_minutes: null, and so is every_steps; a job that is stopped could not go on")
+        raise UserError("checkpoint.every_minutes: null, and so is every_steps; a job that is stopped could not resume")
 
 
 def processes_of(gpus: str | None, processes: int | None) -> int:
-    """Processes on each node: one a GPU, or as many as asked for. Raises UserError."""
+    """Processes on each node: one per GPU, or `processes` on CPUs. Raises UserError."""
     if (gpus is None) == (processes is None):
         raise UserError("give one of --gpus-per-node and --processes-per-node (on CPUs)")
     if gpus is None:
@@ -169,7 +171,7 @@ def processes_of(gpus: str | None, processes: int | None) -> int:
 
 
 def engine_file_for(nodes: int, processes: int, gpus: str | None) -> str:
-    """The file of accelerate_configs for data parallel training there."""
+    """The file in accelerate_configs for data parallel training (DDP) on these devices."""
     device = "gpu" if gpus else "cpu"
     several = "multi_node_" if nodes > 1 else "multi_" if processes > 1 else ""
     return str(ENGINES / f"{several}{device}.yaml")
@@ -202,18 +204,18 @@ def check_engine_file(option: str, file: str, config: Mapping[str, Any], nodes: 
 
 
 def python() -> str:
-    """The interpreter that runs this, by its full name; a virtual environment's stays itself."""
+    """Absolute path of this interpreter; links are not resolved, so a virtual environment stays one."""
     return str(Path(sys.executable).absolute())
 
 
 def require_in_repository(job: Job, backend: str) -> None:
-    """Raises UserError for an engine file that the repository's copy elsewhere does not have."""
+    """Raises UserError for an engine file outside this repository, of which other machines have only a copy."""
     if not Path(job.engine_file).is_relative_to(ROOT):
         raise UserError(f"--engine-file: {job.engine_file}: {backend} has only the files of this repository")
 
 
-def container_run(job: Job, backend: str, workdir: PurePosixPath) -> PurePosixPath:
-    """The run folder there, seen from `workdir`, which must be on the volume. Raises UserError."""
+def run_folder_in_container(job: Job, backend: str, workdir: PurePosixPath) -> PurePosixPath:
+    """Path of the run folder in the container; it must be on the volume. Raises UserError."""
     source, _, path = (job.volume or "").rpartition(":")
     if not source or not path.startswith("/"):
         raise UserError(f"--volume SOURCE:PATH: {backend} needs one, or checkpoints are lost with the machine")
@@ -224,7 +226,7 @@ def container_run(job: Job, backend: str, workdir: PurePosixPath) -> PurePosixPa
 
 
 def write_recipe(job: Job) -> None:
-    """Makes the run folder, with the resolved recipe in it. Raises UserError."""
+    """Creates the run folder and writes the resolved recipe to it. Raises UserError."""
     try:
         job.run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -233,14 +235,14 @@ def write_recipe(job: Job) -> None:
 
 
 def require_same(job: Job) -> None:
-    """Raises UserError where the finished run in the run folder is another recipe's."""
+    """Raises UserError if the finished run in the run folder is of another recipe."""
     summary = json.loads((job.run / SUMMARY).read_text(encoding="utf-8"))
     if summary["digests"]["recipe"] != hashlib.sha256(job.resolved.encode()).hexdigest():
         raise UserError(f"output_dir: {job.run} has a finished run of another recipe; name another folder")
 
 
 def as_yaml(*documents: Mapping[str, Any]) -> str:
-    """YAML in which text of several lines stands as it is."""
+    """YAML of `documents`, with text of several lines in block style."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
 
 

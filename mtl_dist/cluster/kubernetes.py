@@ -1,6 +1,6 @@
-"""Kubernetes: a Kubeflow TrainJob (Trainer v2) with the runtime that says which exit codes start it again.
+"""Kubernetes: a Kubeflow TrainJob (Trainer v2) and a runtime that defines which exit codes restart it.
 
-Trainer starts one container a node and tells each its number and the first one's address in PET_* variables.
+Trainer starts one container per node; PET_* variables hold the rank of the node and the address of the first node.
 """
 
 import shlex
@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from mtl_dist.cluster.job import WORKDIR_OF_IMAGE, Job, as_yaml, container_run, require_in_repository
+from mtl_dist.cluster.job import WORKDIR_OF_IMAGE, Job, as_yaml, require_in_repository, run_folder_in_container
 from mtl_dist.errors import Interrupted, UserError
 
 JOB_FILE = "job.kubernetes.yaml"
@@ -17,10 +17,11 @@ API = "trainer.kubeflow.org/v1alpha1"
 MAX_RESTARTS = 100
 RECIPE_FOLDER = "/recipe"
 CONTAINER = "node"
-"""The name of the container, and of its job, that Trainer looks for."""
+"""Name that Trainer expects of the container and of its job."""
 GROUP_OF_IMAGE = 1000
+"""Group id of the user in the image."""
 GRACE_SECONDS = 30
-"""Beyond the time to save, until a container is killed."""
+"""Seconds after the time to save until a container is killed."""
 
 
 def job_file(job: Job) -> str:
@@ -51,10 +52,10 @@ def job_file(job: Job) -> str:
 
 
 def submit(job: Job, path: Path) -> str:
-    """Hands the file to kubectl; returns what it says. Raises UserError."""
+    """Submits the file at `path` with kubectl; returns what kubectl prints. Raises UserError."""
     if shutil.which("kubectl") is None:
         raise UserError(f"kubectl: not found; where it is: kubectl replace --force -f {path}")
-    # An ended TrainJob does not start again by itself: it is made anew.
+    # A TrainJob that has ended cannot be restarted, only replaced.
     command = ["kubectl", "replace", "--force", "--filename", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -63,7 +64,7 @@ def submit(job: Job, path: Path) -> str:
 
 
 def _job_set(job: Job) -> dict[str, Any]:
-    """What ends with 75, or goes with its node, starts again with all others; any other end is one."""
+    """The JobSet: exit code 75 or the loss of a node restarts all containers; any other failure ends the job."""
     stopped = Interrupted.exit_code
     on_pod = [
         {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -88,12 +89,13 @@ def _job_set(job: Job) -> dict[str, Any]:
 
 
 def _pod(job: Job) -> dict[str, Any]:
-    run = container_run(job, "kubernetes", WORKDIR_OF_IMAGE)
+    run = run_folder_in_container(job, "kubernetes", WORKDIR_OF_IMAGE)
     claim, _, path = (job.volume or "").rpartition(":")
     cpus = {"cpu": str(job.processes * job.cpus)}
     gpus = {"limits": {"nvidia.com/gpu": job.gpus}} if job.gpus else {}
-    part = job.part("python", WORKDIR_OF_IMAGE, run)
-    # A pod that another's end has ended is no failure of its own. PET_* would change the launcher's own settings.
+    part = job.node_command("python", WORKDIR_OF_IMAGE, run)
+    # --lost-code: a pod that only lost contact with another one must not count as failed.
+    # The launcher would take PET_* variables for its own settings.
     script = (
         'number=$PET_NODE_RANK host=$PET_MASTER_ADDR port=$PET_MASTER_PORT; unset "${!PET_@}"\n'
         f'exec {shlex.join(part)} --alone --lost-code {Interrupted.exit_code} --node "$number" --host "$host"'
@@ -115,7 +117,7 @@ def _pod(job: Job) -> dict[str, Any]:
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": job.save_seconds + GRACE_SECONDS,
-        "securityContext": {"fsGroup": GROUP_OF_IMAGE},  # else the volume is root's alone
+        "securityContext": {"fsGroup": GROUP_OF_IMAGE},  # otherwise only root can write to the volume
         "containers": [container],
         "volumes": [
             {"name": "recipe", "configMap": {"name": job.name}},

@@ -1,7 +1,7 @@
-"""One machine's part of a run: starts `accelerate launch`, passes requests to stop on, learns the run's own exit code.
+"""Runs the processes of one node: starts `accelerate launch`, forwards stop signals, collects the exit code of the run.
 
-A request goes to the processes of the run, never to the launcher: of a signal the launcher may end before they have
-saved. Imports no torch.
+Stop signals are forwarded to the worker processes, not to the launcher: a signalled launcher may exit before the
+workers have saved a checkpoint. Does not import torch.
 """
 
 import ctypes
@@ -20,28 +20,29 @@ import psutil
 from mtl_dist.distributed.exit_codes import VARIABLE, combined_exit_code, recorded_exit_codes
 from mtl_dist.run_layout import SUMMARY
 
-ASKING = signal.SIGUSR1
-"""How processes of the run are asked: a launcher that ignores it, as this one is made to, does not end of it."""
+STOP_SIGNAL = signal.SIGUSR1
+"""Signal that asks worker processes to stop. The launcher ignores it, so that it does not exit before they do."""
 POLL_SECONDS = 0.2
+"""Seconds between two looks at the processes."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-"""Of linux/prctl.h."""
+"""Constants of linux/prctl.h."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What one machine starts."""
+    """Arguments of `accelerate launch` on one node."""
 
     script: Path
     arguments: tuple[str, ...]
-    """The script's."""
+    """Arguments of the script."""
     engine_file: str
     nodes: int
     processes: int
-    """On this machine; the others start as many."""
+    """Processes on each node."""
     node: int = 0
-    """Number of this machine."""
+    """Rank of this node."""
     host: str = ""
-    """The first machine, where there are several, and its port."""
+    """Address of the first node; needed only with several nodes."""
     port: int = 0
     options: tuple[str, ...] = ()
     """Further options of the launcher."""
@@ -60,111 +61,112 @@ class Launch:
         return [*words, *self.options, str(self.script), *self.arguments]
 
 
-class Requests:
-    """The signals that ask this process, and so its part of the run, to stop."""
+class StopSignals:
+    """Records the signals that ask this process, and so its part of the run, to stop."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        """When each came, in seconds since the epoch."""
+        """Arrival time of each signal, in seconds since the epoch."""
 
     def listen(self) -> None:
-        """From here on; called once, in the main thread."""
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(one, self._take)
+        """Installs the handlers. To be called once, in the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._record)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.times.append(time.time())
 
 
 def finished(run_folder: Path) -> bool:
-    """Whether a run has come to its end there, which is said."""
+    """Whether the run in `run_folder` is finished; prints a line if it is."""
     summary = run_folder / SUMMARY
     if summary.exists():
         print(f"finished already: {summary}", flush=True)
     return summary.exists()
 
 
-def run_part(launch: Launch, requests: Requests, alone: bool, save_seconds: int, lost_code: int = 1) -> int:
-    """Runs the launcher to its end and returns the exit code of the run's processes here.
+def run_node(launch: Launch, stop_signals: StopSignals, alone: bool, save_seconds: int, lost_code: int = 1) -> int:
+    """Runs the launcher until all its processes have ended; returns the exit code of the run on this node.
 
-    `alone` says that signals reach this process only; else whoever sent one has sent it to all of them, as Slurm does.
-    A process of the run has `save_seconds` to end once the launcher wants it to. `lost_code`: see
+    With `alone`, signals reach only this process; otherwise their sender has sent them to all processes of the node, as
+    Slurm does. Worker processes have `save_seconds` to end after the launcher asks them to. For `lost_code` see
     `combined_exit_code`.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives its launcher is still ours to wait for
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # workers that outlive the launcher become our children
     with TemporaryDirectory(prefix="mtl_dist-") as folder:
         environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(save_seconds)} | os.environ | {VARIABLE: folder}
         launcher = subprocess.Popen(
             launch.command(),
             env=environment,
-            start_new_session=alone,  # so that a terminal's Ctrl-C reaches this process alone
-            preexec_fn=_in_the_launcher,  # noqa: PLW1509  no other thread is here
+            start_new_session=alone,  # a terminal's Ctrl-C then reaches this process alone
+            preexec_fn=_before_exec,  # noqa: PLW1509  there are no other threads
         )
-        ranks = _Ranks(launcher.pid, launch.script, alone)
-        while launcher.poll() is None or ranks.alive():
-            if requests.times:
-                ranks.pass_on(requests.times)
+        workers = _WorkerProcesses(launcher.pid, launch.script, alone)
+        while launcher.poll() is None or workers.alive():
+            if stop_signals.times:
+                workers.forward(stop_signals.times)
             time.sleep(POLL_SECONDS)
-        asked = bool(requests.times)
+        asked = bool(stop_signals.times)
         return combined_exit_code(
             recorded_exit_codes(Path(folder)), launch.processes, asked, launcher.returncode, lost_code
         )
 
 
-def _in_the_launcher() -> None:
-    """Between fork and exec: what is ignored here stays so, until a process of the run listens to it."""
-    signal.signal(ASKING, signal.SIG_IGN)
+def _before_exec() -> None:
+    """Prepares the launcher between fork and exec: ignored signals stay ignored until a worker sets a handler."""
+    signal.signal(STOP_SIGNAL, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-class _Ranks:
-    """The run's processes on this machine, each of which is to hear of each request once."""
+class _WorkerProcesses:
+    """The worker processes on this node, to each of which every stop signal is delivered once."""
 
     def __init__(self, launcher: int, script: Path, alone: bool) -> None:
         self._parents = (launcher, os.getpid())
         self._script = str(script)
         self._alone = alone
-        self._heard: dict[psutil.Process, int] = {}
-        """How many requests each has heard."""
+        self._delivered: dict[psutil.Process, int] = {}
+        """Number of stop signals that each process has received."""
 
     def alive(self) -> list[psutil.Process]:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                ours = process.ppid() in self._parents and process.pid not in self._parents
-                if ours and process.status() != psutil.STATUS_ZOMBIE and self._script in process.cmdline():
+                is_worker = process.ppid() in self._parents and process.pid not in self._parents
+                if is_worker and process.status() != psutil.STATUS_ZOMBIE and self._script in process.cmdline():
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue
         return found
 
-    def pass_on(self, requests: list[float]) -> None:
-        """Sends what has not been heard to those that listen; what does not listen yet hears of it later."""
+    def forward(self, times: list[float]) -> None:
+        """Sends undelivered signals to the processes that have a handler; the others get them in a later call."""
         for process in self.alive():
             try:
-                self._tell(process, requests)
+                self._forward_to(process, times)
             except psutil.NoSuchProcess:
                 continue
 
-    def _tell(self, process: psutil.Process, requests: list[float]) -> None:
-        listens = _listens(process)
-        if process not in self._heard:
-            # It was there and listened when the signal reached all, or it has missed it.
-            self._heard[process] = 0 if self._alone or not listens or process.create_time() > requests[0] else 1
-        if not self._alone and self._heard[process] == 1:
+    def _forward_to(self, process: psutil.Process, times: list[float]) -> None:
+        has_handler = _has_handler(process)
+        if process not in self._delivered:
+            # Sent to all: received if the process existed and had its handler by then, otherwise missed.
+            missed = self._alone or not has_handler or process.create_time() > times[0]
+            self._delivered[process] = 0 if missed else 1
+        if not self._alone and self._delivered[process] == 1:
             return
-        if listens and self._heard[process] < len(requests):
-            process.send_signal(ASKING)
-            self._heard[process] = len(requests) if self._alone else 1
+        if has_handler and self._delivered[process] < len(times):
+            process.send_signal(STOP_SIGNAL)
+            self._delivered[process] = len(times) if self._alone else 1
 
 
-def _listens(process: psutil.Process) -> bool:
-    """Whether a process has a handler for the signal that asks."""
+def _has_handler(process: psutil.Process) -> bool:
+    """Whether `process` has a handler for the stop signal; outside Linux, always True."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     except OSError:
         return sys.platform != "linux"
     caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
-    return bool(int(caught, 16) >> (ASKING - 1) & 1)
+    return bool(int(caught, 16) >> (STOP_SIGNAL - 1) & 1)

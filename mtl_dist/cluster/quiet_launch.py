@@ -1,6 +1,6 @@
-"""`python -m mtl_dist.cluster.quiet_launch accelerate launch ...`: the launcher without a traceback of its own.
+"""`python -m mtl_dist.cluster.quiet_launch accelerate launch ...`: the launcher without its own traceback.
 
-The run's processes have said why they ended, and `node_agent` knows their exit codes.
+The worker processes have already reported why they failed, and `node_agent` collects their exit codes.
 """
 
 import subprocess
@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 if __name__ == "__main__":
-    sys.argv = sys.argv[2:]  # as after `accelerate`
+    sys.argv = sys.argv[2:]  # what follows `accelerate`
     try:
         main()
     except (ChildFailedError, SignalException, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""SkyPilot: a task for `sky jobs launch`, which starts it again where its machines go or it ends with 75."""
+"""SkyPilot: the task file for `sky jobs launch`, which restarts the task after a lost machine or exit code 75."""
 
 import shlex
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mtl_dist.cluster.job import WORKDIR_OF_IMAGE, Job, as_yaml, container_run, require_in_repository
+from mtl_dist.cluster.job import WORKDIR_OF_IMAGE, Job, as_yaml, require_in_repository, run_folder_in_container
 from mtl_dist.errors import Interrupted, UserError
 from mtl_dist.resources import IS_CHECKOUT, ROOT
 
@@ -16,11 +16,11 @@ PORT = 29500
 
 
 def job_file(job: Job) -> str:
-    """The task's text. Raises UserError."""
+    """Text of the task file. Raises UserError."""
     require_in_repository(job, "skypilot")
     if job.image is None and not IS_CHECKOUT:
         raise UserError("--container-image: skypilot needs one here; without it the repository is sent, not a wheel")
-    run = container_run(job, "skypilot", WORKDIR_OF_IMAGE if job.image else PurePosixPath("~"))
+    run = run_folder_in_container(job, "skypilot", WORKDIR_OF_IMAGE if job.image else PurePosixPath("~"))
     source, _, path = (job.volume or "").rpartition(":")
     resources: dict[str, Any] = {
         "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": [Interrupted.exit_code]}
@@ -35,10 +35,10 @@ def job_file(job: Job) -> str:
     extras = " deepspeed" if "zero" in Path(job.engine_file).name else ""
     if job.image is None:
         task |= {"workdir": str(ROOT), "setup": f"launch/install.sh{extras}\n"}
-        enter, part = "", job.part(".venv/bin/python", PurePosixPath(), run)
+        enter, part = "", job.node_command(".venv/bin/python", PurePosixPath(), run)
     else:
         resources["image_id"] = f"docker:{job.image}"
-        enter, part = f"cd {WORKDIR_OF_IMAGE}\n", job.part("python", WORKDIR_OF_IMAGE, run)
+        enter, part = f"cd {WORKDIR_OF_IMAGE}\n", job.node_command("python", WORKDIR_OF_IMAGE, run)
     task |= {
         "envs": job.environment_with_threads(),
         "file_mounts": {
@@ -54,7 +54,7 @@ def job_file(job: Job) -> str:
 
 
 def submit(job: Job, path: Path) -> str:
-    """Hands the file to sky as a managed job. Raises UserError."""
+    """Submits the task file at `path` as a managed job; returns what sky prints. Raises UserError."""
     command = ["sky", "jobs", "launch", "--yes", "--detach-run", str(path)]
     if shutil.which("sky") is None:
         raise UserError(f"sky: not found; where it is: {shlex.join(command)}")

@@ -1,11 +1,11 @@
-"""Slurm: the job file, and what sinfo and sbatch say of it."""
+"""Slurm: the job file, its check against the cluster with sinfo, and its submission with sbatch."""
 
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
-from mtl_dist.cluster.job import Job, exports, python
+from mtl_dist.cluster.job import Job, python, shell_exports
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.resources import ROOT
 
@@ -14,7 +14,7 @@ BODY = ROOT / "launch" / "slurm_body.sh"
 
 
 def job_file(job: Job) -> str:
-    """The job file's text."""
+    """Text of the job file."""
     options = {
         "job-name": job.name,
         "nodes": job.nodes,
@@ -25,16 +25,16 @@ def job_file(job: Job) -> str:
         "partition": job.partition,
         "account": job.account,
         "qos": job.qos,
-        # To the launchers' step, on each node; srun would pass on to them a kill alone.
+        # Sent to the job step with the launchers on each node, since srun forwards no signal but a kill.
         "signal": f"USR1@{job.save_seconds}",
         "open-mode": "append",
         "output": f'"{job.run}/slurm-%j.out"',
-        # A run folder has one writer: a job of the same name waits until this one has ended.
+        # One job at a time writes to a run folder: a job with the same name waits until this one has ended.
         "dependency": "singleton",
     }
     lines = [f"#SBATCH --{option}={value}" for option, value in options.items() if value is not None]
     lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in job.extra)]
-    # An allocation's CPUs a task are not srun's, since Slurm 22.05.
+    # Since Slurm 22.05, srun does not inherit --cpus-per-task from the allocation.
     each = ["--ntasks-per-node=1", f"--cpus-per-task={job.processes * job.cpus}", "--kill-on-bad-exit=0", "--wait=0"]
     container = []
     if job.image is not None:
@@ -46,14 +46,14 @@ def job_file(job: Job) -> str:
             f"--container-workdir={job.start}",
         ]
     words = {"run": str(job.run), "start": str(job.start), "recipe": str(job.recipe_path), "nodes": str(job.nodes)}
-    part = job.part(python() if job.image is None else "python", ROOT, job.run)
+    part = job.node_command(python() if job.image is None else "python", ROOT, job.run)
     lists = {"each": each, "container": container, "part": part}
     return (
         "#!/usr/bin/env bash\n"
-        f"# Written by launch/submit.py; `sbatch {shlex.quote(str(job.run / JOB_FILE))}` goes on with the run.\n"
+        f"# Written by launch/submit.py; `sbatch {shlex.quote(str(job.run / JOB_FILE))}` resumes the run.\n"
         + "".join(f"{line}\n" for line in lines)
         + "\n"
-        + exports(job.environment_with_threads())
+        + shell_exports(job.environment_with_threads())
         + "".join(f"{name}={shlex.quote(value)}\n" for name, value in words.items())
         + "".join(f"{name}=({' '.join(map(_quoted, values))})\n" for name, values in lists.items())
         + "\n"
@@ -62,12 +62,12 @@ def job_file(job: Job) -> str:
 
 
 def _quoted(word: str) -> str:
-    """For an array in bash, where a comma outside of quotes looks like a slip of the pen."""
+    """`word` quoted for a bash array, where shellcheck takes a comma outside quotes for a mistake."""
     return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
 
 
 def check_cluster(job: Job, dry: bool) -> None:
-    """Raises UserError where there is no Slurm here or it lacks the partition; a dry run needs no Slurm."""
+    """Raises UserError if sbatch is missing or the cluster has no such partition; a dry run needs no Slurm."""
     if shutil.which("sbatch") is None and not dry:
         raise UserError("sbatch: not found; submit where Slurm's commands are, or look with --dry-run")
     if job.partition is None or shutil.which("sinfo") is None:
@@ -75,7 +75,7 @@ def check_cluster(job: Job, dry: bool) -> None:
     try:
         known = sorted(set(_output(["sinfo", "--noheader", "--format=%R"]).split()))
     except UserError:
-        if dry:  # its commands may be here without a cluster
+        if dry:  # Slurm's commands may be installed without a cluster
             return
         raise
     for name in job.partition.split(","):
@@ -84,7 +84,7 @@ def check_cluster(job: Job, dry: bool) -> None:
 
 
 def submit(job: Job, path: Path) -> str:
-    """Submits the job file, as often as `job.chain` says; returns what to say. Raises UserError."""
+    """Submits the job file `job.chain` times; returns the line to print. Raises UserError."""
     numbers: list[str] = []
     for _ in range(job.chain):
         after = [f"--dependency=singleton,afterany:{numbers[-1]}"] if numbers else []

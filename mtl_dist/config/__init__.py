@@ -1,4 +1,4 @@
-"""Recipes: the schema of every key, loading of files and overrides, and the rules that need no data or encoder.
+"""Recipes: the schema of every key, the loading of files and overrides, and the rules that need no data or encoder.
 
-Reads no data and loads no model; imports neither torch nor transformers, so that help and mistakes show at once.
+Reads no data and loads no model; imports neither torch nor transformers, so that help and errors appear at once.
 """

@@ -1,6 +1,7 @@
-"""The command line of `launch/train.py`: recipe files and dotted overrides to one checked Recipe.
+"""The command line of `launch/train.py`: merges recipe files and dotted overrides into one checked Recipe.
 
-Imports neither torch nor transformers, so that help and mistakes show at once.
+OmegaConf merges and resolves interpolations; the schema of `recipe` checks every layer and the result. Imports neither
+torch nor transformers, so that help and errors appear at once.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from mtl_dist.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for."""
+    """The parsed command line."""
 
     recipe: Recipe
     plan_only: bool
@@ -35,10 +36,10 @@ class Command:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """Reads the arguments that follow the program's name.
+    """Parses the arguments after the program name.
 
-    Raises UserError for every mistake that shows without data and encoder. `--help` and `--print-config` print, on
-    rank 0, and end the process with exit code 0.
+    Raises UserError for every mistake that can be found without data and encoder. `--help` and `--print-config` print
+    on rank 0 and end the process with exit code 0.
     """
     parser = _Parser(
         prog="launch/train.py",
@@ -85,7 +86,7 @@ def _print_and_exit(text: str) -> NoReturn:
 
 
 def _load(files: Sequence[str], overrides: Sequence[str]) -> Recipe:
-    """Defaults, files and overrides merged in this order, interpolations resolved."""
+    """The recipe from defaults, files and overrides, merged in this order, with interpolations resolved."""
     config = filled({}, Recipe)
     for file in files:
         with _messages_from(f"{file}: "):
@@ -94,13 +95,27 @@ def _load(files: Sequence[str], overrides: Sequence[str]) -> Recipe:
     paths = [_path(override) for override in overrides]
     with _messages_from("command line: "):
         for override, path in zip(overrides, paths, strict=True):
-            config = _merged(config, _with(config, path, _value(override), ""))
+            value = _value(override)
+            config = _merged(config, _with(config, path, value, ""))
+            if value is not None and (replaced := _other_length(path)) and replaced not in paths:
+                config = _with(config, replaced, None, "")
         for path in paths:
             _refuse_unknown_task(path, config, tasks_of_files)
     with _messages_from(""):
         if missing := sorted(OmegaConf.missing_keys(OmegaConf.create(config))):
             raise UserError(f"{', '.join(missing)}: missing")
         return _validated(_resolved(config))
+
+
+def _other_length(path: Sequence[str]) -> list[str] | None:
+    """Path of `epochs` where `path` is that of a phase's `steps`, and the reverse; None for any other key.
+
+    A phase has one length, so an override of one key replaces what a file gives by the other.
+    """
+    other = {"steps": "epochs", "epochs": "steps"}
+    if len(path) != 3 or path[0] != "phases" or path[2] not in other:
+        return None
+    return [*path[:2], other[path[2]]]
 
 
 def _merged(config: dict[str, Any], layer: Any) -> dict[str, Any]:
@@ -150,6 +165,7 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 def _validated(config: dict[str, Any]) -> Recipe:
+    """The recipe in `config`. Raises UserError for its first error."""
     try:
         return Recipe.model_validate(config)
     except ValidationError as error:
@@ -158,7 +174,7 @@ def _validated(config: dict[str, Any]) -> Recipe:
 
 @contextmanager
 def _messages_from(origin: str) -> Iterator[None]:
-    """Puts where a mistake was made before its message, which becomes one line."""
+    """Context in which the message of an error begins with `origin` and is one line."""
     try:
         yield
     except UserError as error:
@@ -171,7 +187,7 @@ def _messages_from(origin: str) -> Iterator[None]:
 
 
 def _read(file: str) -> Any:
-    """A YAML file in plain containers."""
+    """The content of a YAML file in plain containers. Raises UserError."""
     try:
         text = Path(file).read_text(encoding="utf-8")
         if not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode | None):
@@ -186,7 +202,7 @@ def _read(file: str) -> Any:
 
 
 def _value(override: str) -> Any:
-    """What stands after the `=` of an override, read as YAML."""
+    """The value of `key=value`, parsed as YAML."""
     key, _, text = override.partition("=")
     try:
         layer: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
@@ -204,7 +220,7 @@ def _yaml_problem(error: Exception) -> str:
 
 
 def _path(override: str) -> list[str]:
-    """The key of `key=value` in parts; `phases[0].epochs` and `phases.0.epochs` are the same."""
+    """The parts of the key of `key=value`; `phases[0].epochs` and `phases.0.epochs` are equivalent."""
     key, equals, _ = override.partition("=")
     if not key or not equals:
         raise UserError(f"command line: {override!r} is not key=value; a recipe file needs --config before it")
@@ -212,7 +228,7 @@ def _path(override: str) -> list[str]:
 
 
 def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
-    """A copy of `node`, which is at `key`, with `value` at `path` below it."""
+    """A copy of `node`, the value at `key`, with `value` at `path` below it."""
     if not path:
         return value
     name, rest = path[0], path[1:]
@@ -227,7 +243,7 @@ def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 def _refuse_unknown_task(path: Sequence[str], config: Any, known: Sequence[str]) -> None:
-    """A task that only overrides name is meant if they give it a `path`; without one it is a slip of the pen."""
+    """Raises UserError for a task that only overrides name, unless they give it a `path`: it is a typing mistake."""
     if not known or path[0] != "tasks" or len(path) == 1 or path[1] in known:
         return
     if config["tasks"][path[1]]["path"] == MISSING:

@@ -1,10 +1,10 @@
-"""Names of the metrics that a recipe can refer to, and which direction of change is an improvement."""
+"""Names of the metrics that a recipe can refer to, and the direction in which each improves."""
 
 SIGNS = {"loss": -1, "accuracy": 1, "macro_f1": 1}
-"""Figures that a phase may depend on, and the sign of a change for the better."""
+"""Metrics that a recipe can refer to -> sign of a change that is an improvement."""
 
 
 def task_and_name(metric: str) -> tuple[str | None, str]:
-    """The parts of `<task>/<name>`; for just a name, which is the mean over tasks, no task."""
+    """Splits `<task>/<name>`; the task is None for a plain name, which stands for the mean over tasks."""
     task, slash, name = metric.rpartition("/")
     return (task if slash else None), name

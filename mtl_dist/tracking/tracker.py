@@ -160,4 +160,4 @@ class Tracker:
             action()
         except Exception as error:  # noqa: BLE001 - a failing service must not end a training run
             self._backends = [backend for backend in self._backends if backend.name != name]
-            logger.info(f"{name} is off from here: {root_cause(error)}; metrics.jsonl goes on")
+            logger.info(f"{name} is off from here: {root_cause(error)}; metrics.jsonl still has every line")

@@ -1,7 +1,4 @@
-"""Kernels whose sums have one order. On GPUs torch's fastest ones add in the order in which threads finish.
-
-Without, a run that goes on from a checkpoint ends in other bits than one that was never stopped.
-"""
+"""A dry run of the model on its device, so that what the device cannot compute is refused before training."""
 
 import torch
 from accelerate import Accelerator
@@ -12,14 +9,14 @@ from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN
 
 _REFUSAL = "does not have a deterministic implementation"
-"""Of torch's error, after the name of the operation."""
+"""What follows the operation's name in torch's error about an operation without a deterministic kernel."""
 
 
 def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
-    """Computes two short texts once, and where kernels are to be deterministic a gradient of everything.
+    """Runs two short texts through the model, and with deterministic kernels a backward pass of every parameter.
 
-    Moves `model` to the device. Raises UserError where the encoder cannot compute in the precision that was asked for,
-    or has an operation without a deterministic kernel.
+    Moves `model` to the device. Raises UserError where the encoder cannot compute in the requested precision, or has an
+    operation without a deterministic kernel.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     model.to(accelerator.device)
@@ -28,7 +25,7 @@ def try_out(accelerator: Accelerator, model: MultitaskTransformer) -> None:
     mask[1, 6:] = 0
     rows = dict.fromkeys(model.heads, torch.arange(2, device=accelerator.device))
     training = model.training
-    # No device holds all of a gradient, of which an engine may give it a part.
+    # A device that gets a shard of the model may not have the memory for the whole gradient.
     drops = [one.register_post_accumulate_grad_hook(_drop) for one in model.parameters() if one.requires_grad]
     try:
         with accelerator.autocast(), torch.set_grad_enabled(deterministic):

@@ -1,9 +1,9 @@
-"""How far the tasks pull the shared encoder in one direction: the cosine between their gradients, now and then.
+"""Cosine similarity of the tasks' gradients in the shared encoder, sampled every so many steps.
 
-Of the uppermost unit of the encoder that trains, whose gradient a backward reaches first (as GradNorm takes its norms,
-Chen et al. 2018, arXiv:1711.02257): a task then costs a backward through one block, not through all of them. It is
-taken from the graph of the training step itself by `torch.autograd.grad`, which leaves gradients, hooks and random
-numbers alone, so that the run stays the same to the bit.
+The gradients are those of the uppermost trainable unit of the encoder, which the backward pass reaches first, so that a
+task costs a backward pass through one block only (GradNorm takes its norms there: Chen et al. 2018, arXiv:1711.02257).
+They are computed from the graph of the training step by `torch.autograd.grad`, which leaves gradients, hooks and random
+state alone, so that the run stays the same bit for bit.
 """
 
 import math
@@ -17,15 +17,15 @@ from mtl_dist.engines.base import Engine
 
 
 def uppermost_unit(units: Sequence[str]) -> str | None:
-    """Of the encoder's, which stand in the order of its forward; None where only heads train."""
+    """Returns the last of the encoder's `units` in forward order; None where only heads are trained."""
     return next((unit for unit in reversed(units) if not unit.startswith("heads.")), None)
 
 
 class TaskGradients:
-    """Of one step: each task's gradient, sum_over_ranks over micro-steps and, when it is asked for, over ranks."""
+    """Gradients of one step by task, summed over micro-steps, and over ranks when the cosines are computed."""
 
     def __init__(self, engine: Engine, tasks: Sequence[str]) -> None:
-        """`tasks` have rows in the global batch."""
+        """`tasks` are those with rows in the global batch."""
         self._engine = engine
         self._tasks = tasks
         unit = uppermost_unit(engine.units)
@@ -35,7 +35,7 @@ class TaskGradients:
         self._sums: list[Tensor] = []
 
     def add(self, losses: Sequence[Tensor]) -> None:
-        """Of a micro-step, before its backward: this rank's part of each task's mean loss."""
+        """Adds a micro-step, before its backward pass; `losses` are this rank's shares of the tasks' mean losses."""
         if not self._parameters:
             return
         found = [self._gradient(loss) for loss in losses]
@@ -48,7 +48,7 @@ class TaskGradients:
         return torch.cat([part.flatten() for part in parts])
 
     def cosines(self) -> dict[str, float]:
-        """By `<task>/<other>`; empty where no two can be compared. Every rank calls this and gets the same."""
+        """Returns the cosines by `<task>/<other>`, the same on every rank; empty where no two tasks can be compared."""
         if not self._sums:
             return {}
         whole = dict(zip(self._tasks, self._engine.sum_over_ranks(torch.stack(self._sums)).double(), strict=True))
@@ -56,6 +56,6 @@ class TaskGradients:
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
-    """NaN where one of them is zero."""
+    """Cosine of two vectors; NaN where one of them is zero."""
     norms = float(one.norm() * other.norm())
     return float(one @ other) / norms if norms else math.nan

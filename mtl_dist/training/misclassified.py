@@ -1,4 +1,4 @@
-"""From a measurement to the tables that a run shows of it, with the texts that were misclassified."""
+"""Tables of the final evaluation: confusion matrices and the misclassified texts."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -13,7 +13,7 @@ from mtl_dist.training.evaluation import flat_confusions
 
 
 def final_tables(metrics: Mapping[str, ClassificationMetrics], data: DataBundle, split: str) -> FinalTables:
-    """The tables of a measurement of `split`; made by one rank."""
+    """Returns the tables of an evaluation of `split`. Called by one rank."""
     labels = {task: source.labels for task, source in data.tasks.items()}
     confusions = {key.split("/")[1]: cells for key, cells in flat_confusions(metrics, split).items()}
     texts = {task: _texts(one, data, split, task) for task, one in metrics.items()}
@@ -21,7 +21,7 @@ def final_tables(metrics: Mapping[str, ClassificationMetrics], data: DataBundle,
 
 
 def _texts(metrics: ClassificationMetrics, data: DataBundle, split: str, task: str) -> list[MisclassifiedText]:
-    """Read from the tokens: the files of the texts may be far away, or gone since they were read."""
+    """Decodes the misclassified texts from their tokens, because their files may be remote or gone by now."""
     if not metrics.mistakes:
         return []
     names = data.tasks[task].labels

@@ -1,4 +1,4 @@
-"""The run folder: what an earlier run left there, and the files that this one writes beside its metrics."""
+"""Opening a run folder: resuming the run that is there, or moving its files aside."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 OURS = (RECIPE, SETUP, METRICS, SUMMARY, REPORT, MODEL, CHECKPOINTS, STACKS, "wandb", TENSORBOARD)
 PREVIOUS = "previous"
-"""Subfolder to which an earlier run's files are moved, numbered: nothing of it is lost."""
+"""Subfolder with a numbered folder for each earlier run whose files were moved aside."""
 
 
 def open_run_folder(folder: Path, identity: dict[str, Any], resume: str) -> Checkpoint | None:
-    """Makes `folder` ready and returns the checkpoint to go on from, or None to start anew. Called by one rank.
+    """Prepares `folder` and returns the checkpoint to resume from, or None for a new run. Called by one rank.
 
-    An unfinished run with a checkpoint is continued if `resume` is "auto"; any other earlier run is moved aside.
+    An unfinished run with a checkpoint is resumed if `resume` is "auto"; any other earlier run is moved aside.
     Raises UserError where `identity` differs from the checkpoint's in a key that could change the run, and where the
     folder cannot be written.
     """
@@ -67,21 +67,21 @@ def move_aside(folder: Path, entries: Sequence[str]) -> Path:
 
 
 def trim_metrics(path: Path, step: int) -> None:
-    """Drops what the continued run will write again: lines after `step`, the end's, and one that was cut short."""
+    """Drops the lines that the resumed run writes again: those after `step`, the final one, and an incomplete one."""
     if not path.exists():
         return
     length = 0
     with reporting_write_errors(path):
         for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or _comes_again(line, step):
+            if not line.endswith(b"\n") or _is_written_again(line, step):
                 break
             length += len(line)
         os.truncate(path, length)  # in place: the disk may be full
 
 
-def _comes_again(line: bytes, step: int) -> bool:
+def _is_written_again(line: bytes, step: int) -> bool:
     try:
         values = json.loads(line)
     except ValueError:
-        return True  # zeros where the machine lost its power
+        return True  # zeros after a power loss
     return values["step"] > step or any(key.startswith("test/") for key in values)

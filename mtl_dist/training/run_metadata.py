@@ -1,6 +1,6 @@
-"""setup.json: what a run is made of, written before its first step, for whoever reads the folder later.
+"""The content of setup.json: tasks, units, planned phases and each start of a run, written before its first step.
 
-A run that goes on writes it again with one more start: what it was started on may have changed in between.
+A run that resumes adds another start: engine, machine and versions may have changed in between.
 """
 
 import json
@@ -25,14 +25,14 @@ LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide what a run does."""
+    """Returns the versions of the libraries that determine what a run computes."""
     return {library: version(library) for library in LIBRARIES}
 
 
 def describe(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The tasks, the units with their parameters, and the phases as planned; the same on every rank.
+    """Returns the tasks, the units with their sizes and the planned phases; the same on every rank.
 
-    `digests` are those of what the run is made of.
+    `digests` are those of recipe, data, sampler and schedule.
     """
     tasks = {
         name: {
@@ -51,7 +51,7 @@ def describe(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
 
 
 def start_of(engine: Engine, step: int, micro_steps: int) -> dict[str, Any]:
-    """What the run is started on this time, after `step` steps."""
+    """Returns engine, device and versions of this start, which follows `step` steps of the run."""
     device = engine.device
     return {
         "step": step,
@@ -67,9 +67,9 @@ def start_of(engine: Engine, step: int, micro_steps: int) -> dict[str, Any]:
 
 
 def write_setup(folder: Path, description: Mapping[str, Any], start: Mapping[str, Any]) -> None:
-    """Writes setup.json with this start after the earlier ones. Called by one rank; raises TrainingError."""
+    """Writes setup.json, with `start` after the earlier starts. Called by one rank; raises TrainingError."""
     path = folder / SETUP
-    # A run that starts anew finds none: the one before has been moved aside.
+    # A new run finds no file: that of an earlier run has been moved aside.
     earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     write_text_atomically(path, json.dumps({**description, "starts": [*earlier, start]}) + "\n")
 

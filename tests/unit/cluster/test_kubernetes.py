@@ -1,4 +1,4 @@
-"""What Kubernetes would be given, against the models that Kubeflow Trainer is released with."""
+"""The Kubernetes job file, checked against the models published with Kubeflow Trainer."""
 
 import re
 import subprocess
@@ -35,8 +35,8 @@ def container_of(runtime: Any) -> Any:
     return container
 
 
-def test_all_fields_are_kubeflows(documents: list[Any]) -> None:
-    """Its models pass over a field that they do not know, which is missing in what they give back."""
+def test_all_fields_are_known_to_kubeflow(documents: list[Any]) -> None:
+    """The models ignore unknown fields, which are then missing after a round trip."""
     kinds = {
         "ConfigMap": models.IoK8sApiCoreV1ConfigMap,
         "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime,
@@ -50,7 +50,7 @@ def test_all_fields_are_kubeflows(documents: list[Any]) -> None:
 
 
 def test_a_field_that_kubeflow_does_not_know_is_noticed(documents: list[Any]) -> None:
-    """The negative control of the test above."""
+    """Negative control of the test above."""
     train_job = documents[2]
     train_job["spec"]["trainer"]["numProcsPerNode"] = 4
     model = models.TrainerV1alpha1TrainJob.from_dict(train_job)
@@ -69,20 +69,20 @@ def test_the_documents_are_one_job(documents: list[Any]) -> None:
     assert recipe["data"].keys() == {"recipe.yaml"}
 
 
-def test_the_recipe_travels_along(documents: list[Any], tmp_path: Path) -> None:
-    path = tmp_path / "travelled.yaml"
+def test_the_job_contains_the_recipe(documents: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "from_job.yaml"
     path.write_text(documents[0]["data"]["recipe.yaml"])
     assert parse(["--config", str(path)]) == parse(["--config", "recipe.yaml"])
 
 
-def test_a_node_starts_its_part(documents: list[Any], tmp_path: Path) -> None:
-    """The shell's line, with a stand-in for python in a container that Trainer has told its place."""
+def test_command_of_a_node(documents: list[Any], tmp_path: Path) -> None:
+    """Runs the shell script with a fake python and the variables that Trainer sets in a container."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@" "${PET_NNODES-unset}"\n')
     python.chmod(0o755)
-    told = {"PET_NODE_RANK": "1", "PET_MASTER_ADDR": "first", "PET_MASTER_PORT": "29400", "PET_NNODES": "2"}
+    variables = {"PET_NODE_RANK": "1", "PET_MASTER_ADDR": "first", "PET_MASTER_PORT": "29400", "PET_NNODES": "2"}
     command = container_of(documents[1])["command"]
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"} | told
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"} | variables
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == (
         "/app/launch/on_node.py --run /app/runs/my_Run.1 --engine-file /app/accelerate_configs/multi_node_gpu.yaml"
@@ -91,7 +91,7 @@ def test_a_node_starts_its_part(documents: list[Any], tmp_path: Path) -> None:
     )
 
 
-def test_what_was_stopped_starts_again_and_what_failed_does_not(documents: list[Any]) -> None:
+def test_a_stopped_run_is_restarted_and_a_failed_one_is_not(documents: list[Any]) -> None:
     job_set = documents[1]["spec"]["template"]["spec"]
     rules = job_set["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["Count", "FailJob"]

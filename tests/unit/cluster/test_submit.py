@@ -151,7 +151,7 @@ def test_run_folders_of_the_same_name_have_jobs_of_different_names(capsys: pytes
         ),
         (
             (*ON_CPUS, "checkpoint.every_minutes=null"),
-            "checkpoint.every_minutes: null, and so is every_steps; a job that is stopped could not go on",
+            "checkpoint.every_minutes: null, and so is every_steps; a job that is stopped could not resume",
         ),
         (
             (*ON_CPUS, "--engine-file", f"{ROOT}/accelerate_configs/cpu.yaml"),

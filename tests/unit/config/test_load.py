@@ -139,7 +139,7 @@ VALIDATED = ["evaluation.split=validation", "phases.0.until={metric: loss, patie
 
 
 def test_a_section_that_may_be_null(base: str, tmp_path: Path) -> None:
-    """Inside an item of a list: set, changed by key and by file, and taken away again."""
+    """Inside a list item: set, changed by key and by file, and removed again."""
     assert recipe_of("--config", base, *VALIDATED).phases[0].until == UntilConfig(metric="loss", patience=2)
     recipe = recipe_of("--config", base, *VALIDATED, "phases.0.until.every_steps=7")
     assert [phase.until for phase in recipe.phases] == [UntilConfig(metric="loss", patience=2, every_steps=7), None]
@@ -211,7 +211,7 @@ def test_mistake_in_a_file(base: str, tmp_path: Path, text: str, expected: str) 
         ("seed: \x01", "unacceptable character #x0001"),
     ],
 )
-def test_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
+def test_file_that_is_not_a_recipe(tmp_path: Path, text: str, expected: str) -> None:
     file = written(tmp_path / "wrong.yaml", text)
     assert message("--config", file).startswith(f"{file}: {expected}")
 
@@ -320,12 +320,14 @@ def test_the_value_of_an_interpolation_is_checked(monkeypatch: pytest.MonkeyPatc
     }
     for key, problem in expected.items():
         assert message("tasks.a.path=x", f"{key}=${{oc.env:VALUE}}") == f"{key}: {problem}"
+    # Like any wrong type, before the rules of values.
+    assert message("tasks.a.path=x", "seed=-1", "tracking.wandb=${oc.env:VALUE}").startswith("tracking.wandb: 'many'")
     monkeypatch.setenv("VALUE", "0")
     assert message("tasks.a.path=x", "batch_size=${oc.env:VALUE}") == "batch_size: 0 is not at least 1"
 
 
 def test_defaults_can_be_interpolated() -> None:
-    """Those of sections that only the recipe names, too."""
+    """Including defaults of sections that exist only because the recipe names them."""
     recipe = recipe_of("tasks.a.path=x", "tasks.a.name=${tasks.a.label}", "evaluation.batch_size=${batch_size}")
     assert (recipe.tasks["a"].name, recipe.evaluation.batch_size) == ("label", 8)
 
@@ -376,7 +378,7 @@ def test_help_has_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str])
     )
 
 
-# "${" begins an interpolation and "???" is OmegaConf's word for a missing value: a resolved recipe can hold neither.
+# "${" begins an interpolation and "???" marks a missing value in OmegaConf: a resolved recipe can contain neither.
 TEXTS = st.text(min_size=1).filter(lambda text: "${" not in text and not text.lstrip("\\").startswith("???"))
 AWKWARD_TEXTS = st.sampled_from(["yes", "null", "~", "3e-5", "1_0", "0o7", "1:30", "2024-01-01", "a: b", "#", " ", "="])
 
@@ -416,3 +418,33 @@ def test_entry_point_reports_one_line_and_exit_code_2() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: command line: optimizer.lrr: unknown key; did you mean optimizer.lr?\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "length"),
+    [
+        (["phases.0.steps=5"], (None, 5)),
+        (["phases[0].steps=5"], (None, 5)),
+        (["phases.0.steps=5", "phases.0.epochs=null"], (None, 5)),
+        (["phases.0.epochs=null", "phases.0.steps=5"], (None, 5)),
+        (["phases.0.steps=null"], (1.0, None)),
+        (["phases.0.epochs=0.5"], (0.5, None)),
+        (["phases.1.epochs=0.5"], (1.0, None)),
+    ],
+)
+def test_an_override_of_a_phases_length_replaces_the_length_of_the_file(
+    tmp_path: Path, overrides: list[str], length: tuple[float | None, int | None]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    phases = "[{name: a, train: [heads], epochs: 1}, {name: b, train: [all], steps: 7}]"
+    path.write_text(f"tasks: {{t: {{path: csv, data_files: {{train: a, test: b}}}}}}\nphases: {phases}\n")
+    first, second = parse(["--config", str(path), *overrides]).recipe.phases
+    assert (first.epochs, first.steps) == length
+    assert (second.epochs, second.steps) == ((0.5, None) if overrides == ["phases.1.epochs=0.5"] else (None, 7))
+
+
+def test_two_lengths_of_a_phase_on_the_command_line_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tasks: {t: {path: csv, data_files: {train: a, test: b}}}\n")
+    with pytest.raises(UserError, match=r"phases\[0\]: give either epochs or steps"):
+        parse(["--config", str(path), "phases.0.steps=5", "phases.0.epochs=2"])

@@ -1,4 +1,4 @@
-"""The seed design's own recipe, on local stand-ins for what it takes from the hub."""
+"""The recipe of the seed design, with local substitutes for the data sets and the encoder on the hub."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SEED = Path(__file__).parents[3] / "recipes" / "seed.yaml"
 
 
 def write_hub_folder(folder: Path, config: str, text: str, names: tuple[str, ...]) -> None:
-    """A data set as the hub keeps it: parquet files, class names in the features, configurations in the README."""
+    """A data set as stored on the hub: parquet files, class names in the features, configurations in the README."""
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))})
     for split, rows in (("train", 40), ("validation", 8), ("test", 8)):
         columns = {
@@ -52,7 +52,7 @@ def test_the_seed_recipe_is_the_seeds() -> None:
 
 
 def test_it_loads_and_compiles(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(hub)  # where its ids are folders
+    monkeypatch.chdir(hub)  # hub ids are folders there
     recipe = parse(["--config", str(SEED), "data.max_length=30", f"data.cache_dir={hub / 'cache'}"]).recipe
     _, skeleton = check_encoder(recipe)
     data = prepare(recipe, ProcessGroup())

@@ -154,7 +154,7 @@ def test_value_at_the_edge(key: str, value: object) -> None:
         ("phases.0.train", ["all", "heads"], "phases[0].train: all and heads both name heads.a"),
     ],
 )
-def test_broken_rule(key: str, value: object, expected: str) -> None:
+def test_violated_rule(key: str, value: object, expected: str) -> None:
     assert message(changed(key, value)).startswith(expected)
 
 
@@ -223,7 +223,7 @@ def test_metrics_that_may_end_a_phase(metric: str) -> None:
         ({"metric": "loss", "min_delta": math.nan}, "min_delta: nan is not a finite number, 0 or above"),
     ],
 )
-def test_an_until_that_makes_no_sense(until: dict[str, Any], expected: str) -> None:
+def test_invalid_until(until: dict[str, Any], expected: str) -> None:
     assert message(with_until(UntilConfig.model_construct(**until))) == f"phases[1].until.{expected}"
 
 

@@ -12,8 +12,8 @@ import pytest
 from mtl_dist.errors import UserError
 from mtl_dist.quickstart.assets import ENCODER_FILES, Package, Sources, download, main, make
 
-# Domain, mean rating, text; with what the real files have too: space around texts, an empty text, a rating on the
-# border, characters that other functions take for the end of a line, and a text that occurs twice.
+# Domain, mean rating, text, with the special cases of the real files: whitespace around texts, an empty text, a rating
+# on a class boundary, characters that str.splitlines treats as line ends, and a text that occurs twice.
 RATED = [
     ("tweets", 2.7, " So happy \u2028 today "),
     ("tweets", 0.5, "It is on the border\x85"),
@@ -68,7 +68,7 @@ def encoder_archive(prefix: str = "content of ") -> bytes:
 
 @pytest.fixture
 def archives(tmp_path: Path) -> Path:
-    """A folder with small archives in the shape of the published ones."""
+    """A folder with small archives of the same structure as the published ones."""
     folder = tmp_path / "archives"
     folder.mkdir()
     (folder / "texts.tar.gz").write_bytes(texts_archive(RATED))
@@ -91,7 +91,7 @@ def rows(folder: Path, split: str) -> list[tuple[str, str, str]]:
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of the last change of every file."""
+    """Content and modification time of every file."""
     return {
         str(file.relative_to(folder)): (file.read_bytes(), file.stat().st_mtime_ns)
         for file in folder.rglob("*")
@@ -142,7 +142,7 @@ def test_folder_has_the_encoders_files_and_a_manifest_of_all(tmp_path: Path, arc
     assert sorted(child.name for child in tmp_path.iterdir()) == ["archives", "made"]
 
 
-def test_second_time_nothing_is_made(tmp_path: Path, archives: Path, sources: Sources) -> None:
+def test_a_complete_folder_is_not_created_again(tmp_path: Path, archives: Path, sources: Sources) -> None:
     make(tmp_path / "made", archives, sources)
     before = contents(tmp_path / "made")
     for file in archives.iterdir():
@@ -152,11 +152,13 @@ def test_second_time_nothing_is_made(tmp_path: Path, archives: Path, sources: So
 
 
 @pytest.mark.parametrize("file", ["data/test.parquet", "encoder/model.safetensors"])
-@pytest.mark.parametrize("damage", ["gone", "changed"])
-def test_damaged_folder_is_made_again(tmp_path: Path, archives: Path, sources: Sources, file: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_corrupt_folder_is_created_again(
+    tmp_path: Path, archives: Path, sources: Sources, file: str, damage: str
+) -> None:
     make(tmp_path / "made", archives, sources)
     before = {name: content for name, (content, _) in contents(tmp_path / "made").items()}
-    if damage == "gone":
+    if damage == "missing":
         (tmp_path / "made" / file).unlink()
     else:
         (tmp_path / "made" / file).write_bytes(before[file][:-1] + b"?")
@@ -187,13 +189,13 @@ def test_weights_other_than_the_published_ones_are_refused(tmp_path: Path, archi
     assert [child.name for child in tmp_path.iterdir()] == ["archives"]
 
 
-def test_archive_that_is_not_there(tmp_path: Path, archives: Path, sources: Sources) -> None:
+def test_missing_archive_is_refused(tmp_path: Path, archives: Path, sources: Sources) -> None:
     (archives / "encoder.whl").unlink()
     message = f"--archives: there is no file {archives / 'encoder.whl'}; get it with `pip download encoder==1`"
     assert refusal(tmp_path / "made", archives, sources) == message
 
 
-def test_folder_with_other_content_is_left_alone(tmp_path: Path, archives: Path, sources: Sources) -> None:
+def test_folder_with_other_content_is_not_changed(tmp_path: Path, archives: Path, sources: Sources) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
     message = f"--to: {tmp_path / 'mine'} is there and was not made here; name a new folder"
@@ -201,21 +203,21 @@ def test_folder_with_other_content_is_left_alone(tmp_path: Path, archives: Path,
     assert list(contents(tmp_path / "mine")) == ["notes.txt"]
 
 
-def test_file_in_the_folders_place_is_left_alone(tmp_path: Path, archives: Path, sources: Sources) -> None:
+def test_file_at_the_path_of_the_folder_is_not_changed(tmp_path: Path, archives: Path, sources: Sources) -> None:
     (tmp_path / "mine").write_text("keep", encoding="utf-8")
     message = f"--to: {tmp_path / 'mine'} is there and was not made here; name a new folder"
     assert refusal(tmp_path / "mine", archives, sources) == message
     assert (tmp_path / "mine").read_text(encoding="utf-8") == "keep"
 
 
-def test_empty_folder_will_do(tmp_path: Path, archives: Path, sources: Sources) -> None:
+def test_empty_folder_is_used(tmp_path: Path, archives: Path, sources: Sources) -> None:
     (tmp_path / "made").mkdir()
     assert make(tmp_path / "made", archives, sources) is True
     assert (tmp_path / "made" / "manifest.json").is_file()
 
 
 def small_wheel(folder: Path) -> Package:
-    """An installable package in `folder`, where pip is told to look instead of an index."""
+    """An installable package in `folder`, which pip searches instead of an index."""
     file = folder / "small_thing-1-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as members:
         members.writestr("small_thing.py", "")
@@ -251,7 +253,7 @@ def test_pip_refuses_a_package_with_another_hash(tmp_path: Path, index: Path) ->
     assert not (tmp_path / "to" / package.file).exists()
 
 
-def test_package_that_pip_does_not_find(tmp_path: Path, index: Path) -> None:
+def test_package_unknown_to_pip(tmp_path: Path, index: Path) -> None:
     with pytest.raises(UserError) as error:
         download(Package("absent-thing==1", "absent.whl", sha256(b"")), tmp_path / "to")
     assert str(error.value) == "pip cannot download absent-thing==1: No matching distribution found for absent-thing==1"
@@ -265,14 +267,14 @@ def test_command_ends_with_2_and_one_line(tmp_path: Path, capsys: pytest.Capture
     assert len(err.splitlines()) == 1
 
 
-def test_command_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["--to", str(tmp_path / "file" / "made")]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"error: --to: cannot make {tmp_path}/file/made (File exists)\n")
 
 
-def test_command_says_that_the_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_a_complete_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     assert main(["--to", str(tmp_path)]) == 0
     assert capsys.readouterr() == (f"{tmp_path}: complete\n", "")

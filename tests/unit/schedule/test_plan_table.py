@@ -36,7 +36,7 @@ PHASES = [
 ]
 
 
-def made(
+def rates_and_sampler(
     optimizer: OptimizerConfig,
     *freeze: str,
     strategy: SamplingConfig | None = None,
@@ -78,7 +78,7 @@ def draws_in(text: str) -> dict[str, tuple[int, float]]:
 
 
 def test_a_line_for_each_phase() -> None:
-    rates, sampler = made(OptimizerConfig(warmup_steps=10))
+    rates, sampler = rates_and_sampler(OptimizerConfig(warmup_steps=10))
     rows = cells(rates, sampler)
     # 1350 rows in batches of 16 are 85 steps.
     assert [row[:4] for row in rows[:-1]] == [
@@ -92,7 +92,7 @@ def test_a_line_for_each_phase() -> None:
 @pytest.mark.parametrize("strategy", ["uniform", "proportional"])
 def test_draws_are_those_of_the_sampler(strategy: str) -> None:
     sampling = SamplingConfig(strategy="proportional") if strategy == "proportional" else SamplingConfig()
-    rates, sampler = made(OptimizerConfig(), strategy=sampling)
+    rates, sampler = rates_and_sampler(OptimizerConfig(), strategy=sampling)
     *rows, [total] = cells(rates, sampler)
     counted = dict.fromkeys(SIZES, 0)
     for row, phase in zip(rows, rates.schedule.phases, strict=True):
@@ -117,7 +117,7 @@ def test_draws_are_those_of_the_sampler(strategy: str) -> None:
     ],
 )
 def test_rates_are_the_highest_and_the_last_of_each_group(optimizer: OptimizerConfig) -> None:
-    rates, sampler = made(optimizer)
+    rates, sampler = rates_and_sampler(optimizer)
     for row, phase in zip(cells(rates, sampler), rates.schedule.phases, strict=False):
         printed = {}
         for group in row[4].split(", "):
@@ -128,20 +128,22 @@ def test_rates_are_the_highest_and_the_last_of_each_group(optimizer: OptimizerCo
 
 
 def test_units_of_equal_rates_are_printed_as_one_group() -> None:
-    rates, sampler = made(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant", block_lr_decay=0.5))
+    rates, sampler = rates_and_sampler(
+        OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant", block_lr_decay=0.5)
+    )
     rows = cells(rates, sampler)
     assert rows[0][4] == "heads 5.00e-03 to 5.00e-03"
     assert rows[1][4] == "blocks[4] 5.00e-04 to 5.00e-04, blocks[5] 1.00e-03 to 1.00e-03, heads 5.00e-03 to 5.00e-03"
-    rates, sampler = made(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant"))
+    rates, sampler = rates_and_sampler(OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant"))
     assert cells(rates, sampler)[2][4] == "embeddings blocks[0:6] 1.00e-03 to 1.00e-03, heads 5.00e-03 to 5.00e-03"
 
 
 def test_a_phase_with_early_stopping_has_its_steps_at_most_and_the_condition() -> None:
     until = UntilConfig(metric="topic/accuracy", patience=3, every_steps=5)
-    rates, sampler = made(
+    rates, sampler = rates_and_sampler(
         OptimizerConfig(), phases=[PHASES[0], PHASES[1].model_copy(update={"until": until}), PHASES[2]]
     )
-    fixed = plan_table(*made(OptimizerConfig()), SIZES, UNIT_SIZES).splitlines()
+    fixed = plan_table(*rates_and_sampler(OptimizerConfig()), SIZES, UNIT_SIZES).splitlines()
     *lines, last = plan_table(rates, sampler, SIZES, UNIT_SIZES).splitlines()
     assert [re.split(" {2,}", line)[1] for line in lines[2:-1]] == ["1-30", "31-115 at most", "116"]
     assert lines[-1] == fixed[-1].replace("116 steps; ", "116 steps at most; ")
@@ -149,6 +151,6 @@ def test_a_phase_with_early_stopping_has_its_steps_at_most_and_the_condition() -
 
 
 def test_everything_frozen_is_one_line() -> None:
-    rates, sampler = made(OptimizerConfig(), "all")
+    rates, sampler = rates_and_sampler(OptimizerConfig(), "all")
     expected = "everything is frozen (model.freeze): no training steps, evaluation only"
     assert plan_table(rates, sampler, SIZES, UNIT_SIZES) == expected

@@ -350,7 +350,7 @@ def test_wandb_that_cannot_start_is_reported_once_and_stops_nothing(
     assert len(lines_of(tmp_path)) == 1
     (line,) = messages_of(caplog)
     assert line.startswith("W&B is off from here: [Errno 20] Not a directory: ")
-    assert line.endswith("; metrics.jsonl goes on")
+    assert line.endswith("; metrics.jsonl still has every line")
 
 
 @pytest.mark.parametrize("wandb_id", ["", "gone0on"])

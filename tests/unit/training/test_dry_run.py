@@ -37,7 +37,7 @@ def test_a_dry_run_does_not_change_the_model(tmp_path: Path, training: bool) -> 
 
 def test_another_error_of_a_forward_pass_is_not_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = setup_here(tiny_recipe(tmp_path)).engine.model
-    monkeypatch.setattr(type(model.sentence_transformer), "pooled", lambda *_: torch.ones(2, 3))
+    monkeypatch.setattr(type(model.sentence_transformer), "pool", lambda *_: torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         try_out(accelerator_here(), model)
 
@@ -87,6 +87,6 @@ def test_an_out_of_memory_error_is_not_reported_as_missing_bf16_support(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     model = setup_here(tiny_recipe(tmp_path)).engine.model
-    monkeypatch.setattr(type(model.sentence_transformer), "pooled", refused)
+    monkeypatch.setattr(type(model.sentence_transformer), "pool", refused)
     with pytest.raises(torch.OutOfMemoryError):
         try_out(accelerator_here(precision="bf16"), model)
