@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
 
 from benchmarks.generated_data import SIZES, make_quickstart
-from tests.distributed.launching import How as Launch
+from tests.distributed.launching import LaunchOptions as Launch
 from tests.distributed.launching import launched
 
 PHASES = {"heads": "[heads]", "upper": '[heads, "blocks[-2:]"]', "all": "[all]"}

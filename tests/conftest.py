@@ -1,4 +1,4 @@
-"""Set before anything is imported: tests run without network and leave the user's caches alone."""
+"""Environment of all tests, set before other imports: no network, and caches in a temporary folder."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the process that starts them has set
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the variables of the main process
     _caches = tempfile.TemporaryDirectory(prefix="mtl_dist-tests-")
     os.environ |= {
         "HF_HOME": f"{_caches.name}/huggingface",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",  # tiny matrices: threads would wait for each other longer than they work
+        "OMP_NUM_THREADS": "1",  # with tiny matrices, threads cost more time than they save
         "MTL_DIST_CACHE": f"{_caches.name}/mtl_dist",
         "WANDB_MODE": "offline",
     }
@@ -20,8 +20,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the process th
 
 
 @pytest.fixture(autouse=True)
-def no_service_of_wandb_is_left() -> Iterator[None]:
-    """W&B leaves its service to child processes by a variable: those of later tests would depend on this test's."""
+def stop_wandb_service() -> Iterator[None]:
+    """Stops W&B's service after each test, because child processes of later tests would use it."""
     yield
     if "WANDB_SERVICE" in os.environ:
         sys.modules["wandb"].teardown()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests of clusters need: Slurm's daemons from Debian's packages, where root may install them, and SkyPilot in
-# an environment of its own. What cannot be had is said here, and its tests are skipped with the reason.
+# Installs what tests/cluster needs: Slurm's daemons from Debian's packages, if root may install them, and SkyPilot in an
+# environment of its own. Prints what cannot be installed; its tests are then skipped with the reason.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -13,7 +13,7 @@ install_slurm() {
     say "no Slurm: installing slurmctld, slurmd, slurm-client and munge takes apt-get and root"
     return
   fi
-  # Packages start their daemons, which these tests have no use for; unless the machine has forbidden it already.
+  # Keep packages from starting their daemons, which these tests do not use.
   local policy=/usr/sbin/policy-rc.d forbidden=
   if [[ ! -e $policy ]]; then
     forbidden=1

@@ -1,4 +1,4 @@
-"""A Slurm of three nodes on this machine's loopback: real daemons from Debian's packages, all state in one folder."""
+"""Slurm cluster of three nodes on loopback addresses of this machine: real daemons, with all state in one folder."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from typing import TypeVar
 import psutil
 
 NODES = ("127.0.0.2", "127.0.0.3")
-"""Names that resolve without a line in a file of the machine's."""
+"""Node names: addresses, because they need no entry in a hosts file."""
 APART = "127.0.0.4"
-"""A node that sees another folder `apart` than the others do; it is in the partition of that name alone."""
+"""Node on which the folder `apart` is another one than on the other nodes; it is only in the partition `apart`."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 DEADLINE = 120.0
-"""Seconds after which a state that does not come counts as missing."""
+"""Default number of seconds to wait for a state."""
 CONFIG = """
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
@@ -63,17 +63,17 @@ PartitionName=apart Nodes=127.0.0.[2-4] MaxTime=60 PriorityTier=1
 """
 
 
-def why_not() -> str | None:
-    """Why no Slurm can be had here, or None."""
+def slurm_unavailable() -> str | None:
+    """Returns the reason why Slurm cannot be started here, or None."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
-        return f"no {', '.join(missing)} here; make test-cluster installs them where it may"
+        return f"no {', '.join(missing)} here; make test-cluster installs them if it is allowed to"
     return None if os.geteuid() == 0 else "only root can start Slurm's daemons"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What `scontrol show job` says."""
+    """State of a job, as `scontrol show job` reports it."""
 
     fields: dict[str, str]
 
@@ -92,14 +92,14 @@ class Job:
 
 
 class Slurm:
-    """A cluster that is up."""
+    """Running Slurm cluster."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "GLOO_SOCKET_IFNAME": "lo"}
 
     def run(self, *command: str) -> str:
-        """Runs a program of Slurm's; returns what it prints."""
+        """Runs a command of Slurm and returns its output; fails if its exit code is not 0."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -109,9 +109,9 @@ class Slurm:
         return Job(dict(word.split("=", 1) for word in words if "=" in word))
 
     def wait(self, number: int, *states: str, seconds: float = DEADLINE) -> Job:
-        """The job once it is in one of `states`."""
+        """Waits until the job is in one of `states` and returns it."""
         what = f"job {number}: {states}"
-        return until(lambda: job if (job := self.job(number)).state in states else None, what, seconds)
+        return wait_until(lambda: job if (job := self.job(number)).state in states else None, what, seconds)
 
     def start_node(self, node: str) -> None:
         """Starts the daemon of a node."""
@@ -123,7 +123,7 @@ class Slurm:
             self.run("slurmd", "-N", node)
 
     def processes(self) -> list[psutil.Process]:
-        """All of this cluster that live: daemons, steps and what runs in them."""
+        """Returns all live processes of this cluster: daemons, job steps and the processes in them."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -138,14 +138,14 @@ class Slurm:
             return False
 
     def of_job(self, number: int) -> list[psutil.Process]:
-        """What lives of a job on all nodes, the daemons of its steps among it."""
+        """Returns the live processes of a job on all nodes, including the daemons of its steps."""
         return [process for process in self.processes() if self._job_and_node(process)[0] == str(number)]
 
     def kill_node(self, node: str) -> None:
-        """Kills all that runs on a node, as a loss of power would."""
+        """Kills all processes of a node, as a loss of power would."""
         daemon = (self.folder / f"slurmd.{node}.pid").read_text().strip()
         doomed = [process for process in self.processes() if self._job_and_node(process)[1] == node]
-        _killed([psutil.Process(int(daemon)), *doomed])
+        _kill_all([psutil.Process(int(daemon)), *doomed])
 
     def _job_and_node(self, process: psutil.Process) -> tuple[str | None, str | None]:
         try:
@@ -164,20 +164,20 @@ class Slurm:
 T = TypeVar("T")
 
 
-def until(what: Callable[[], T | None], words: str, seconds: float = DEADLINE) -> T:
-    """The first value of `what` that is not None. Fails after `seconds`, with `words`."""
+def wait_until(what: Callable[[], T | None], description: str, seconds: float = DEADLINE) -> T:
+    """Calls `what` until it returns a value other than None, which is returned; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         value = what()
         if value is not None:
             return value
-        assert time.monotonic() < deadline, f"timed out: {words}"
+        assert time.monotonic() < deadline, f"timed out: {description}"
         time.sleep(0.2)
 
 
 @contextmanager
 def cluster() -> Iterator[Slurm]:
-    """A cluster with all nodes idle; at the end nothing of it is left."""
+    """Starts a cluster, waits until all nodes are idle, and kills all its processes at the end."""
     with TemporaryDirectory(prefix="mtl_dist-slurm-") as folder, _cluster(Path(folder)) as slurm:
         yield slurm
 
@@ -187,7 +187,7 @@ def _cluster(folder: Path) -> Iterator[Slurm]:
     slurm = Slurm(folder)
     for name in ("state", "spool", "apart"):
         (folder / name).mkdir(parents=True)
-    folder.chmod(0o755)  # munge is for all users
+    folder.chmod(0o755)  # munge requires that all users can read the folder
     host = socket.gethostname().partition(".")[0]
     lines = [
         f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={free_port()} CPUs=4 RealMemory=4096 State=UNKNOWN"
@@ -202,7 +202,7 @@ def _cluster(folder: Path) -> Iterator[Slurm]:
         for node in (*NODES, APART):
             slurm.start_node(node)
         idle = {*NODES, APART}
-        until(
+        wait_until(
             lambda: True if set(slurm.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == idle else None,
             "idle nodes",
         )
@@ -210,7 +210,7 @@ def _cluster(folder: Path) -> Iterator[Slurm]:
 
 
 def free_port() -> int:
-    """A port below those that jobs take for themselves."""
+    """Returns a free port below the range from which jobs take theirs."""
     for port in range(10000, 20000):
         with socket.socket() as probe:
             try:
@@ -233,15 +233,15 @@ def _start_munge(slurm: Slurm) -> None:
     files = {"key-file": key.name, "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
     files["seed-file"] = "munge.seed"
     slurm.run("munged", *(f"--{option}={slurm.folder / name}" for option, name in files.items()))
-    until(lambda: True if (slurm.folder / "munge.socket").exists() else None, "munge")
+    wait_until(lambda: True if (slurm.folder / "munge.socket").exists() else None, "munge")
 
 
 def _end(slurm: Slurm) -> None:
-    """Kills what there is of the cluster, which is of its folder alone."""
-    until(lambda: None if _killed(slurm.processes()) else True, "the end of the cluster")
+    """Kills all processes of the cluster."""
+    wait_until(lambda: None if _kill_all(slurm.processes()) else True, "the end of the cluster")
 
 
-def _killed(processes: list[psutil.Process]) -> int:
+def _kill_all(processes: list[psutil.Process]) -> int:
     for process in processes:
         try:
             process.kill()

@@ -1,5 +1,6 @@
-"""What SkyPilot would be given, read by SkyPilot itself, which has an environment of its own: its dependencies are many
-and not ours.
+"""Task files for SkyPilot, read by SkyPilot itself.
+
+SkyPilot is installed in an environment of its own, because it needs many packages in versions that conflict with ours.
 """
 
 import json
@@ -35,7 +36,7 @@ pytestmark = [
 
 
 def read(folder: Path, *arguments: str) -> Any:
-    """What SkyPilot understands of the task that these arguments make."""
+    """Returns the fields that SkyPilot reads from the task file of a submission with these arguments."""
     (folder / "recipe.yaml").write_text(RECIPE)
     run = folder / "runs" / "x"
     run.mkdir(parents=True)

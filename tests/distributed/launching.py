@@ -1,4 +1,4 @@
-"""Starting real processes: as a user does, by `accelerate launch` with a file of accelerate_configs, or by forks."""
+"""Functions that start real processes: by `accelerate launch` with a file of accelerate_configs, or by forks."""
 
 import os
 import socket
@@ -8,40 +8,40 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from tests.faults.zygote import Zygote
+from tests.faults.fork_server import ForkServer
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 600
-"""Seconds after which a launch counts as hanging, unless it is told to take longer."""
+"""Default number of seconds after which a launch counts as hanging."""
 
 
-class How(TypedDict, total=False):
-    """How to launch."""
+class LaunchOptions(TypedDict, total=False):
+    """Options of `launch`."""
 
     processes: int
-    """On CPUs; 1 at first."""
+    """Number of processes on CPUs; default 1."""
     config: str
-    """A file of accelerate_configs; at first the one for CPUs."""
+    """Name of a file of accelerate_configs; default: the one for CPUs."""
     on_cpu: bool
-    """Take a file for GPUs to CPUs."""
+    """Whether to use a config file for GPUs on CPUs."""
     flags: tuple[str, ...]
-    """The launcher's; at first a free port, so that launches side by side do not meet."""
+    """Flags of the launcher; default: any free port, so that parallel launches do not collide."""
     threads: int
-    """Of each process, for torch; 1 at first."""
+    """Number of torch threads of each process; default 1."""
     timeout: float
-    """Seconds; TIMEOUT at first."""
+    """Time limit in seconds; default TIMEOUT."""
 
 
-def launch(script: Path | str, *arguments: str, **how: Unpack[How]) -> subprocess.CompletedProcess[str]:
-    """Runs `script` from the repository's root; its output is captured."""
-    processes = how.get("processes", 1)
-    config = how.get("config", "cpu.yaml" if processes == 1 else "multi_cpu.yaml")
-    flags = how.get("flags", ("--main_process_port", "0"))
+def launch(script: Path | str, *arguments: str, **options: Unpack[LaunchOptions]) -> subprocess.CompletedProcess[str]:
+    """Runs `script` with `accelerate launch` from the repository's root and captures its output."""
+    processes = options.get("processes", 1)
+    config = options.get("config", "cpu.yaml" if processes == 1 else "multi_cpu.yaml")
+    flags = options.get("flags", ("--main_process_port", "0"))
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(how.get("threads", 1))}
-    if how.get("on_cpu") and processes == 1:
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(options.get("threads", 1))}
+    if options.get("on_cpu") and processes == 1:
         flags = (*flags, "--cpu")
-    elif how.get("on_cpu"):
+    elif options.get("on_cpu"):
         environment["ACCELERATE_USE_CPU"] = "true"
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
@@ -49,19 +49,19 @@ def launch(script: Path | str, *arguments: str, **how: Unpack[How]) -> subproces
         str(script),
         *arguments,
     ]
-    timeout = how.get("timeout", TIMEOUT)
+    timeout = options.get("timeout", TIMEOUT)
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
-def launched(script: Path | str, *arguments: str, **how: Unpack[How]) -> str:
-    """As `launch`, and returns what was printed; fails with it where the exit code is not 0."""
-    return _require_success(launch(script, *arguments, **how))
+def launched(script: Path | str, *arguments: str, **options: Unpack[LaunchOptions]) -> str:
+    """Runs `script` with `launch` and returns its stdout; fails with its output if the exit code is not 0."""
+    return _require_success(launch(script, *arguments, **options))
 
 
 def launched_on_nodes(script: Path | str, *arguments: str, nodes: int, config: str) -> list[str]:
-    """What each of several launchers printed, which start one CPU process each, as the machines of a cluster do."""
+    """Runs one launcher for each node, which starts one CPU process, as on a cluster; returns the stdout of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,9 +76,9 @@ def launched_on_nodes(script: Path | str, *arguments: str, nodes: int, config: s
 
 
 def forked(script: str, *arguments: str, processes: int, logs: Path) -> None:
-    """As `launched`, for runs of which the launcher is no part: by forks, which need not import torch each."""
-    with Zygote(logs) as zygote:
-        job = zygote.start(arguments, processes, script=ROOT / script)
+    """Runs `script` on forked processes, which need no import of torch, for tests that do not need the launcher."""
+    with ForkServer(logs) as fork_server:
+        job = fork_server.start(arguments, processes, script=ROOT / script)
         codes = job.wait(TIMEOUT)
         assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(processes)))
 

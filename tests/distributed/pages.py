@@ -1,14 +1,14 @@
-"""A page of documentation as a script: its commands in order, and what must become of each.
+"""Conversion of a documentation page to a shell script: its commands in order, with the expected result of each.
 
-Above a fenced block, a comment that readers do not see says what it is:
+A comment above a fenced block, invisible to readers, marks the kind of the block:
 
-- `<!-- file: NAME -->`: a file that the page has its reader write;
+- `<!-- file: NAME -->`: content of a file that the reader is to write;
 - `<!-- not run: REASON -->`: commands for which a test has no network, GPU, container engine or cluster;
-- `<!-- run with: WORDS -->`: commands of launch/submit.py that get these words more, say --dry-run;
-- `<!-- exit: CODE -->`: commands of which the last ends with this code;
-- `<!-- printed -->`: lines that begin or are part of a line printed by the commands before.
+- `<!-- run with: ARGUMENTS -->`: commands of launch/submit.py that are run with more arguments, such as --dry-run;
+- `<!-- exit: CODE -->`: commands of which the last ends with this exit code;
+- `<!-- printed -->`: lines, or parts of lines, that the commands before must print.
 
-Blocks of `bash` and `python` without one are run and must succeed; others are there to be looked at.
+Blocks of `bash` and `python` without a mark are run and must succeed; blocks of other languages are ignored.
 """
 
 import re
@@ -22,28 +22,28 @@ DONE = "#### done with block"
 
 @dataclass
 class Command:
-    """A block that is run."""
+    """Block of commands that is run."""
 
     line: int
-    """Of the page, where it begins."""
+    """Line of the page at which the block begins."""
     script: str
     code: int = 0
     printed: list[str] = field(default_factory=list)
-    """Parts of lines that it prints."""
+    """Parts of lines that the block must print."""
 
 
 @dataclass
 class Page:
-    """What a page has to run, and the files that it names."""
+    """Commands and files of a page."""
 
     commands: list[Command]
     files: dict[str, str]
     left_out: list[str]
-    """The reasons."""
+    """Reasons why blocks are not run."""
 
 
 def read_page(text: str) -> Page:
-    """Raises ValueError for a mark that means nothing, so that a slip leaves nothing out."""
+    """Parses a page; raises ValueError for an unknown or misplaced mark, because a typo must not skip a command."""
     page = Page([], {}, [])
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start("text"))
@@ -57,19 +57,19 @@ def read_page(text: str) -> Page:
         elif mark == "not run":
             page.left_out.append(value)
         elif block["kind"] in ("bash", "python"):
-            words = block["text"]
+            script = block["text"]
             if block["kind"] == "python":
-                words = f"python -c {shlex.quote(words)}\n"
+                script = f"python -c {shlex.quote(script)}\n"
             if mark == "run with":
-                words = words.replace("launch/submit.py ", f"launch/submit.py {value} ")
-            page.commands.append(Command(line, words, int(value) if mark == "exit" else 0))
+                script = script.replace("launch/submit.py ", f"launch/submit.py {value} ")
+            page.commands.append(Command(line, script, int(value) if mark == "exit" else 0))
     if text.count("<!-- ") != sum(block["mark"] is not None for block in BLOCK.finditer(text)):
         raise ValueError("a comment is not directly above a block")
     return page
 
 
 def script_of(page: Page) -> str:
-    """All commands for one shell, as a reader has it, and after each block a line that says how it ended."""
+    """Returns all commands as one shell script, which prints a marker line after each block that has succeeded."""
     parts = ["set -eo pipefail"]
     for command in page.commands:
         text = command.script.rstrip("\n")

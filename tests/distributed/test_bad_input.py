@@ -1,4 +1,4 @@
-"""Bad input on two processes: one line of ours, exit code 2, no hang, and nothing touched in the run folder."""
+"""Bad input on two processes: one error line, exit code 2, no hang, and an unchanged run folder."""
 
 import json
 import os
@@ -22,15 +22,15 @@ from tests.utils.tiny import tiny_recipe_file
 
 Row = dict[str, Any]
 EARLIER = {"recipe.yaml": "an earlier run's\n", "summary.json": "{}\n"}
-"""What stands in each output_dir, and must stay as it is."""
+"""Files of an earlier run in each output_dir, which must stay unchanged."""
 
 
 def fifth(**changes: Any) -> Callable[[list[Row]], list[Row]]:
-    """Changes the row with number 5."""
+    """Returns an edit that changes row 5."""
     return lambda rows: [row | changes if number == 5 else row for number, row in enumerate(rows)]
 
 
-# Task and split whose rows are edited, how, and what the line says after the task's key; rows count from 0.
+# Task and split whose rows are edited, the edit, and the error message after the task's key; rows count from 0.
 BAD_ROWS: dict[str, tuple[str, str, Callable[[list[Row]], list[Row]], str]] = {
     "label out of range": ("mood", "test", fifth(label=3), ": test row 5 (from 0): label 3 is out of range 0..2"),
     "unknown class": (
@@ -137,12 +137,12 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
     ),
 }
 OPEN_END = ("a missing encoder", "an encoder cut short")
-"""Cases whose line ends in a library's words."""
+"""Cases whose error line ends with a message of a library."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good recipe with encoder and data, and beside them what is bad."""
+    """Folder with a valid recipe, encoder and data, and the bad files of all cases."""
     folder = tiny_recipe_file(tmp_path_factory.mktemp("bad_input")).parent
     for case, (task, split, edit, _) in BAD_ROWS.items():
         rows = list(map(json.loads, (folder / f"data/{task}.{split}.json").read_text().splitlines()))
@@ -175,10 +175,10 @@ def arguments_of(folder: Path, case: str) -> list[str]:
 
 
 def line_of(folder: Path, case: str) -> str:
-    """What the case must say, or how that begins."""
+    """Returns the expected error message of the case, or its beginning."""
     if case in BAD_ROWS:
-        task, *_, words = BAD_ROWS[case]
-        return f"tasks.{task}{words}"
+        task, *_, message = BAD_ROWS[case]
+        return f"tasks.{task}{message}"
     return BAD_RECIPES[case][1].replace("{folder}", str(folder))
 
 
@@ -189,9 +189,9 @@ def untouched(folder: Path, case: str) -> bool:
 
 @pytest.fixture(scope="module")
 def errors(folder: Path) -> Mapping[str, list[str | None]]:
-    """By case, how each of two ranks ended; all cases go through one pair of processes."""
+    """Error of each of two ranks by case; the same pair of processes runs all cases."""
     cases = [*BAD_RECIPES, *BAD_ROWS]
-    # A rank that waits for the other, instead of raising the error with it, would spoil all cases after its own.
+    # A rank that waited for the other, instead of raising the same error, would also fail all cases after its own.
     common = {"accumulation": 2, "engine": "data parallel", "without": None}
     jobs = [{"arguments": arguments_of(folder, case)} | common for case in cases]
     file = folder / "jobs.json"
@@ -201,7 +201,7 @@ def errors(folder: Path) -> Mapping[str, list[str | None]]:
     return {case: list(ended) for case, *ended in zip(cases, *by_rank, strict=True)}
 
 
-def test_nothing_bad_has_run_code(folder: Path, errors: Mapping[str, list[str | None]]) -> None:
+def test_bad_files_did_not_run_code(folder: Path, errors: Mapping[str, list[str | None]]) -> None:
     assert {"an encoder with code", "an encoder as a pickle", "a tag that runs code"} <= errors.keys()
     assert not (folder / "ran").exists()
 
@@ -221,12 +221,12 @@ def test_bad_input_is_one_line_on_every_rank(folder: Path, errors: Mapping[str, 
 
 @pytest.mark.parametrize("case", ["a typo in a key", "a missing encoder", "null label"])
 def test_a_launch_with_bad_input_ends_with_one_line_and_code_2(folder: Path, case: str) -> None:
-    """Before torch is loaded, at the encoder, in the data."""
+    """The errors occur before torch is imported, at the encoder and in the data."""
     done = launch("launch/train.py", *arguments_of(folder, case), processes=2)
     assert done.returncode == 1  # the launcher's own, whatever its processes ended with
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error:"))
     assert line.startswith(f"error: {line_of(folder, case)}")
-    # By rank: 2, or what a signal ends it with where the launcher was faster than the rank's own end.
+    # Exit codes by rank: 2, or that of a signal if the launcher ended the rank before it ended by itself.
     codes = dict(re.findall(r"^  rank +: (\d).*\n  exitcode +: (-?\d+) ", done.stderr, re.MULTILINE))
     assert codes["0"] == "2"
     assert codes.get("1", "2") in {"2", str(Interrupted.exit_code), str(-signal.SIGTERM)}
@@ -248,7 +248,7 @@ sys.exit(worker.run_worker(['optimizer.lrr=1']))
 
 @pytest.fixture
 def rank_1() -> Iterator[subprocess.Popen[str]]:
-    """Rank 1 of a command with a typo, as a launcher starts it, when it has found that."""
+    """Process of rank 1, as a launcher starts it, once it has found a typo in the command line."""
     process = subprocess.Popen(
         [sys.executable, "-c", LEAVING],
         cwd=ROOT,
@@ -264,17 +264,17 @@ def rank_1() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_another_rank_that_is_faster_leaves_the_word_to_rank_0(rank_1: subprocess.Popen[str]) -> None:
-    """Else the launcher, which ends all processes when one has ended, would end rank 0 before it has said a word."""
+def test_a_faster_rank_leaves_the_error_message_to_rank_0(rank_1: subprocess.Popen[str]) -> None:
+    """The launcher ends all processes when one ends, so rank 1 must not end before rank 0 has printed the error."""
     with pytest.raises(subprocess.TimeoutExpired):
         rank_1.wait(timeout=0.1)
     rank_1.terminate()
-    _, said = rank_1.communicate()
-    assert said == ""
+    _, stderr = rank_1.communicate()
+    assert stderr == ""
     assert rank_1.returncode == 2
 
 
-def test_an_error_that_rank_0_does_not_have_is_said_by_its_own_rank() -> None:
+def test_an_error_that_rank_0_does_not_have_is_printed_by_its_own_rank() -> None:
     code = (
         "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 0; sys.exit(worker.run_worker(['x']))"
     )
@@ -286,8 +286,8 @@ def test_an_error_that_rank_0_does_not_have_is_said_by_its_own_rank() -> None:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_on_another_machine_the_word_is_rank_0s_if_its_launcher_ends(ends: bool) -> None:
-    """Which keeps the store by which processes meet; here it is a socket."""
+def test_a_rank_on_another_machine_is_silent_if_the_launcher_of_rank_0_ends(ends: bool) -> None:
+    """That launcher holds the rendezvous store; here a socket takes its place."""
     code = (
         "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 1; sys.exit(worker.run_worker(['x']))"
     )

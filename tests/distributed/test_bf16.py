@@ -1,4 +1,4 @@
-"""bf16 on every engine: it trains, the ranks stay equal, and the losses follow those of float32."""
+"""Mixed precision bf16 on every engine: the model trains, ranks stay equal, and losses are close to those of fp32."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ LONGER = [f"phases.{index}.steps=20" for index in range(3)]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of run folders by engine, in bf16; and `fp32`, of one process."""
+    """Folder with a run in bf16 for each engine, and the run `fp32` of one process."""
     root = tmp_path_factory.mktemp("bf16")
     recipe = ["--config", str(tiny_recipe_file(root)), "optimizer.lr=2e-4", *LONGER]
     launched("launch/train.py", *recipe, f"output_dir={root / 'fp32'}")
@@ -41,6 +41,6 @@ def test_bf16_trains_with_equal_ranks_and_the_losses_of_fp32(runs: Path, engine:
     assert summary["mixed_precision"] == "bf16"
     assert len(set(summary["params_sha256_by_rank"])) == 1
     losses, exact = losses_of(runs / engine), losses_of(runs / "fp32")
-    assert losses != exact  # bf16 was there
+    assert losses != exact  # otherwise bf16 was not used
     assert losses == pytest.approx(exact, rel=0.02)
     assert sum(losses[-10:]) < sum(losses[:10])

@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/, run as it stands there, on a quickstart that is as small as it gets."""
+"""Runs every command of README.md and docs/ as it is written there, with a tiny quickstart."""
 
 import compileall
 import hashlib
@@ -25,14 +25,14 @@ EXAMPLES = {
     "reviews.csv": "text\nWhat a waste of two hours.\n",
     "mine.jsonl": '{"text": "What a waste of two hours.", "sentiment": "negative"}\n',
 }
-"""Files of the reader's own that README.md only names."""
+"""The reader's own files, which README.md only names."""
 NO_TEST = re.compile("network|GPU|container engine|cluster|compile|hours|tests", re.IGNORECASE)
-"""What may keep a command from being run."""
+"""Reasons for which a command may be marked as not run."""
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like assets/quickstart, but tiny: an encoder of the same depth, and rows with the same columns."""
+    """Tiny version of assets/quickstart: an encoder of the same depth, and rows with the same columns."""
     folder = tmp_path_factory.mktemp("assets") / "quickstart"
     tiny_encoder(folder / "encoder", layers=6, positions=128)
     domains, moods = ("tweets", "movie", "amazon", "nyt"), ("negative", "neutral", "positive")
@@ -45,20 +45,20 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pq.write_table(pa.Table.from_pylist(texts), folder / "data" / f"{split}.parquet")
     files = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("*/*"))}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    (folder / "manifest.json").write_text(json.dumps(hashes))  # so that `make setup` finds it whole
+    (folder / "manifest.json").write_text(json.dumps(hashes))  # so that `make setup` finds it complete
     return folder
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, quickstart: Path) -> Path:
-    """A copy of what commands use; set-up has been done, and modules are compiled."""
+    """Copy of the files that commands use, after set-up and with compiled modules."""
     folder = tmp_path_factory.mktemp("prepared") / "repository"
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
     for name in (*FILES, "launch/install.sh"):
-        os.utime(folder / name, (0, 0))  # or make would take the environment for older than they are
+        os.utime(folder / name, (0, 0))  # else make would consider the environment out of date
     shutil.copytree(quickstart, folder / "assets" / "quickstart")
     (folder / ".venv").symlink_to(Path(sys.prefix))
     assert (folder / ".venv" / ".installed").exists(), "`make setup` makes it"
@@ -68,12 +68,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, quickstart: Path) -> Path
 
 @pytest.fixture
 def repository(tmp_path: Path, prepared: Path) -> Path:
-    """A page's own."""
+    """Copy of the prepared repository for a single page."""
     return shutil.copytree(prepared, tmp_path / "repository", symlinks=True)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_each_command_does_what_its_page_says(name: str, repository: Path) -> None:
+def test_commands_of_a_page_give_the_documented_results(name: str, repository: Path) -> None:
     page = read_page((ROOT / name).read_text(encoding="utf-8"))
     for reason in page.left_out:
         assert NO_TEST.search(reason), reason
@@ -114,8 +114,8 @@ def test_every_page_is_in_the_index() -> None:
         assert name == "docs/README.md" or f"({Path(name).name})" in index, name
 
 
-def test_a_mark_that_means_nothing_is_refused() -> None:
-    """Or a slip would leave a command out."""
+def test_an_unknown_or_misplaced_mark_is_refused() -> None:
+    """A typo in a mark would otherwise skip a command."""
     with pytest.raises(ValueError, match="'not runs: x' is none of"):
         read_page("<!-- not runs: x -->\n```bash\ntrue\n```\n")
     with pytest.raises(ValueError, match="not directly above"):

@@ -1,4 +1,4 @@
-"""What Accelerate would turn into another run without a word, launched for real: refused with one line, or mended."""
+"""Launches that Accelerate would silently turn into a different run: refused with one line, or corrected."""
 
 import json
 import os
@@ -17,7 +17,7 @@ TWO = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A launcher's command, with a recipe whose run would end in `folder`/run."""
+    """Runs a launcher with a recipe whose output_dir is `folder`/run."""
     return subprocess.run(
         [sys.executable, "-m", *command, "launch/train.py", "--config", str(tiny_recipe_file(folder))],
         cwd=ROOT,
@@ -30,7 +30,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def accelerate(folder: Path, *flags: str, **file: object) -> list[str]:
-    """`accelerate launch` with these flags and, if any setting is given, a file of them."""
+    """Returns an `accelerate launch` command with these flags and, if there are settings, a config file."""
     path = folder / "launch.yaml"
     path.write_text(yaml.safe_dump({**TWO, **file}))
     return ["accelerate.commands.launch", *(["--config_file", str(path)] if file else []), *flags]
@@ -39,20 +39,22 @@ def accelerate(folder: Path, *flags: str, **file: object) -> list[str]:
 @pytest.mark.parametrize(
     ("flags", "file", "reason"),
     [
-        # Starts one process.
+        # Accelerate would start a single process.
         ((), {"distributed_type": "MULTI_CPU", "use_cpu": True}, "asks for 2 processes, 1 started; MULTI_CPU starts "),
-        # A run of its own on each machine.
+        # Accelerate would start a separate run on each machine.
         (("--cpu", *MACHINES, "--num_processes", "2"), {}, "asks for 2 processes, 1 started"),
         (("--cpu", *MACHINES, "--num_processes", "1"), {}, "asks for 2 machines, this run has 1 process"),
-        # fp32.
+        # Accelerate would train in fp32.
         (("--mixed_precision", "fp16"), {"distributed_type": "NO", "num_processes": 1}, "mixed_precision fp16 is not"),
-        # Two runs that do not know of each other.
+        # Accelerate would start two independent runs.
         ((), {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}, "asks for GPUs, this machine has none"),
-        # Uncompiled, because nothing is prepared by Accelerate.
+        # The model would not be compiled, because Accelerate does not prepare it.
         (("--dynamo_backend", "inductor"), {"distributed_type": "NO", "num_processes": 1, "use_cpu": True}, "dynamo_b"),
     ],
 )
-def test_another_run_is_refused(tmp_path: Path, flags: tuple[str, ...], file: dict[str, object], reason: str) -> None:
+def test_a_launch_that_would_start_a_different_run_is_refused(
+    tmp_path: Path, flags: tuple[str, ...], file: dict[str, object], reason: str
+) -> None:
     done = run(accelerate(tmp_path, *flags, **file), tmp_path)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error:"))
     assert f": {reason}" in line
@@ -61,7 +63,7 @@ def test_another_run_is_refused(tmp_path: Path, flags: tuple[str, ...], file: di
 
 
 def test_torchrun_without_any_variable_is_one_run_of_two_processes(tmp_path: Path) -> None:
-    """Left to itself, Accelerate would make two runs of one process of it on a machine without a GPU."""
+    """By default, Accelerate would start two runs of one process each on a machine without a GPU."""
     done = run(
         ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"], tmp_path
     )

@@ -1,4 +1,4 @@
-"""A full disk on two processes: rank 0 alone writes, both end with its one line, and neither waits for the other."""
+"""A full disk on two processes: only rank 0 writes, both end with its error, and neither waits for the other."""
 
 import json
 import mmap
@@ -9,14 +9,14 @@ import pytest
 
 from mtl_dist.config.load import parse, resolved_yaml
 from tests.distributed.launching import forked, launch
-from tests.utils.disks import small_disk, why_not
+from tests.utils.disks import disks_unavailable, small_disk
 from tests.utils.tiny import tiny_recipe_file
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 
 KIB, PAGE = 1 << 10, mmap.PAGESIZE
 CASES: dict[str, tuple[int, tuple[str, ...], str]] = {
-    # Room on the disk beside recipe.yaml and setup.json, what is set, and what cannot be written.
+    # Free space besides recipe.yaml and setup.json, overrides, and the file that cannot be written.
     "a checkpoint": (40 * KIB, ("checkpoint.every_steps=100",), "checkpoints/step-0000000004"),
     "the model, after checkpoints": (40 * KIB, ("checkpoint.every_steps=100", "checkpoint.on_error=continue"), "model"),
     "a line": (0, (), "metrics.jsonl"),
@@ -30,13 +30,13 @@ def arguments_of(folder: Path, case: str) -> list[str]:
 
 
 def disk_for(folder: Path, case: str) -> AbstractContextManager[Path]:
-    """A disk with the room of the case beside the recipe, which is as long as its paths are, and setup.json, a page."""
+    """Disk with the free space of the case after recipe.yaml, whose size depends on paths, and a page of setup.json."""
     recipe = resolved_yaml(parse(arguments_of(folder, case)).recipe).encode()
     return small_disk(folder / case, (-(-len(recipe) // PAGE) + 1) * PAGE + CASES[case][0])
 
 
-def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> None:
-    """All cases go through one pair of processes: a rank that went another way would spoil those after its own."""
+def test_both_ranks_end_with_the_error_of_the_rank_that_writes(tmp_path: Path) -> None:
+    """One pair of processes runs all cases, so a rank that behaved differently would also fail the later cases."""
     tiny_recipe_file(tmp_path)
     common = {"accumulation": 1, "engine": "data parallel", "without": None}
     file = tmp_path / "jobs.json"
@@ -54,7 +54,7 @@ def test_both_ranks_end_with_the_line_of_the_one_that_writes(tmp_path: Path) -> 
         assert left[case] - {"checkpoints"} == {"recipe.yaml", "setup.json", "metrics.jsonl"}
 
 
-def test_a_launch_says_it_once(tmp_path: Path) -> None:
+def test_a_launch_prints_the_error_once(tmp_path: Path) -> None:
     tiny_recipe_file(tmp_path)
     case = "the model, after checkpoints"
     with disk_for(tmp_path, case):
@@ -62,5 +62,5 @@ def test_a_launch_says_it_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: cannot write {tmp_path / case / 'run' / 'model'}: ")
-    said = [line for line in done.stdout.splitlines() if "training continues (checkpoint.on_error)" in line]
-    assert len(said) == 3  # one at the end of each phase
+    warnings = [line for line in done.stdout.splitlines() if "training continues (checkpoint.on_error)" in line]
+    assert len(warnings) == 3  # one at the end of each phase

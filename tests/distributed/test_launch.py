@@ -14,7 +14,7 @@ import yaml
 
 from mtl_dist.config.load import parse
 from tests.distributed.launching import ROOT, TIMEOUT, launch, launched, launched_on_nodes
-from tests.distributed.test_local_backend import LONG_STEPS, until
+from tests.distributed.test_local_backend import LONG_STEPS, wait_until
 from tests.utils.in_process import run_here
 from tests.utils.tiny import tiny_recipe_file
 
@@ -170,7 +170,7 @@ def test_mtl_dist_train_saves_on_a_signal_and_ends_with_the_codes_of_the_run(
     assert (code, output.count("error: tasks.mood.label: the train split has no column 'feeling'")) == (2, 1)
     process = started(*words, step_seconds=1)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    until(lambda: True if metrics.exists() and "train/loss" in metrics.read_text() else None)
+    wait_until(lambda: True if metrics.exists() and "train/loss" in metrics.read_text() else None)
     process.send_signal(signal.SIGTERM)
     code, output = ended(process)
     assert code == 75, output

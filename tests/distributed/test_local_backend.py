@@ -1,4 +1,4 @@
-"""`launch/submit.py --backend local`: signals to single processes and to the command itself, and the run's own code."""
+"""Runs under `launch/submit.py --backend local`: signals to processes and to the command, restarts and exit codes."""
 
 import json
 import os
@@ -22,8 +22,8 @@ LONG_STEPS = ROOT / "tests" / "cluster" / "long_steps"
 T = TypeVar("T")
 
 
-def until(what: Callable[[], T | None]) -> T:
-    """The first value of `what` that is not None, within TIMEOUT."""
+def wait_until(what: Callable[[], T | None]) -> T:
+    """Calls `what` until it returns a value other than None, which is returned; fails after TIMEOUT."""
     deadline = time.monotonic() + TIMEOUT
     while (value := what()) is None:
         assert time.monotonic() < deadline
@@ -33,9 +33,9 @@ def until(what: Callable[[], T | None]) -> T:
 
 @contextmanager
 def running(folder: Path, processes: int, *arguments: str, seconds: float = 0.0) -> Iterator[subprocess.Popen[str]]:
-    """The command with the recipe in `folder` and steps that take `seconds`; its output is kept in `folder`/said."""
+    """Starts the command with the recipe in `folder` and steps of `seconds`; writes its output to a file there."""
     command = [sys.executable, "launch/submit.py", "--backend", "local", "--processes-per-node", str(processes)]
-    with (folder / "said").open("w") as output:
+    with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
             [*command, "--config", str(folder / "recipe.yaml"), *arguments],
             cwd=ROOT,
@@ -56,13 +56,15 @@ def code_of(process: subprocess.Popen[str]) -> int:
 
 
 def ranks(command: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes of the run that are there."""
+    """Returns the live processes of the run's ranks."""
     found = []
     for launcher in psutil.Process(command.pid).children():
         try:
-            found += [rank for rank in launcher.children() if any("train.py" in word for word in rank.cmdline())]
+            found += [
+                rank for rank in launcher.children() if any("train.py" in argument for argument in rank.cmdline())
+            ]
         except psutil.NoSuchProcess:
-            continue  # one of them has ended since
+            continue  # a process has ended in the meantime
     return found
 
 
@@ -73,57 +75,57 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_a_step(folder: Path) -> None:
-    until(lambda: steps(folder) or None)
+    wait_until(lambda: steps(folder) or None)
 
 
 def state(run: Path) -> str:
     return json.loads((run / "summary.json").read_text())["state_sha256"]
 
 
-def said(folder: Path) -> str:
-    return (folder / "said").read_text()
+def output_of(folder: Path) -> str:
+    return (folder / "output.txt").read_text()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_goes_on_to_the_same_end(tmp_path: Path, processes: int) -> None:
-    """By itself where one of its processes is told to stop; by the same command where that is."""
+def test_a_stopped_run_resumes_to_the_same_state(tmp_path: Path, processes: int) -> None:
+    """It resumes by itself if one of its processes is signalled, and by the same command if the command is."""
     tiny_recipe_file(tmp_path)
     with running(tmp_path, processes, seconds=1) as command:
         wait_for_a_step(tmp_path)
         first = ranks(command)
         assert len(first) == processes
         first[-1].send_signal(signal.SIGTERM)
-        until(lambda: True if "resuming from" in said(tmp_path) else None)
+        wait_until(lambda: True if "resuming from" in output_of(tmp_path) else None)
         assert not set(first) & set(ranks(command))
         done = len(steps(tmp_path))
-        until(lambda: True if len(steps(tmp_path)) > done else None)
+        wait_until(lambda: True if len(steps(tmp_path)) > done else None)
         command.send_signal(signal.SIGINT)
         assert code_of(command) == 75
-    assert "starting it again" in said(tmp_path)
-    assert len(re.findall(r"^stopped by SIG\w+ after step \d+ of 12", said(tmp_path), re.MULTILINE)) == 2
-    assert "Traceback" not in said(tmp_path)
+    assert "starting it again" in output_of(tmp_path)
+    assert len(re.findall(r"^stopped by SIG\w+ after step \d+ of 12", output_of(tmp_path), re.MULTILINE)) == 2
+    assert "Traceback" not in output_of(tmp_path)
     with running(tmp_path, processes) as command:
         assert code_of(command) == 0
     assert [line["step"] for line in steps(tmp_path)] == list(range(1, 13))
     with running(tmp_path, processes) as command:
         assert code_of(command) == 0
-    assert said(tmp_path) == f"finished already: {tmp_path / 'run' / 'summary.json'}\n"
-    uncut = ("--config", str(tmp_path / "recipe.yaml"), f"output_dir={tmp_path / 'uncut'}")
-    forked("launch/train.py", *uncut, processes=processes, logs=tmp_path / "logs")
-    assert state(tmp_path / "run") == state(tmp_path / "uncut")
+    assert output_of(tmp_path) == f"finished already: {tmp_path / 'run' / 'summary.json'}\n"
+    uninterrupted = ("--config", str(tmp_path / "recipe.yaml"), f"output_dir={tmp_path / 'uninterrupted'}")
+    forked("launch/train.py", *uninterrupted, processes=processes, logs=tmp_path / "logs")
+    assert state(tmp_path / "run") == state(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_mistake_in_the_data_ends_with_2(tmp_path: Path, processes: int) -> None:
+def test_an_error_in_the_data_ends_with_exit_code_2(tmp_path: Path, processes: int) -> None:
     tiny_recipe_file(tmp_path)
     with running(tmp_path, processes, "tasks.mood.label=feeling") as command:
         assert code_of(command) == 2
-    assert said(tmp_path).count("error: tasks.mood.label: the train split has no column 'feeling'") == 1
-    assert "Traceback" not in said(tmp_path)
+    assert output_of(tmp_path).count("error: tasks.mood.label: the train split has no column 'feeling'") == 1
+    assert "Traceback" not in output_of(tmp_path)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_process_ends_the_run_with_1(tmp_path: Path, processes: int) -> None:
+def test_a_killed_process_ends_the_run_with_exit_code_1(tmp_path: Path, processes: int) -> None:
     tiny_recipe_file(tmp_path)
     with running(tmp_path, processes, seconds=1) as command:
         wait_for_a_step(tmp_path)
@@ -131,11 +133,11 @@ def test_a_killed_process_ends_the_run_with_1(tmp_path: Path, processes: int) ->
         assert code_of(command) == 1
 
 
-def test_a_request_before_the_first_step_is_heard(tmp_path: Path) -> None:
-    """By processes that do not listen yet, or are not there yet."""
+def test_a_stop_signal_before_the_first_step_stops_the_run(tmp_path: Path) -> None:
+    """The processes have not installed their signal handlers, or do not exist yet."""
     tiny_recipe_file(tmp_path)
     with running(tmp_path, 2, seconds=1) as command:
-        until(lambda: psutil.Process(command.pid).children() or None)
+        wait_until(lambda: psutil.Process(command.pid).children() or None)
         command.send_signal(signal.SIGTERM)
         assert code_of(command) == 75
     assert not steps(tmp_path)

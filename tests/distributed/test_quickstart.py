@@ -1,4 +1,4 @@
-"""The quickstart on one process and on two: the same samples, the same losses up to rounding, through both thaws."""
+"""The quickstart on one process and on two: the same samples, and equal losses up to rounding, in all three phases."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_samples_and_losses_are_the_same(runs: list[Path]) -> None:
     assert max(differences) <= 1e-5
 
 
-def test_ranks_agree_and_the_summary_says_what_ran(runs: list[Path]) -> None:
+def test_ranks_agree_and_the_summary_describes_the_run(runs: list[Path]) -> None:
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in runs)
     assert (one["world_size"], one["engine"], two["world_size"], two["engine"]) == (1, "single", 2, "ddp")
     assert len(two["params_sha256_by_rank"]) == 2

@@ -1,7 +1,7 @@
-"""The same run anywhere: a three-phase run in float64 is the same on 1 to 4 processes and with any accumulation.
+"""Equality of runs: a three-phase run is the same on 1 to 4 processes, on each engine and with any accumulation.
 
-float64 and no dropout, because rounding in fp32 hides small mistakes: a wrong mean, a lost gradient, a stale reducer.
-DeepSpeed has only float32, and is compared with float32.
+Runs use float64 and no dropout, because rounding in float32 hides small errors: a wrong mean, a lost gradient, a stale
+reducer. DeepSpeed only has float32 and is compared with a reference in float32.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.variants import Variant, run_variants
 
-# A batch that neither processes nor micro-steps divide evenly, and a weight that a wrong mean would show.
+# A batch size that neither processes nor micro-steps divide evenly, and a task weight that reveals a wrong mean.
 COMMON = (
     *("model.dtype=float64", "batch_size=26", "tasks.mood.weight=2", "optimizer.unfreeze_warmup_steps=2"),
     "checkpoint.every_steps=4",
@@ -29,8 +29,8 @@ TABLE = "sentence_transformer.encoder.embeddings.word_embeddings.weight"
 
 
 @dataclass(frozen=True)
-class Same(Variant):
-    """A way to run the recipe that must not change the run."""
+class EqualVariant(Variant):
+    """Variant of the recipe's run that must equal the reference."""
 
     @property
     def fp32(self) -> bool:
@@ -42,24 +42,24 @@ class Same(Variant):
         return 1e-5 if self.fp32 else 1e-9
 
 
-FP32_REFERENCES = {"fp32": Same(overrides=FP32), "fp32, one task": Same(overrides=FP32 + ONE_TASK)}
+FP32_REFERENCES = {"fp32": EqualVariant(overrides=FP32), "fp32, one task": EqualVariant(overrides=FP32 + ONE_TASK)}
 DATA_PARALLEL = {
-    "accumulation 1": Same(),
-    "accumulation 2": Same(2),
-    "accumulation 4": Same(4),
-    "micro-batches of 3": Same(overrides=("micro_batch_size=3",)),
-    "one task": Same(overrides=ONE_TASK),
-    "one task, accumulation 2": Same(2, ONE_TASK),
+    "accumulation 1": EqualVariant(),
+    "accumulation 2": EqualVariant(2),
+    "accumulation 4": EqualVariant(4),
+    "micro-batches of 3": EqualVariant(overrides=("micro_batch_size=3",)),
+    "one task": EqualVariant(overrides=ONE_TASK),
+    "one task, accumulation 2": EqualVariant(2, ONE_TASK),
 }
-WHOLE = {"whole table of tokens": Same(without="trimming")}
+UNTRIMMED = {"untrimmed embeddings": EqualVariant(without="trimming")}
 FSDP2 = {
-    "fsdp2": Same(engine="fsdp2"),
-    "fsdp2, accumulation 2": Same(2, engine="fsdp2"),
-    "fsdp2, one task": Same(1, ONE_TASK, "fsdp2"),
-    "fsdp2, one task, accumulation 2": Same(2, ONE_TASK, "fsdp2"),
+    "fsdp2": EqualVariant(engine="fsdp2"),
+    "fsdp2, accumulation 2": EqualVariant(2, engine="fsdp2"),
+    "fsdp2, one task": EqualVariant(1, ONE_TASK, "fsdp2"),
+    "fsdp2, one task, accumulation 2": EqualVariant(2, ONE_TASK, "fsdp2"),
 }
 ZERO = {
-    f"zero{stage}{words}": Same(accumulation, FP32 + overrides, f"zero{stage}")
+    f"zero{stage}{words}": EqualVariant(accumulation, FP32 + overrides, f"zero{stage}")
     for stage in (1, 2, 3)
     for words, accumulation, overrides in (
         ("", 1, ()),
@@ -69,14 +69,14 @@ ZERO = {
     )
 }
 BROKEN = {
-    "no rewrap": Same(without="rewrap"),
-    "no rewrap, no check": Same(without="rewrap and check"),
-    "stray rank": Same(without="stray rank"),
-    # Without the activation cache, after whose forwards torch reshards by itself.
-    "fsdp2, no resharding": Same(overrides=COMPUTED, engine="fsdp2", without="resharding"),
-    "fsdp2, no resharding, no check": Same(overrides=COMPUTED, engine="fsdp2", without="resharding and checks"),
+    "no rewrap": EqualVariant(without="rewrap"),
+    "no rewrap, no check": EqualVariant(without="rewrap and check"),
+    "stray rank": EqualVariant(without="stray rank"),
+    # Without the activation cache, because torch reshards by itself after its forward passes.
+    "fsdp2, no resharding": EqualVariant(overrides=COMPUTED, engine="fsdp2", without="resharding"),
+    "fsdp2, no resharding, no check": EqualVariant(overrides=COMPUTED, engine="fsdp2", without="resharding and checks"),
     **{
-        f"zero{stage}, no {what}": Same(1, FP32, f"zero{stage}", without)
+        f"zero{stage}, no {what}": EqualVariant(1, FP32, f"zero{stage}", without)
         for stage in (1, 2, 3)
         for what, without in (
             ("initialization", "new initialization"),
@@ -86,9 +86,9 @@ BROKEN = {
         )
     },
 }
-VARIANTS = DATA_PARALLEL | WHOLE | FSDP2 | ZERO | BROKEN
+VARIANTS = DATA_PARALLEL | UNTRIMMED | FSDP2 | ZERO | BROKEN
 ON_WORLD = {
-    1: DATA_PARALLEL | WHOLE | FP32_REFERENCES,
+    1: DATA_PARALLEL | UNTRIMMED | FP32_REFERENCES,
     2: VARIANTS,
     3: DATA_PARALLEL | FSDP2 | ZERO,
     4: DATA_PARALLEL,
@@ -98,11 +98,11 @@ COMPARED = [(world, name) for world, variants in ON_WORLD.items() for name in va
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left."""
+    """Run folder and errors of one run."""
 
     folder: Path
     errors: list[str | None]
-    """By rank, how it ended."""
+    """Error that ended each rank, or None."""
 
     def steps(self) -> list[dict[str, Any]]:
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
@@ -115,7 +115,7 @@ class Run:
         return load_file(self.folder / "model" / "model.safetensors")
 
     def optimizer_state(self, step: int) -> dict[str, torch.Tensor]:
-        """AdamW's state after `step` steps, as `<key>/<parameter>`."""
+        """Returns the optimizer state after `step` steps, with keys `<key>/<parameter>`."""
         return load_file(self.folder / "checkpoints" / f"step-{step:010d}" / "optimizer.safetensors")
 
 
@@ -125,21 +125,21 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Every variant on the numbers of processes that it is for."""
+    """Runs of every variant on each of its numbers of processes."""
     root = tmp_path_factory.mktemp("same_run")
-    # The references compute everything anew, and the others nothing that they can keep.
+    # The reference runs never use the activation cache, the others use it wherever possible.
     errors = run_variants(root, {1: ON_WORLD[1]}, (*COMMON, *COMPUTED))
     several = {world: variants for world, variants in ON_WORLD.items() if world > 1}
     errors |= run_variants(root, several, (*COMMON, "cache.mode=always"))
     return lambda world, name: Run(root / str(world) / name, errors[world, name])
 
 
-def variant_of(name: str) -> Same:
+def variant_of(name: str) -> EqualVariant:
     return (VARIANTS | FP32_REFERENCES)[name]
 
 
 def reference_of(runs: Runs, name: str) -> Run:
-    """The run of one process in one micro-step on the same global batches."""
+    """Returns the run of one process with one micro-step and the same global batches."""
     variant = variant_of(name)
     one_task = "one task" if variant.overrides[-1:] == ONE_TASK else ""
     if variant.fp32:
@@ -148,18 +148,18 @@ def reference_of(runs: Runs, name: str) -> Run:
 
 
 def require_close(tensors: Tensors, others: Tensors, rounding: float) -> None:
-    """Each within `rounding` of the other's norm, or, in float64, of rounding."""
+    """Requires each tensor to be within `rounding` (relative to the norm) of its counterpart."""
     assert tensors.keys() == others.keys()
     for name, tensor in tensors.items():
         if rounding > 1e-9 and name.endswith("key.bias"):
-            # It has no effect and no gradient but rounding, which AdamW makes as large as any other's.
+            # Its gradient is zero up to rounding errors, which AdamW scales to the size of any other update.
             continue
         distance = torch.linalg.vector_norm(tensor - others[name])
         assert distance <= 1e-15 + rounding * torch.linalg.vector_norm(others[name]), name
 
 
 @pytest.mark.parametrize(("world", "name"), COMPARED)
-def test_losses_digests_and_parameters_are_those_of_one_process(runs: Runs, world: int, name: str) -> None:
+def test_losses_digests_and_parameters_equal_those_of_one_process(runs: Runs, world: int, name: str) -> None:
     run, reference, rounding = runs(world, name), reference_of(runs, name), variant_of(name).rounding
     assert run.errors == [None] * world
     assert run.summary()["world_size"] == world
@@ -174,23 +174,23 @@ def test_losses_digests_and_parameters_are_those_of_one_process(runs: Runs, worl
     require_close(run.weights(), reference.weights(), rounding)
     assert run.summary()["test/mood/loss"] == pytest.approx(reference.summary()["test/mood/loss"], rel=rounding)
     assert run.summary()["test/topic/accuracy"] == reference.summary()["test/topic/accuracy"]
-    figures = ["name", "steps", "draws"] if name in WHOLE else ["name", "steps", "draws", "trainable_parameters"]
+    figures = ["name", "steps", "draws"] if name in UNTRIMMED else ["name", "steps", "draws", "trainable_parameters"]
     of_phases = [[[phase[key] for key in figures] for phase in one.summary()["phases"]] for one in (run, reference)]
     assert of_phases[0] == of_phases[1]
 
 
 @pytest.mark.parametrize(("world", "name"), COMPARED)
-def test_optimizer_state_after_each_unfreezing_is_that_of_one_process(runs: Runs, world: int, name: str) -> None:
+def test_optimizer_state_after_each_unfreezing_equals_that_of_one_process(runs: Runs, world: int, name: str) -> None:
     for step, embeddings_train in ((8, False), (12, True)):
         state, expected = (run.optimizer_state(step) for run in (runs(world, name), reference_of(runs, name)))
-        if name in WHOLE:
+        if name in UNTRIMMED:
             expected.pop(f"decay/{TABLE}", None)
         require_close(state, expected, variant_of(name).rounding)
         assert (f"exp_avg/{TABLE}" in state) == embeddings_train
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_ranks_end_with_the_same_bytes(runs: Runs, world: int) -> None:
+def test_all_ranks_end_with_the_same_bytes(runs: Runs, world: int) -> None:
     for name, variant in ON_WORLD[world].items():
         if name not in BROKEN:
             summary = runs(world, name).summary()
@@ -199,8 +199,8 @@ def test_ranks_end_with_the_same_bytes(runs: Runs, world: int) -> None:
             assert summary["engine"] == ("ddp" if variant.engine == "data parallel" else variant.engine)
 
 
-def test_phases_train_something_else_each(runs: Runs) -> None:
-    """Guards the tests above from comparing runs in which nothing is unfrozen."""
+def test_each_phase_trains_more_parameters(runs: Runs) -> None:
+    """Otherwise the tests above could compare runs in which nothing is unfrozen."""
     trainable = [phase["trainable_parameters"] for phase in runs(2, "accumulation 1").summary()["phases"]]
     assert trainable == sorted(set(trainable))
     assert len(trainable) == 3
@@ -208,7 +208,7 @@ def test_phases_train_something_else_each(runs: Runs) -> None:
     assert len(set(losses)) == len(losses)
 
 
-def test_without_the_rewrap_the_ranks_stop_at_the_next_boundary(runs: Runs) -> None:
+def test_without_rewrapping_ddp_the_ranks_stop_at_the_next_phase_boundary(runs: Runs) -> None:
     first, second = runs(2, "no rewrap").errors
     assert first == second
     assert first is not None
@@ -216,13 +216,15 @@ def test_without_the_rewrap_the_ranks_stop_at_the_next_boundary(runs: Runs) -> N
     assert first.startswith("after step 8: rank 1 differs from rank 0 in parameter ")
 
 
-def test_without_rewrap_and_check_the_losses_differ(runs: Runs) -> None:
-    """The negative control: what the comparison above would see if unfrozen blocks trained unsynchronised."""
+def test_without_rewrapping_and_replica_check_the_losses_differ(runs: Runs) -> None:
+    """Negative control: the comparison above detects unfrozen blocks that train without synchronisation."""
     broken, reference = runs(2, "no rewrap, no check").steps(), runs(1, "accumulation 1").steps()
     differences = [
         abs(step["train/loss"] / other["train/loss"] - 1) for step, other in zip(broken, reference, strict=True)
     ]
-    assert max(differences[:5]) <= 1e-9  # up to the first step with unfrozen blocks, whose loss came before the damage
+    assert (
+        max(differences[:5]) <= 1e-9
+    )  # up to the first step with unfrozen blocks, whose loss precedes the wrong update
     assert max(differences[5:]) > 1e-5
 
 
@@ -234,7 +236,7 @@ def test_fsdp2_without_resharding_is_stopped(runs: Runs) -> None:
 
 
 def test_fsdp2_without_resharding_and_checks_the_losses_differ(runs: Runs) -> None:
-    """The negative control of FSDP2: what is unfrozen in the wrong place stays frozen."""
+    """Negative control of FSDP2: parameters that are unfrozen without resharding stay frozen."""
     broken, reference = runs(2, "fsdp2, no resharding, no check").steps(), runs(1, "accumulation 1").steps()
     losses = zip(broken, reference, strict=True)
     assert max(abs(step["train/loss"] / other["train/loss"] - 1) for step, other in losses) > 1e-5
@@ -248,9 +250,7 @@ def test_fsdp2_without_resharding_and_checks_the_losses_differ(runs: Runs) -> No
         ("optimizer state", "is not the one from before"),
     ],
 )
-def test_zero_with_another_optimizer_than_the_phase_needs_is_stopped(
-    runs: Runs, stage: int, what: str, problem: str
-) -> None:
+def test_zero_with_a_stale_optimizer_is_stopped(runs: Runs, stage: int, what: str, problem: str) -> None:
     first, second = runs(2, f"zero{stage}, no {what}").errors
     assert first == second
     assert first is not None
@@ -259,7 +259,7 @@ def test_zero_with_another_optimizer_than_the_phase_needs_is_stopped(
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_without_a_new_initialization_unfrozen_blocks_do_not_train(runs: Runs, stage: int) -> None:
-    """The negative control of DeepSpeed."""
+    """Negative control of DeepSpeed: the optimizer does not know the unfrozen parameters."""
     broken, trained = runs(2, f"zero{stage}, no initialization, no check").weights(), runs(1, "fp32").weights()
     before = load_file(runs(1, "fp32").folder.parents[1] / "encoder" / "model.safetensors")
     encoder = [name for name in broken if name.startswith("bert.")]
@@ -277,6 +277,6 @@ def test_zero_without_its_optimizer_state_the_losses_differ(runs: Runs, stage: i
     assert max(abs(step["train/loss"] / other["train/loss"] - 1) for step, other in losses) > 1e-4
 
 
-def test_a_stray_weight_is_named_at_the_boundary(runs: Runs) -> None:
+def test_a_weight_that_differs_between_ranks_is_named_at_the_phase_boundary(runs: Runs) -> None:
     where = "start of phase 'upper': rank 1 differs from rank 0 in parameter heads.mood.3.bias"
     assert runs(2, "stray rank").errors == [f"{where} (1 differences in all)"] * 2

@@ -1,4 +1,4 @@
-"""What W&B gets on several processes: as on one, and without a trace in the run."""
+"""Metrics and tables sent to W&B on several processes equal those of one process and do not change the run."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def cosines(folder: Path) -> list[float]:
     return [line[KEY] for line in lines if KEY in line]
 
 
-def test_the_cosine_is_that_of_one_process(root: Path) -> None:
+def test_gradient_cosines_equal_those_of_one_process(root: Path) -> None:
     expected = cosines(root / "1" / "sampled")
     assert len(expected) == 8  # of 12 steps, in the first 4 of which only heads train
     assert len(set(expected)) == 8
@@ -41,7 +41,7 @@ def test_the_cosine_is_that_of_one_process(root: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["topic", "mood"])
-def test_the_texts_that_are_misclassified_are_those_of_one_process(root: Path, task: str) -> None:
+def test_misclassified_texts_equal_those_of_one_process(root: Path, task: str) -> None:
     one, three = (misclassified(root / world / "sampled", task) for world in ("1", "3"))
     assert len(one) > 1
     assert [row[:-1] for row in three] == [row[:-1] for row in one]
@@ -53,10 +53,10 @@ def misclassified(folder: Path, task: str) -> list[list[Any]]:
     return json.loads(path.read_text())["data"]
 
 
-@pytest.mark.parametrize("words", ["", ", accumulation 2"])
-def test_the_run_is_the_same_to_the_bit(root: Path, words: str) -> None:
+@pytest.mark.parametrize("suffix", ["", ", accumulation 2"])
+def test_tracking_does_not_change_a_bit_of_the_run(root: Path, suffix: str) -> None:
     one, other = (
-        json.loads((root / "3" / f"{name}{words}" / "summary.json").read_text()) for name in ("plain", "sampled")
+        json.loads((root / "3" / f"{name}{suffix}" / "summary.json").read_text()) for name in ("plain", "sampled")
     )
     assert one["state_sha256"] == other["state_sha256"]
-    assert cosines(root / "3" / f"plain{words}") == []
+    assert cosines(root / "3" / f"plain{suffix}") == []

@@ -1,4 +1,4 @@
-"""What DDP sends: the gradient of what trains, once a step, and nothing else. Frozen parameters send nothing."""
+"""Communication of DDP: the gradients of trainable parameters once per step, and nothing else."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.distributed.launching import launched
 from tests.utils.tiny import tiny_recipe_file
 
 REBUILT_BUCKETS = "gloo:broadcast"
-"""Once a phase, in its first step, DDP's ranks agree on the order of gradients: a few integers."""
+"""Collective of a few integers in the first step of a phase, with which the ranks of DDP agree on the bucket order."""
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

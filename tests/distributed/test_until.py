@@ -1,4 +1,4 @@
-"""Phases that a metric ends, on one process and on two: they end at the same step, with the same losses."""
+"""Early stopping on one process and on two: phases end at the same step, with the same losses."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SAME = {
     "fsdp2, accumulation 2": Variant(2, DOUBLE, "fsdp2"),
     "stray memory": Variant(1, DOUBLE, without="stray memory"),
 }
-# DeepSpeed computes in float32, in which losses are alike rather than the same.
+# DeepSpeed computes in float32, in which losses are similar but not equal.
 ZERO = {f"zero{stage}": Variant(engine=f"zero{stage}") for stage in (1, 2, 3)}
 BROKEN = {"stray measurement": Variant(1, DOUBLE, without="stray measurement")}
 ON_WORLD = {
@@ -38,7 +38,7 @@ ON_WORLD = {
 
 
 class Run(NamedTuple):
-    """What one run left."""
+    """Run folder and errors of one run."""
 
     folder: Path
     errors: list[str | None]
@@ -65,7 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.parametrize("name", [*SAME, *ZERO])
-def test_phases_end_at_the_step_of_one_process_with_its_losses(runs: Runs, name: str) -> None:
+def test_phases_end_at_the_same_step_and_losses_as_on_one_process(runs: Runs, name: str) -> None:
     run, reference = runs(2, name), runs(1, "single" if name in ZERO else "data parallel")
     assert run.errors == [None, None]
     assert run.lengths() == reference.lengths()
@@ -79,17 +79,17 @@ def test_phases_end_at_the_step_of_one_process_with_its_losses(runs: Runs, name:
             assert line.get(key) == (pytest.approx(other[key], rel=tolerance) if key in other else None)
 
 
-def test_phases_end_early_and_not_all_at_their_first_chance(runs: Runs) -> None:
-    """Guards the test above from comparing runs of which nothing was cut, or without regard to what was measured."""
+def test_phases_end_early_but_not_all_at_the_first_evaluation(runs: Runs) -> None:
+    """Otherwise the test above could compare runs that never stop early, or that stop whatever the metric is."""
     lengths = runs(1, "data parallel").lengths()
-    assert 3 < lengths["heads"] < 9  # patience 2 needs at least three measurements
+    assert 3 < lengths["heads"] < 9  # patience 2 needs at least three evaluations
     assert lengths["all"] < 9
     steps = [line["step"] for line in runs(2, "data parallel").steps()]
     assert steps == list(range(1, sum(lengths.values()) + 1))
 
 
-def test_ranks_that_measured_different_values_end_with_one_line_that_names_one(runs: Runs) -> None:
-    """At the first measurement of that metric; others may differ."""
+def test_ranks_with_different_metric_values_stop_with_an_error_that_names_one(runs: Runs) -> None:
+    """The run stops at the first evaluation of the metric, although metrics that are not used may differ."""
     run = runs(2, "stray measurement")
     step = runs(1, "data parallel").lengths()["heads"] + 2
     line = f"after step {step}: rank 1 differs from rank 0 in mood/loss (1 differences in all)"

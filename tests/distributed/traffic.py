@@ -1,7 +1,7 @@
-"""Under `accelerate launch`: a run of a recipe in which every training step's collectives are counted.
+"""Script for `accelerate launch` that counts the collectives of every training step of a run.
 
-`traffic.py FILE [argument]...` takes the arguments of launch/train.py. Rank r writes to FILE.<r>, as JSON, for each
-step the elements that it gave to each kind of collective.
+`traffic.py FILE [argument]...` takes the arguments of launch/train.py. Rank r writes to FILE.<r>, as JSON, the number
+of elements for each kind of collective in each step.
 """
 
 import sys

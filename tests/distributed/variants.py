@@ -1,4 +1,4 @@
-"""Variants of one run, carried out one after another among the same processes by worker.py."""
+"""Variants of one run, which worker.py carries out one after another on the same processes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,24 @@ from tests.utils.tiny import tiny_recipe_file
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run the recipe."""
+    """Settings of one run of the recipe."""
 
     accumulation: int = 1
     overrides: tuple[str, ...] = ()
     engine: str = "data parallel"
-    """A name of ENGINES in worker.py."""
+    """Name in ENGINES of worker.py."""
     without: str | None = None
-    """What is taken out of the engine; see BREAKS in worker.py."""
+    """Mechanism that is disabled in the engine: a name in BREAKS of worker.py."""
 
 
 Errors = dict[tuple[int, str], list[str | None]]
-"""By number of processes and name of the variant: for each rank the error that ended it, or None."""
+"""Error that ended each rank, or None, by number of processes and name of the variant."""
 
 
 def run_variants(root: Path, on_world: Mapping[int, Mapping[str, Variant]], common: Sequence[str]) -> Errors:
-    """Runs the tiny recipe in each variant on the numbers of processes that it is for.
+    """Runs the tiny recipe in each variant on its numbers of processes; `common` are overrides of all of them.
 
-    A run is left in `root / <number of processes> / <name>`; all have the overrides `common`.
+    The run folder is `root / <number of processes> / <name>`.
     """
     recipe = tiny_recipe_file(root)
     errors: Errors = {}

@@ -1,4 +1,4 @@
-"""A recipe's run under `accelerate launch`, every training step of which is watched."""
+"""Runs of a recipe under `accelerate launch` with a function around every training step."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from mtl_dist.training.run import run_on
 from mtl_dist.training.step_result import StepResult
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
-Watch = Callable[[LayerwiseLearningRateTrainer, Callable[[], StepResult]], StepResult]
-"""Called in place of a step, with the trainer and the step itself; returns what that does."""
+StepWrapper = Callable[[LayerwiseLearningRateTrainer, Callable[[], StepResult]], StepResult]
+"""Function called in place of a step, with the trainer and the step; it must return the result of the step."""
 
 
 def run_watched(
-    file: str, arguments: Sequence[str], watch: Watch, seen: Any, engine: type[DataParallel] = DataParallel
+    file: str, arguments: Sequence[str], wrapper: StepWrapper, seen: Any, engine: type[DataParallel] = DataParallel
 ) -> None:
-    """Runs with the arguments of launch/train.py; then rank r writes `seen` to <file>.<r>, as JSON."""
+    """Runs with the arguments of launch/train.py; afterwards rank r writes `seen` to <file>.<r> as JSON."""
     training_step = LayerwiseLearningRateTrainer.training_step
 
     def watched(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
-        return watch(self, lambda: training_step(self, step))
+        return wrapper(self, lambda: training_step(self, step))
 
     LayerwiseLearningRateTrainer.training_step = watched
     accelerator, processes, _ = start_accelerator()

@@ -1,7 +1,7 @@
-"""Building the image and running containers of it: with a Docker engine, or with buildah where none runs.
+"""Functions that build the image and run containers of it, with a Docker engine or, where none runs, with buildah.
 
-Buildah needs root. Its store is a temporary folder, or the one that MTL_DIST_IMAGE_STORE names, where the base image
-then stays.
+Buildah needs root. Its store is a temporary folder, or the folder in MTL_DIST_IMAGE_STORE, which keeps the base image
+for later runs.
 """
 
 import json
@@ -22,52 +22,52 @@ from tests.distributed.launching import ROOT
 IMAGE = "localhost/mtl_transformer_test"
 BASE = "python:3.11-slim"
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
-"""Of Debian 12, whose Python is 3.11: what stands in for the base image where no registry can be reached."""
+"""Packages of Debian 12 (with Python 3.11) that replace the base image if no registry can be reached."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 SECONDS = 2400
-"""After which a build or a run counts as hanging."""
+"""Seconds after which a build or a run counts as hanging."""
 
 
 class Container(Protocol):
-    """One that runs."""
+    """Running container."""
 
     @property
     def runs(self) -> bool: ...
 
     def stop(self) -> None:
-        """SIGTERM to its first process, as `docker stop` begins."""
+        """Sends SIGTERM to the first process, as `docker stop` does."""
         ...
 
     def wait(self) -> tuple[int, str, str]:
-        """Its exit code and what it printed to the two streams."""
+        """Waits for the end and returns exit code, stdout and stderr."""
         ...
 
 
-class How(TypedDict, total=False):
-    """How to start a container."""
+class ContainerOptions(TypedDict, total=False):
+    """Options of a container."""
 
     volumes: Mapping[Path, str]
-    """Target or target:ro by folder here; none at first."""
+    """Target, or target:ro, for each folder of this machine; default: none."""
     user: int
-    """The image's own at first."""
+    """User id; default: the user of the image."""
     environment: Mapping[str, str]
-    """Beside the image's."""
+    """Environment variables besides those of the image."""
     read_only: bool
-    """Whether it can write to nothing but volumes and /tmp; False at first."""
+    """Whether only volumes and /tmp are writable; default: False."""
 
 
 class Images(Protocol):
-    """What builds the image and runs it without network."""
+    """Engine that builds the image and runs it without network."""
 
     def build(self) -> None: ...
 
     @property
     def size(self) -> int:
-        """Bytes of the image."""
+        """Size of the image in bytes."""
         ...
 
-    def start(self, *words: str, **how: Unpack[How]) -> Container:
-        """A container with the arguments `words`."""
+    def start(self, *arguments: str, **options: Unpack[ContainerOptions]) -> Container:
+        """Starts a container with these arguments."""
         ...
 
 
@@ -79,7 +79,7 @@ def output(command: Sequence[str]) -> str:
 
 @contextmanager
 def images_here() -> Iterator[Images | None]:
-    """What can build and run images on this machine; None if nothing can."""
+    """Yields the engine that can build and run images on this machine, or None."""
     docker = shutil.which("docker")
     if docker is not None and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0:
         yield Docker()
@@ -95,7 +95,7 @@ def images_here() -> Iterator[Images | None]:
 
 
 class Docker:
-    """A Docker engine."""
+    """Images of a Docker engine."""
 
     def build(self) -> None:
         output(["docker", "build", "--tag", IMAGE, str(ROOT)])
@@ -104,17 +104,18 @@ class Docker:
     def size(self) -> int:
         return int(output(["docker", "image", "inspect", "--format", "{{.Size}}", IMAGE]))
 
-    def start(self, *words: str, **how: Unpack[How]) -> "_OfDocker":
-        options, volumes = ["--network", "none"], how.get("volumes", {})
-        options += [word for source, target in volumes.items() for word in ("--volume", f"{source}:{target}")]
-        options += [word for name, value in how.get("environment", {}).items() for word in ("--env", f"{name}={value}")]
-        options += ["--user", f"{how['user']}:{how['user']}"] if "user" in how else []
-        options += ["--read-only", "--tmpfs", "/tmp"] if how.get("read_only") else []
-        name = output(["docker", "create", *options, IMAGE, *words]).strip()
-        return _OfDocker(name, _started(["docker", "start", "--attach", name]))
+    def start(self, *arguments: str, **options: Unpack[ContainerOptions]) -> "DockerContainer":
+        volumes, variables = options.get("volumes", {}), options.get("environment", {})
+        flags = ["--network", "none"]
+        flags += [part for source, target in volumes.items() for part in ("--volume", f"{source}:{target}")]
+        flags += [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
+        flags += ["--user", f"{options['user']}:{options['user']}"] if "user" in options else []
+        flags += ["--read-only", "--tmpfs", "/tmp"] if options.get("read_only") else []
+        name = output(["docker", "create", *flags, IMAGE, *arguments]).strip()
+        return DockerContainer(name, _started(["docker", "start", "--attach", name]))
 
 
-class _OfDocker:
+class DockerContainer:
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self._name = name
         self._process = process
@@ -127,13 +128,13 @@ class _OfDocker:
         output(["docker", "kill", "--signal", "TERM", self._name])
 
     def wait(self) -> tuple[int, str, str]:
-        said, warned = self._process.communicate(timeout=SECONDS)
+        stdout, stderr = self._process.communicate(timeout=SECONDS)
         output(["docker", "rm", "--force", self._name])
-        return self._process.returncode, said, warned
+        return self._process.returncode, stdout, stderr
 
 
 class Buildah:
-    """Buildah builds; util-linux runs, so that a container's first process is number 1 and has no network."""
+    """Images built by buildah and run by util-linux, so that the first process has number 1 and there is no network."""
 
     def __init__(self, store: Path, scratch: Path) -> None:
         self._store = store
@@ -150,7 +151,7 @@ class Buildah:
     def build(self) -> None:
         self._store.mkdir(parents=True, exist_ok=True)
         if not self._has(BASE):
-            self._provide_base()
+            self._make_base_image()
         options = ["--pull-never", "--layers=false", "--isolation", "chroot"]
         mounts = [word for mount in self._pip_settings() for word in ("--volume", mount)]
         self._buildah("bud", *options, *mounts, "--tag", IMAGE, str(ROOT))
@@ -159,7 +160,7 @@ class Buildah:
         self._root = Path(self._buildah("mount", self._container).strip())
 
     def close(self) -> None:
-        """Leaves nothing but images in the store."""
+        """Removes everything but images from the store."""
         if self._container:
             self._buildah("rm", self._container)
 
@@ -167,8 +168,8 @@ class Buildah:
         names = self._buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
         return any(name.endswith(f"/{image}") for name in names)
 
-    def _provide_base(self) -> None:
-        """From its registry, else made of Debian's packages, as what Debian does not have there is not used."""
+    def _make_base_image(self) -> None:
+        """Pulls the base image from its registry, or builds a replacement of it from Debian's packages."""
         try:
             self._buildah("pull", BASE)
         except AssertionError:
@@ -185,7 +186,7 @@ class Buildah:
             shutil.rmtree(root)
 
     def _pip_settings(self) -> list[str]:
-        """This machine's, for the time of the build: its package index may be the only one that can be reached."""
+        """Returns mounts of this machine's pip settings for the build, because only its index may be reachable."""
         settings = {}
         for line in output([sys.executable, "-m", "pip", "config", "list"]).splitlines():
             key, _, value = line.partition("=")
@@ -205,40 +206,40 @@ class Buildah:
         number, unit = self._buildah("images", "--format", "{{.Size}}", IMAGE).split()
         return int(float(number) * {"MB": 10**6, "GB": 10**9}[unit])
 
-    def start(self, *words: str, **how: Unpack[How]) -> "_InNamespaces":
-        volumes = how.get("volumes", {})
+    def start(self, *arguments: str, **options: Unpack[ContainerOptions]) -> "NamespaceContainer":
+        volumes = options.get("volumes", {})
         self._number += 1
         own = self._scratch / str(self._number)
         for name in ("upper", "work", "root", "tmp"):
             (own / name).mkdir(parents=True)
         (own / "tmp").chmod(0o1777)
         (own / "upper/etc").mkdir()
-        (own / "upper/etc/hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")  # which Docker writes too
-        variables = dict(pair.split("=", 1) for pair in self._config["Env"]) | dict(how.get("environment", {}))
-        for target in volumes.values():  # Docker makes them
+        (own / "upper/etc/hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")  # as Docker writes it
+        variables = dict(pair.split("=", 1) for pair in self._config["Env"]) | dict(options.get("environment", {}))
+        for target in volumes.values():  # Docker creates the mount points
             (own / "upper" / target.partition(":")[0].lstrip("/")).mkdir(parents=True, exist_ok=True)
         lines = [line.split(":") for line in (self._root / "etc/passwd").read_text().splitlines()]
-        of_image = next(int(line[2]) for line in lines if line[0] == self._config["User"])
-        uid = how.get("user", of_image)
+        image_uid = next(int(line[2]) for line in lines if line[0] == self._config["User"])
+        uid = options.get("user", image_uid)
         specification = {
             "root": str(own / "root"),
             "layers": {"lowerdir": str(self._root), "upperdir": str(own / "upper"), "workdir": str(own / "work")},
             "scratch": str(own / "tmp"),
             "volumes": {str(source): target for source, target in volumes.items()},
-            "read_only": how.get("read_only", False),
+            "read_only": options.get("read_only", False),
             "workdir": self._config["WorkingDir"],
             "user": uid,
             "group": uid,
             "environment": variables,
-            "words": [*self._config["Entrypoint"], *words],
+            "command": [*self._config["Entrypoint"], *arguments],
         }
         (own / "specification.json").write_text(json.dumps(specification), encoding="utf-8")
         namespaces = ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child"]
         inside = [sys.executable, str(Path(__file__).with_name("inside.py")), str(own / "specification.json")]
-        return _InNamespaces(_started([*namespaces, *inside]))
+        return NamespaceContainer(_started([*namespaces, *inside]))
 
 
-class _InNamespaces:
+class NamespaceContainer:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
@@ -251,8 +252,8 @@ class _InNamespaces:
         first.terminate()
 
     def wait(self) -> tuple[int, str, str]:
-        said, warned = self._process.communicate(timeout=SECONDS)
-        return self._process.returncode, said, warned
+        stdout, stderr = self._process.communicate(timeout=SECONDS)
+        return self._process.returncode, stdout, stderr
 
 
 def _started(command: Sequence[str]) -> subprocess.Popen[str]:

@@ -1,6 +1,7 @@
-"""Becomes process 1 of a container, in the new namespaces that it is started in: see `images.Buildah`.
+"""Script that becomes process 1 of a container in the new namespaces in which `images.Buildah` starts it.
 
-`python inside.py SPECIFICATION`, a JSON file. It mounts what the container has, changes root and user, and executes.
+`python inside.py SPECIFICATION` reads a JSON file, mounts the file systems of the container, changes root folder and
+user, and executes the command.
 """
 
 import fcntl
@@ -13,11 +14,11 @@ import sys
 from pathlib import Path
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-"""Of linux/sockios.h and linux/if.h."""
+"""Constants of linux/sockios.h and linux/if.h."""
 
 
-def mount(*words: str) -> None:
-    subprocess.run(["mount", *words], check=True)
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
         mount("--bind", source, f"{root}{folder}")
         if mode == "ro":
             mount("-o", "remount,bind,ro", f"{root}{folder}")
-    with socket.socket() as any_socket:  # of the interfaces only the loopback is here, and it is down
+    with socket.socket() as any_socket:  # the only interface is the loopback, which is down
         name = struct.pack("16sh", b"lo", 0)
         flags = struct.unpack("16sh", fcntl.ioctl(any_socket, SIOCGIFFLAGS, name))[1]
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags | IFF_UP))
@@ -45,8 +46,8 @@ def main() -> None:
     os.setgroups([])
     os.setgid(specification["group"])
     os.setuid(specification["user"])
-    words = specification["words"]
-    os.execvpe(words[0], words, specification["environment"])
+    command = specification["command"]
+    os.execvpe(command[0], command, specification["environment"])
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ import pytest
 from tests.docker.images import SECONDS, Container, Images, images_here
 
 MEGABYTES = 1400
-"""Of the image, at most; docs/docker.md says how large it is."""
+"""Largest allowed size of the image; docs/docker.md states its size."""
 FEW = "few.parquet"
-"""Rows that take the place of the quickstart's, whose test split takes a minute to measure."""
+"""File with few rows that replaces the quickstart's data, whose test split takes a minute to evaluate."""
 FEW_ROWS = [
     f"tasks.{task}.data_files.{split}=runs/{FEW}" for task in ("domain", "sentiment") for split in ("train", "test")
 ]
-SUPERFLUOUS = r"""
+UNNEEDED_FILES = r"""
 for name in gcc cc g++ c++ clang make ld nvcc; do command -v "$name"; done
 find / -xdev \( -name '*libcuda*' -o -name '*libcudnn*' -o -name '*libnvrtc*' -o -name '*.deb' \)
 find /app \( -name 'nvidia*' -o -name triton -o -name '*.a' -o -name '*.whl' -o -name .git \)
@@ -30,7 +30,7 @@ for folder in ~root/.cache "$HOME/.cache" /var/lib/apt/lists /app/tests; do
 done
 true
 """
-"""Prints the names of what the image has no use for."""
+"""Shell script that prints the names of files that the image does not need."""
 
 pytestmark = pytest.mark.docker
 
@@ -46,7 +46,7 @@ def image() -> Iterator[Images]:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A folder that any user may write to."""
+    """Folder that any user may write to."""
     folder = tmp_path / "runs"
     folder.mkdir()
     folder.chmod(0o777)
@@ -76,17 +76,17 @@ def wait_for_a_step(run: Path, container: Container) -> None:
         time.sleep(0.05)
 
 
-def test_the_image_holds_only_what_it_needs(image: Images) -> None:
-    """No compiler, no CUDA, no installer, no cache of one."""
-    code, said, _ = image.start("sh", "-c", SUPERFLUOUS, user=0).wait()
-    assert (code, said) == (0, "")
+def test_the_image_contains_no_unneeded_files(image: Images) -> None:
+    """The image has no compiler, no CUDA, no package installer and no cache of one."""
+    code, stdout, _ = image.start("sh", "-c", UNNEEDED_FILES, user=0).wait()
+    assert (code, stdout) == (0, "")
     assert image.size < MEGABYTES * 1e6
 
 
-def test_it_trains_the_quickstart_as_a_user_without_rights(image: Images, runs: Path) -> None:
-    """Arguments are keys of the recipe; what was trained lies in the mounted folder."""
-    code, said, warned = image.start(*FEW_ROWS, "seed=7", volumes={runs: "/app/runs"}).wait()
-    assert code == 0, said + warned
+def test_it_trains_the_quickstart_as_an_unprivileged_user(image: Images, runs: Path) -> None:
+    """Arguments are keys of the recipe; the run folder is in the mounted volume."""
+    code, stdout, stderr = image.start(*FEW_ROWS, "seed=7", volumes={runs: "/app/runs"}).wait()
+    assert code == 0, stdout + stderr
     assert [phase["name"] for phase in trained(runs / "quickstart")["phases"]] == ["heads", "upper", "all"]
     assert "\nseed: 7\n" in (runs / "quickstart/recipe.yaml").read_text()
     assert {path.stat().st_uid for path in (runs / "quickstart").rglob("*")} == {1000}
@@ -95,7 +95,7 @@ def test_it_trains_the_quickstart_as_a_user_without_rights(image: Images, runs: 
 def test_it_trains_another_recipe_as_any_user_and_writes_only_to_volumes(
     image: Images, runs: Path, tmp_path: Path
 ) -> None:
-    """The data may be read-only, and so may the image; `predict` and all other commands are run by their names."""
+    """Data and image may be read-only; other commands, such as `predict`, are run by their names."""
     mine, home = tmp_path / "mine", tmp_path / "home"
     mine.mkdir()
     home.mkdir()
@@ -116,50 +116,52 @@ def test_it_trains_another_recipe_as_any_user_and_writes_only_to_volumes(
         "user": 4242,
         "read_only": True,
     }
-    code, said, warned = image.start("--config", "mine/recipe.yaml", "batch_size=4", **where).wait()
-    assert code == 0, said + warned
+    code, stdout, stderr = image.start("--config", "mine/recipe.yaml", "batch_size=4", **where).wait()
+    assert code == 0, stdout + stderr
     assert trained(runs / "mine")["steps"] == 4
     predict = ["python", "-m", "mtl_dist", "predict", "runs/mine", "mine/films.csv"]
-    code, said, warned = image.start(*predict, **where).wait()
-    assert code == 0, warned
-    assert {json.loads(line)["label"] for line in said.splitlines()} <= {"good", "bad"}
-    assert len(said.splitlines()) == 32
+    code, stdout, stderr = image.start(*predict, **where).wait()
+    assert code == 0, stderr
+    assert {json.loads(line)["label"] for line in stdout.splitlines()} <= {"good", "bad"}
+    assert len(stdout.splitlines()) == 32
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_stop_saves_and_ends_with_75_and_the_same_command_goes_on(image: Images, runs: Path, processes: int) -> None:
-    """Asked as `docker stop` does, by SIGTERM to the container's first process."""
-    words = ["--processes", str(processes), *FEW_ROWS, "phases.2.epochs=8", "tracking.log_every_steps=1"]
+def test_a_stopped_container_ends_with_75_and_the_same_command_resumes(
+    image: Images, runs: Path, processes: int
+) -> None:
+    """It is stopped as by `docker stop`, with SIGTERM to the first process."""
+    arguments = ["--processes", str(processes), *FEW_ROWS, "phases.2.epochs=8", "tracking.log_every_steps=1"]
     volumes = {runs: "/app/runs"}
     run = runs / "quickstart"
-    cut = image.start(*words, volumes=volumes)
-    wait_for_a_step(run, cut)
-    cut.stop()
-    code, said, warned = cut.wait()
-    assert code == 75, said + warned
-    assert "stopped by SIG" in warned
-    assert "Traceback" not in warned
+    stopped = image.start(*arguments, volumes=volumes)
+    wait_for_a_step(run, stopped)
+    stopped.stop()
+    code, stdout, stderr = stopped.wait()
+    assert code == 75, stdout + stderr
+    assert "stopped by SIG" in stderr
+    assert "Traceback" not in stderr
     done = len(steps(run))
-    code, said, warned = image.start(*words, volumes=volumes).wait()
-    assert code == 0, said + warned
-    assert f"resuming from step-{done:010d}" in said
+    code, stdout, stderr = image.start(*arguments, volumes=volumes).wait()
+    assert code == 0, stdout + stderr
+    assert f"resuming from step-{done:010d}" in stdout
     assert trained(run)["world_size"] == processes
     assert [line["step"] for line in steps(run)] == list(range(1, trained(run)["steps"] + 1))
     assert trained(run)["steps"] > done
 
 
-def test_a_mistake_is_one_line_and_ends_with_2(image: Images) -> None:
-    code, said, warned = image.start("optimizer.learning_rate=1").wait()
-    assert (code, said) == (2, "")
-    assert warned.count("\n") == 1
-    assert "optimizer.learning_rate: unknown key" in warned
-    code, _, warned = image.start("recipes/seed.yaml").wait()
+def test_a_wrong_key_gives_one_error_line_and_exit_code_2(image: Images) -> None:
+    code, stdout, stderr = image.start("optimizer.learning_rate=1").wait()
+    assert (code, stdout) == (2, "")
+    assert stderr.count("\n") == 1
+    assert "optimizer.learning_rate: unknown key" in stderr
+    code, _, stderr = image.start("recipes/seed.yaml").wait()
     assert code == 127
-    assert "a recipe needs --config before it" in warned
+    assert "a recipe needs --config before it" in stderr
 
 
-def test_the_environment_says_offline(image: Images) -> None:
-    code, said, _ = image.start("env").wait()
+def test_the_environment_is_set_to_offline(image: Images) -> None:
+    code, stdout, _ = image.start("env").wait()
     assert code == 0
-    assert {"HF_HUB_OFFLINE=1", "WANDB_MODE=offline"} <= set(said.splitlines())
-    assert not any("=http" in line for line in said.splitlines()), os.linesep.join(said.splitlines())
+    assert {"HF_HUB_OFFLINE=1", "WANDB_MODE=offline"} <= set(stdout.splitlines())
+    assert not any("=http" in line for line in stdout.splitlines()), os.linesep.join(stdout.splitlines())

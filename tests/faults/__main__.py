@@ -1,14 +1,14 @@
-"""`python -m tests.faults CAMPAIGN`: see campaign.py."""
+"""Command line `python -m tests.faults CAMPAIGN`, described in campaign.py."""
 
 import sys
 
 from tests.faults import (
-    damage,
+    corruption,
     disk,
-    faulty,
     hanging,
     hostile,
     killing,
+    numeric,
     ranks,
     rows,
     saving,
@@ -25,11 +25,11 @@ CAMPAIGNS: dict[str, Campaign] = {
     "thirty_kills": killing.THIRTY_KILLS,
     "repeat": killing.REPEAT,
     "world_sizes": worlds.WORLD_SIZES,
-    "signals": stopping.ASKED_TO_STOP,
-    "nonfinite": faulty.NONFINITE,
+    "signals": stopping.STOP_SIGNALS,
+    "nonfinite": numeric.NONFINITE,
     "hang": hanging.HANG,
-    "flips": faulty.FLIPS,
-    "damage": damage.DAMAGE,
+    "flips": numeric.FLIPS,
+    "damage": corruption.CORRUPTION,
     "disk": disk.DISK,
     "quota": disk.QUOTA,
     "hostile": hostile.HOSTILE,
@@ -38,6 +38,6 @@ CAMPAIGNS: dict[str, Campaign] = {
 }
 
 if __name__ == "__main__":
-    from tests import conftest  # noqa: F401 - the tests' caches, not the user's
+    from tests import conftest  # noqa: F401 - use the tests' caches, not the user's
 
     sys.exit(main(CAMPAIGNS, sys.argv[1:]))

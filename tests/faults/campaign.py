@@ -1,6 +1,6 @@
-"""What a campaign of faults is, and its driver: faults drawn from a printed seed, a line of CSV for each.
+"""Campaigns of injected faults and their driver: faults are drawn from a printed seed, with one line of CSV for each.
 
-`make faults CAMPAIGN=kill ARGS="--count 120 --seed 7 --csv kills.csv"`; without a campaign all of them are listed.
+`make faults CAMPAIGN=kill ARGS="--count 120 --seed 7 --csv kills.csv"` runs one; `make faults` lists all of them.
 """
 
 import argparse
@@ -16,25 +16,25 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Outcome:
-    """One fault and what became of the run."""
+    """Result of one injected fault."""
 
     fault: str
     point: str
-    """Where or when it struck."""
+    """Where or when the fault was injected."""
     outcome: str
     passed: bool
     hash: str = ""
-    """SHA-256 of the final state, where a run came to its end."""
+    """SHA-256 of the final state of the run, or "" if it did not finish."""
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """Faults of one kind."""
+    """Campaign of faults of one kind."""
 
     count: int
-    """Faults of the full campaign."""
+    """Number of faults of the full campaign."""
     run: Callable[[random.Random, Path, int], Iterator[Outcome]]
-    """Draws this many faults, in an empty folder of its own, and yields what became of each."""
+    """Draws this many faults, injects them in the given empty folder and yields the outcome of each."""
 
 
 def main(campaigns: Mapping[str, Campaign], arguments: Sequence[str]) -> int:
@@ -44,9 +44,11 @@ def main(campaigns: Mapping[str, Campaign], arguments: Sequence[str]) -> int:
         prog="make faults", epilog=f"campaigns:\n{names}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("campaign", choices=campaigns)
-    parser.add_argument("--count", type=int, help="faults; at first as many as the full campaign has")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="of the draw; at first a random one")
-    parser.add_argument("--csv", type=Path, default=Path("/dev/null"), help="file for a line a fault")
+    parser.add_argument("--count", type=int, help="number of faults; default: that of the full campaign")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbelow(2**32), help="seed of the draw; default: a random one"
+    )
+    parser.add_argument("--csv", type=Path, default=Path("/dev/null"), help="file to write one line for each fault to")
     options = parser.parse_args(arguments)
     campaign = campaigns[options.campaign]
     count = campaign.count if options.count is None else options.count
@@ -64,4 +66,4 @@ def main(campaigns: Mapping[str, Campaign], arguments: Sequence[str]) -> int:
             elif sys.stderr.isatty():
                 print(f"\r{passed}/{count}", end="", file=sys.stderr)
     print(f"campaign {options.campaign}: {passed} passed, {failed} failed", flush=True)
-    return 1 if failed or passed < count else 0  # more, where something beyond the faults is looked at
+    return 1 if failed or passed < count else 0  # more than count if a campaign checks more than faults

@@ -1,4 +1,4 @@
-"""Campaign `hang`: a rank that does not come is found, stacks are kept, and the next start continues exactly."""
+"""Campaign `hang`: a hanging rank is detected, stacks are written, and the next start resumes with the same bits."""
 
 import os
 import random
@@ -15,18 +15,19 @@ from torch import Tensor
 from mtl_dist.data.dataset import DataBundle
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.faults.campaign import Campaign, Outcome
-from tests.faults.killing import finished, outcome_of
-from tests.faults.runs import Runs, Way
-from tests.faults.zygote import Job, Zygote
+from tests.faults.fork_server import ForkServer, Job
+from tests.faults.killing import finish_and_compare, outcome_of
+from tests.faults.runs import LaunchConfig, Runs
 
 TIMEOUT = 5
-"""The recipe's, in seconds."""
+"""Value of safety.timeout_seconds in the recipe."""
 FOUND_SECONDS = 30.0
+"""Seconds within which the ranks that do not hang must end."""
 KINDS = ("stopped", "sleeping loader", "missing collective")
 
 
 def hang(kind: str, call: int, rank: int) -> None:
-    """A hook: this rank hangs at the n-th call of its loader, or leaves one backward out."""
+    """Hook: this rank hangs at the n-th call of its data loader, or skips one forward and backward pass."""
     if int(os.environ.get("RANK", "0")) != rank:
         return
     calls = 0
@@ -50,31 +51,31 @@ def hang(kind: str, call: int, rank: int) -> None:
         DataBundle.batch = nth(DataBundle.batch, lambda *_: threading.Event().wait())
 
 
-def hangs(draw: random.Random, folder: Path, count: int, timeout: float = TIMEOUT) -> Iterator[Outcome]:
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, f"safety.timeout_seconds={timeout}")
+def hangs(rng: random.Random, folder: Path, count: int, timeout: float = TIMEOUT) -> Iterator[Outcome]:
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, f"safety.timeout_seconds={timeout}")
         for number in range(count):
-            way = Way(2 + number % 2)
-            kind, rank, call = KINDS[number % len(KINDS)], draw.randrange(way.world_size), draw.randint(2, 20)
+            config = LaunchConfig(2 + number % 2)
+            kind, rank, call = KINDS[number % len(KINDS)], rng.randrange(config.world_size), rng.randint(2, 20)
             name = f"run {number}"
-            job = runs.start(way, name, partial(hang, kind, call, rank))
-            wrong = problem_with(job, kind, rank, runs.folder / name) or finished(runs, way, name)
-            yield outcome_of(runs, f"{kind}, {way}", f"rank {rank}, call {call}", name, wrong)
+            job = runs.start(config, name, partial(hang, kind, call, rank))
+            problem = check_end(job, kind, rank, runs.folder / name) or finish_and_compare(runs, config, name)
+            yield outcome_of(runs, f"{kind}, {config}", f"rank {rank}, call {call}", name, problem)
 
 
-def problem_with(job: Job, kind: str, rank: int, folder: Path) -> str:
-    """What is wrong with how the run ended, or ""."""
-    alive = [one for one in range(job.order.world_size) if kind != "stopped" or one != rank]
+def check_end(job: Job, kind: str, rank: int, folder: Path) -> str:
+    """Describes what is wrong with how the run ended; "" if nothing is."""
+    alive = [one for one in range(job.spec.world_size) if kind != "stopped" or one != rank]
     try:
         codes = dict(filter(None, (job.first_end(FOUND_SECONDS) for _ in alive)))
     except TimeoutError:
         return f"not found in {FOUND_SECONDS:.0f} s"
     job.kill()  # as a launcher ends a stopped process
-    said = [line for one in alive for line in job.output(one).splitlines() if line.startswith("error: rank")]
+    errors = [line for one in alive for line in job.output(one).splitlines() if line.startswith("error: rank")]
     if sorted(codes) != alive or set(codes.values()) != {1}:
         return f"exit codes {codes}"
-    if len(said) != 1 or (kind != "missing collective" and f"rank {rank} did not come past" not in said[0]):
-        return f"said {said}"
+    if len(errors) != 1 or (kind != "missing collective" and f"rank {rank} did not come past" not in errors[0]):
+        return f"errors: {errors}"
     missing = [one for one in alive if not (folder / "stacks" / f"rank-{one}.txt").read_text().count("File")]
     return f"no stack of ranks {missing}" if missing else ""
 

@@ -1,4 +1,4 @@
-"""Named points of a run at which a hook kills it: before or after the n-th call of a function."""
+"""Named points of a run, before or after the n-th call of a function, at which hooks inject faults."""
 
 import functools
 import json
@@ -32,17 +32,17 @@ POINTS: dict[str, tuple[Any, str]] = {
     "summary": (finish, "write_summary"),
 }
 
-Noticed = Callable[[str, int, str], None]
-"""Told of a point's name, the number of the call from 1, and whether it is "before" or "after" it."""
+OnCall = Callable[[str, int, str], None]
+"""Callback with a point's name, the number of the call from 1, and "before" or "after"."""
 
 
-def watch(noticed: Noticed) -> None:
-    """Has `noticed` told of every call at every point of this process."""
+def watch(on_call: OnCall) -> None:
+    """Calls `on_call` before and after every call at every point of this process."""
     for name, (owner, attribute) in POINTS.items():
-        setattr(owner, attribute, _watched(name, getattr(owner, attribute), noticed))
+        setattr(owner, attribute, _watched(name, getattr(owner, attribute), on_call))
 
 
-def _watched(name: str, function: Callable[..., Any], noticed: Noticed) -> Callable[..., Any]:
+def _watched(name: str, function: Callable[..., Any], on_call: OnCall) -> Callable[..., Any]:
     calls = 0
 
     @functools.wraps(function)
@@ -50,38 +50,38 @@ def _watched(name: str, function: Callable[..., Any], noticed: Noticed) -> Calla
         nonlocal calls
         calls += 1
         call = calls
-        noticed(name, call, "before")
+        on_call(name, call, "before")
         result = function(*arguments, **named)
-        noticed(name, call, "after")
+        on_call(name, call, "after")
         return result
 
     return watched
 
 
 def kill_at(point: str, call: int, side: str) -> None:
-    """A hook: the first rank that comes to this point kills all at once."""
+    """Hook: the first rank that reaches the point kills all ranks at once."""
 
-    def noticed(*at: object) -> None:
+    def on_call(*at: object) -> None:
         if at == (point, call, side):
             kill_job()
 
-    watch(noticed)
+    watch(on_call)
 
 
 def kill_job() -> NoReturn:
-    """Ends all processes of this job, this one included, as `kill -9` does."""
+    """Kills all processes of this job, including this one, with SIGKILL."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
     raise AssertionError("not reached")
 
 
 def count_calls(file: Path) -> None:
-    """A hook: keeps in `file`, as JSON, how often rank 0 came to each point."""
+    """Hook: writes to `file`, as JSON, how often rank 0 reached each point."""
     counts: dict[str, int] = {}
 
-    def noticed(name: str, call: int, side: str) -> None:
+    def on_call(name: str, call: int, side: str) -> None:
         counts[name] = call
         if name == "summary":
             file.write_text(json.dumps(counts), encoding="utf-8")
 
     if os.environ.get("RANK", "0") == "0":
-        watch(noticed)
+        watch(on_call)

@@ -1,4 +1,4 @@
-"""What a run imports, now or on its way: the fork server of zygote.py imports it once for all of them."""
+"""Modules that a run imports sooner or later: the process of fork_server.py imports them once for all runs."""
 
 # ruff: noqa: F401
 import gc
@@ -11,4 +11,4 @@ import mtl_dist.training.run
 import tests.distributed.worker
 import tests.faults.points
 
-gc.freeze()  # or each fork would copy the pages of what is imported here, as soon as its collector looks through them
+gc.freeze()  # else each fork copies the pages of these imports when its garbage collector visits them

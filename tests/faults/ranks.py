@@ -1,6 +1,6 @@
-"""Campaign `kill_rank`: one rank of 2 to 4 is killed, and the launcher starts all of them again.
+"""Campaign `kill_rank`: one rank of 2 to 4 is killed, and the launcher restarts all of them.
 
-Here with torchrun itself, for it is the launcher that is tried.
+The runs are launched by torchrun itself instead of the fork server, because the launcher is what is tested.
 """
 
 import os
@@ -16,43 +16,43 @@ from pathlib import Path
 import psutil
 
 from tests.faults.campaign import Campaign, Outcome
+from tests.faults.fork_server import ENVIRONMENT, ROOT, TRAIN, ForkServer
 from tests.faults.killing import outcome_of
-from tests.faults.runs import Runs, Way
-from tests.faults.zygote import ROOT, SURROUNDINGS, TRAIN, Zygote
+from tests.faults.runs import LaunchConfig, Runs
 
 LAUNCH_SECONDS = 300.0
-"""After which a launch counts as hanging."""
+"""Seconds after which a launch counts as hanging."""
 STEPS = 24
-"""Of the whole run."""
+"""Steps of the whole run."""
 MARK = "MTL_DIST_FAULT"
-"""Environment variable by which a launch's processes are known."""
+"""Environment variable that identifies the processes of a launch."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--max-restarts=3")
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""Without it, ranks that are started again may read the addresses of those before them, and hang."""
+"""Gives each start its own store: restarted ranks could otherwise read the addresses of their predecessors and hang."""
 
 
 class Launch:
-    """A launcher with its ranks."""
+    """A running launcher with its ranks."""
 
     def __init__(self, world_size: int, arguments: Sequence[str], log: Path) -> None:
         self.mark = secrets.token_hex(8)
         self.log = log
         command = [sys.executable, *TORCHRUN, f"--nproc-per-node={world_size}", str(TRAIN), *arguments]
-        environment = os.environ | SURROUNDINGS | OWN_STORE | {MARK: self.mark}
+        environment = os.environ | ENVIRONMENT | OWN_STORE | {MARK: self.mark}
         with log.open("wb") as file:
             self.launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
 
     def processes(self) -> list[psutil.Process]:
-        """All that are alive, launcher and W&B's own included."""
+        """Returns all live processes of the launch, including the launcher and those of W&B."""
         return [one for one in psutil.process_iter() if _environment_of(one).get(MARK) == self.mark]
 
     def rank(self, rank: int) -> psutil.Process | None:
-        """The process with this rank, if it is there."""
+        """Returns the process with this rank, or None if there is none."""
         ranks = (one for one in self.processes() if _environment_of(one).get("RANK") == str(rank))
         return next(ranks, None)
 
     def kill(self) -> None:
-        """Ends whatever is left."""
+        """Kills all processes that are left."""
         for one in self.processes():
             with suppress(psutil.Error):
                 one.kill()
@@ -75,28 +75,30 @@ def _environment_of(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def kill_rank(draw: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
-    """At a random step, start-up included."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder)
+def kill_rank(rng: random.Random, folder: Path, count: int) -> Iterator[Outcome]:
+    """Kills a random rank shortly after a random step, or during start-up."""
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder)
         for number in range(count):
-            way, name = Way(draw.choice((2, 3, 4))), f"run {number}"
-            rank, step, later = draw.randrange(way.world_size), draw.randrange(STEPS), draw.uniform(0, 0.2)
-            runs.reference(way)
-            with launched(way.world_size, runs.arguments(way, name), folder / f"launch {number}.log") as launch:
-                wrong = killed(launch, rank, folder / name / "metrics.jsonl", step, later) or restarted(launch)
-            wrong = wrong or runs.difference(way, name)
-            if wrong:
-                wrong += launch.log.read_text(errors="replace")[-3000:]
-            yield outcome_of(runs, f"rank {rank} killed, {way}", f"{later:.2f} s after step {step}", name, wrong)
+            config, name = LaunchConfig(rng.choice((2, 3, 4))), f"run {number}"
+            rank, step, later = rng.randrange(config.world_size), rng.randrange(STEPS), rng.uniform(0, 0.2)
+            runs.reference(config)
+            with launched(config.world_size, runs.arguments(config, name), folder / f"launch {number}.log") as launch:
+                problem = kill_after_step(launch, rank, folder / name / "metrics.jsonl", step, later) or check_restart(
+                    launch
+                )
+            problem = problem or runs.difference(config, name)
+            if problem:
+                problem += launch.log.read_text(errors="replace")[-3000:]
+            yield outcome_of(runs, f"rank {rank} killed, {config}", f"{later:.2f} s after step {step}", name, problem)
 
 
-def killed(launch: Launch, rank: int, metrics: Path, step: int, later: float) -> str:
-    """Kills the rank some time after the step of this number is in the metrics; what was in the way, or ""."""
+def kill_after_step(launch: Launch, rank: int, metrics: Path, step: int, later: float) -> str:
+    """Kills the rank `later` seconds after `step` is in the metrics; returns why it could not, or ""."""
     deadline = time.monotonic() + LAUNCH_SECONDS
     while (victim := launch.rank(rank)) is None or _lines(metrics) < step:
         if launch.launcher.poll() is not None or time.monotonic() > deadline:
-            return "it ended, or hung, before that"
+            return "the launch ended, or hung, before that step"
         time.sleep(0.02)
     time.sleep(later)
     with suppress(psutil.NoSuchProcess):
@@ -109,8 +111,8 @@ def _lines(metrics: Path) -> int:
     return metrics.read_bytes().count(b'"train/loss"') if metrics.exists() else 0
 
 
-def restarted(launch: Launch) -> str:
-    """What is wrong with the end of a launch, or ""."""
+def check_restart(launch: Launch) -> str:
+    """Describes what is wrong with the end of a launch; "" if nothing is."""
     try:
         code = launch.launcher.wait(LAUNCH_SECONDS)
     except subprocess.TimeoutExpired:

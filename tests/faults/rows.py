@@ -1,6 +1,6 @@
-"""Campaign `rows`: one bad row anywhere in the data is named with task, split and row, or left out where that is asked.
+"""Campaign `rows`: one bad row anywhere in the data is reported with task, split and row, or left out if configured.
 
-The run is stopped before its first step (`--plan`), with exit code 2, on one process and on two.
+The command (with `--plan`) must end with exit code 2 before the first step, on one process and on two.
 """
 
 import csv
@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.faults.campaign import Campaign, Outcome
-from tests.faults.runs import Runs, Way
-from tests.faults.zygote import Hook, Zygote
+from tests.faults.fork_server import ForkServer, Hook
+from tests.faults.runs import LaunchConfig, Runs
 from tests.utils.tiny import MOODS, TOPICS
 
 Row = dict[str, Any]
-Spoilt = Row | bytes
+BadRow = Row | bytes
 """A row, or the bytes of its line of JSON."""
 SKIP = "data.empty_text=skip"
 ACCEPTED = ""
@@ -31,44 +31,44 @@ ACCEPTED = ""
 
 @dataclass(frozen=True)
 class Fault:
-    """What can be wrong with one row."""
+    """One kind of error in a row, and the message expected for it."""
 
-    spoil: Callable[[random.Random, Row], Spoilt]
-    says: str
-    """After task, split and row; a regular expression. ACCEPTED where nothing is wrong after all."""
+    corrupt: Callable[[random.Random, Row], BadRow]
+    message: str
+    """Regular expression for the message after task, split and row; ACCEPTED if the row is valid after all."""
     formats: tuple[str, ...] = ("json",)
     tasks: tuple[str, ...] = ("topic", "mood")
     splits: tuple[str, ...] = ("train", "test")
     overrides: tuple[str, ...] = ()
 
 
-def value(**values: Any) -> Callable[[random.Random, Row], Spoilt]:
-    """Other values, each one of a list."""
-    return lambda draw, row: row | {name: draw.choice(choices) for name, choices in values.items()}
+def value(**values: Any) -> Callable[[random.Random, Row], BadRow]:
+    """Replaces values, each by one of a list."""
+    return lambda rng, row: row | {name: rng.choice(choices) for name, choices in values.items()}
 
 
-def without(name: str) -> Callable[[random.Random, Row], Spoilt]:
-    return lambda draw, row: {key: held for key, held in row.items() if key != name}
+def without(name: str) -> Callable[[random.Random, Row], BadRow]:
+    return lambda rng, row: {key: held for key, held in row.items() if key != name}
 
 
 def line_of(row: Row) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-def truncated(draw: random.Random, row: Row) -> bytes:
+def truncated(rng: random.Random, row: Row) -> bytes:
     line = line_of(row)
-    return line[: draw.randint(1, len(line) - 3)] + b"\n"
+    return line[: rng.randint(1, len(line) - 3)] + b"\n"
 
 
-def with_other_bytes(draw: random.Random, row: Row) -> bytes:
-    """What is no UTF-8, within the text."""
+def with_other_bytes(rng: random.Random, row: Row) -> bytes:
+    """Inserts bytes that are not UTF-8 into the text."""
     line = line_of(row)
     place = line.index(b'"text": "') + len(b'"text": "')
-    return line[:place] + draw.choice((b"\xff", b"\xc3 ", b"\xed\xa0\x80", b"\xe9t\xe9 ")) + line[place:]
+    return line[:place] + rng.choice((b"\xff", b"\xc3 ", b"\xed\xa0\x80", b"\xe9t\xe9 ")) + line[place:]
 
 
-def with_key_twice(draw: random.Random, row: Row) -> bytes:
-    extra = draw.choice((b'"text": "cat1"', b'"label": 1', b'"label": "cat"'))
+def with_key_twice(rng: random.Random, row: Row) -> bytes:
+    extra = rng.choice((b'"text": "cat1"', b'"label": 1', b'"label": "cat"'))
     return b"{" + extra + b", " + line_of(row)[1:]
 
 
@@ -103,20 +103,20 @@ FAULTS: dict[str, Fault] = {
         value(label=["dog"]), "label 'dog' is not .*", ALL, ("topic",), overrides=(f"tasks.topic.labels={[*TOPICS]}",)
     ),
     "truncated line": Fault(truncated, r"no valid JSON \(.*\)"),
-    "no object": Fault(lambda draw, row: draw.choice((b"5\n", b'["a", 1]\n', b'"a"\n')), "no JSON object"),
+    "no object": Fault(lambda rng, row: rng.choice((b"5\n", b'["a", 1]\n', b'"a"\n')), "no JSON object"),
     "no UTF-8": Fault(with_other_bytes, "column 'text' holds bytes that are not UTF-8|byte .* is not UTF-8"),
     "half of a surrogate pair": Fault(value(text=["cat1 \ud800", "\udfff"]), "'text' has half of a surrogate pair"),
     "key twice": Fault(with_key_twice, "the key '.*' occurs twice"),
     "huge text": Fault(value(text=["cat1 " * 300_000]), ACCEPTED, ALL),
-    "blank line": Fault(lambda draw, row: b" \n", ACCEPTED),
+    "blank line": Fault(lambda rng, row: b" \n", ACCEPTED),
     "zero byte": Fault(value(text=["cat1 \0 sea2"]), ACCEPTED, ("json", "parquet")),
     "number as words": Fault(value(text=["12345"]), ACCEPTED, ("json", "parquet")),
     "another column": Fault(value(other=["x", 5]), ACCEPTED),
 }
 
 
-def write_rows(path: Path, rows: list[Spoilt]) -> None:
-    """In the format of the file's ending. Bytes are for JSON only."""
+def write_rows(path: Path, rows: list[BadRow]) -> None:
+    """Writes rows in the format that the file's suffix names; bytes only occur for JSON."""
     if path.suffix == ".json":
         path.write_bytes(b"".join(row if isinstance(row, bytes) else line_of(row) for row in rows))
         return
@@ -131,24 +131,26 @@ def write_rows(path: Path, rows: list[Spoilt]) -> None:
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def rows(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """Every fault in turn; task, split, format and row at random."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, without=without)
+def rows(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+    """Injects every fault in turn, in a random task, split, format and row."""
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, without=without)
         for number in range(count):
             name = list(FAULTS)[number % len(FAULTS)]
-            fault, way = FAULTS[name], Way(draw.choice((1, 2)))
-            task, split, kind = draw.choice(fault.tasks), draw.choice(fault.splits), draw.choice(fault.formats)
+            fault, config = FAULTS[name], LaunchConfig(rng.choice((1, 2)))
+            task, split, kind = rng.choice(fault.tasks), rng.choice(fault.splits), rng.choice(fault.formats)
             good = read_rows(folder / "data" / f"{task}.{split}.json")
-            place = draw.randrange(1, len(good))  # the first one says what the others should be
+            place = rng.randrange(1, len(good))  # the types of the first row are those that the others must have
             path = folder / f"bad {number}.{kind}"
-            write_rows(path, [*good[:place], fault.spoil(draw, good[place]), *good[place + 1 :]])
+            write_rows(path, [*good[:place], fault.corrupt(rng, good[place]), *good[place + 1 :]])
             overrides = (f"tasks.{task}.path={kind}", *files_of(runs, task, split, path), *fault.overrides, "--plan")
-            said = re.escape(f"error: tasks.{task}: {split} row {place} (from 0): ") + f"({fault.says})"
-            wrong = refused(runs, Way(way.world_size, overrides), said if fault.says else ACCEPTED)
-            wrong = wrong or ("" if SKIP not in overrides else left_out(runs, overrides, split, len(good)))
-            where = f"tasks.{task}: {split} row {place}, {kind}, {way}"
-            yield Outcome(name, where, wrong or fault.says or "accepted", not wrong)
+            expected = re.escape(f"error: tasks.{task}: {split} row {place} (from 0): ") + f"({fault.message})"
+            problem = check_refusal(
+                runs, LaunchConfig(config.world_size, overrides), expected if fault.message else ACCEPTED
+            )
+            problem = problem or ("" if SKIP not in overrides else check_left_out(runs, overrides, split, len(good)))
+            where = f"tasks.{task}: {split} row {place}, {kind}, {config}"
+            yield Outcome(name, where, problem or fault.message or "accepted", not problem)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -156,7 +158,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def files_of(runs: Runs, task: str, split: str, path: Path) -> list[str]:
-    """Overrides that name the bad file, and the other split in the same format."""
+    """Returns overrides with the bad file for `split` and a good file of the same format for the other split."""
     other = "test" if split == "train" else "train"
     good = runs.folder / f"{task}.{other}{path.suffix}"
     if not good.exists():
@@ -164,9 +166,9 @@ def files_of(runs: Runs, task: str, split: str, path: Path) -> list[str]:
     return [f"tasks.{task}.data_files.{split}={path}", f"tasks.{task}.data_files.{other}={good}"]
 
 
-def refused(runs: Runs, way: Way, said: str) -> str:
-    """What is wrong with the end of a run: its exit code, its words, that it hangs; "" if nothing is."""
-    job = runs.start(way, "run")
+def check_refusal(runs: Runs, config: LaunchConfig, expected: str) -> str:
+    """Describes a wrong exit code, a wrong message or a hang of a run; "" if it ends as expected."""
+    job = runs.start(config, "run")
     try:
         first = job.first_end(60)
         if first is not None and first[1] != 0:
@@ -174,23 +176,23 @@ def refused(runs: Runs, way: Way, said: str) -> str:
         codes = job.wait(30)
     except TimeoutError as error:
         return f"hangs: {error}"
-    output = "\n".join(map(job.output, range(way.world_size)))
-    if not said:
+    output = "\n".join(map(job.output, range(config.world_size)))
+    if not expected:
         return "" if set(codes) == {0} else f"exit codes {codes}: {output}"
-    # A rank that was not yet at its end goes by the signal.
+    # A rank that has not ended by itself is ended by the signal.
     right = codes[0] == 2 and set(codes) <= {2, -signal.SIGTERM}
     lines = [line for line in output.splitlines() if line.startswith("error:")]
-    if right and len(lines) == 1 and re.fullmatch(said, lines[0]):
+    if right and len(lines) == 1 and re.fullmatch(expected, lines[0]):
         return ""
     return f"exit codes {codes}: {output}"
 
 
-def left_out(runs: Runs, overrides: tuple[str, ...], split: str, total: int) -> str:
-    """Whether a run says what it leaves out; "" if so."""
-    job = runs.start(Way(1, overrides), "run")
+def check_left_out(runs: Runs, overrides: tuple[str, ...], split: str, total: int) -> str:
+    """Describes a missing message about rows that are left out; "" if the run prints it."""
+    job = runs.start(LaunchConfig(1, overrides), "run")
     job.wait()
-    words = f"1 of {total} {split} rows have no text and are left out"
-    return "" if words in job.output() else f"does not say: {words}"
+    message = f"1 of {total} {split} rows have no text and are left out"
+    return "" if message in job.output() else f"does not print: {message}"
 
 
 ROWS = Campaign(200, rows)

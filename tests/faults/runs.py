@@ -1,4 +1,4 @@
-"""The run that campaigns disturb, in several ways to launch it, and when two runs of it count as equal."""
+"""The run that campaigns inject faults into, the ways to launch it, and the comparison of two such runs."""
 
 import json
 import time
@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.faults.fork_server import ForkServer, Hook, Job
 from tests.faults.points import count_calls
-from tests.faults.zygote import Hook, Job, Zygote
 from tests.utils.in_process import metrics_of
 from tests.utils.tiny import tiny_recipe_file
 
@@ -18,12 +18,12 @@ DONE = "summary.json"
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a run is launched."""
+class LaunchConfig:
+    """Number of processes, recipe overrides and engine of a launch."""
 
     world_size: int = 1
     overrides: tuple[str, ...] = ()
-    """Of the recipe; with another `micro_batch_size` there are more micro-steps."""
+    """Overrides of the recipe; a smaller `micro_batch_size` means more micro-steps."""
     engine: str = "data parallel"
 
     def __str__(self) -> str:
@@ -31,78 +31,92 @@ class Way:
         return " ".join([f"{self.world_size}p{engine}", *self.overrides])
 
 
-CUT = ("micro_batch_size=3",)
-WAYS = (Way(1), Way(2, CUT), Way(3), Way(1, CUT), Way(2))
-"""With accumulation and without it; on three processes the order of a sum begins to matter.
+SMALL_MICRO_BATCHES = ("micro_batch_size=3",)
+LAUNCH_CONFIGS = (
+    LaunchConfig(1),
+    LaunchConfig(2, SMALL_MICRO_BATCHES),
+    LaunchConfig(3),
+    LaunchConfig(1, SMALL_MICRO_BATCHES),
+    LaunchConfig(2),
+)
+"""Launches with and without gradient accumulation; from three processes on, the order of a sum matters.
 
-Each is a run of its own: dropout depends on the cut.
+Each has a reference run of its own, because dropout depends on the partition of the batch.
 """
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The uninterrupted run."""
+    """Results of the uninterrupted run."""
 
     digest: str
     steps: list[dict[str, Any]]
-    """The lines of its training steps."""
+    """Metrics lines of the training steps."""
     seconds: float
     calls: Mapping[str, int]
-    """How often it came to each of POINTS."""
+    """Number of calls at each of POINTS."""
 
 
 class Runs:
-    """Starts the runs of one recipe, in a folder with all that they need and leave."""
+    """Starts the runs of one recipe, in a folder with all files that they read and write."""
 
     def __init__(
-        self, zygote: Zygote, folder: Path, *overrides: str, steps: int = 8, without: Hook | None = None
+        self, fork_server: ForkServer, folder: Path, *overrides: str, steps: int = 8, without: Hook | None = None
     ) -> None:
-        """Three phases of `steps` steps each. `without` takes a mechanism out of every run, for a negative control."""
-        self.zygote = zygote
+        """The recipe has three phases of `steps` steps; `without` disables a mechanism in all runs, as a control."""
+        self.fork_server = fork_server
         self.folder = folder
         self.recipe = faults_recipe_file(folder, steps)
         self._overrides = overrides
         self._without = without
-        self._references: dict[Way, Reference] = {}
+        self._references: dict[LaunchConfig, Reference] = {}
 
-    def start(self, way: Way, name: str, hook: Hook | None = None, *overrides: str, **environment: str) -> Job:
-        """Starts the run whose folder is `name`, or goes on with it: the arguments are the same."""
-        arguments = [*self.arguments(way, name), *overrides]
+    def start(
+        self, config: LaunchConfig, name: str, hook: Hook | None = None, *overrides: str, **environment: str
+    ) -> Job:
+        """Starts the run in the folder `name`, or resumes it, since the arguments are the same."""
+        arguments = [*self.arguments(config, name), *overrides]
         hooks = both(self._without, hook)
-        return self.zygote.start(arguments, way.world_size, way.engine, hooks, environment)
+        return self.fork_server.start(arguments, config.world_size, config.engine, hooks, environment)
 
-    def arguments(self, way: Way, name: str) -> list[str]:
-        return ["--config", str(self.recipe), f"output_dir={self.folder / name}", *self._overrides, *way.overrides]
+    def arguments(self, config: LaunchConfig, name: str) -> list[str]:
+        return [
+            "--config",
+            str(self.recipe),
+            f"output_dir={self.folder / name}",
+            *self._overrides,
+            *config.overrides,
+        ]
 
-    def finish(self, way: Way, name: str, hook: Hook | None = None) -> None:
-        """As `start`, and waits for its end. Raises AssertionError with what it printed where it fails."""
-        job = self.start(way, name, hook)
+    def finish(self, config: LaunchConfig, name: str, hook: Hook | None = None) -> None:
+        """Starts or resumes a run and waits for its end; raises AssertionError with its output if it fails."""
+        job = self.start(config, name, hook)
         codes = job.wait()
-        assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(way.world_size)))
+        assert set(codes) == {0}, f"exit codes {codes}\n" + "\n".join(map(job.output, range(config.world_size)))
 
-    def reference(self, way: Way) -> Reference:
-        """The uninterrupted run, made when it is asked for first."""
-        if way not in self._references:
-            name, calls = f"reference {way}", self.folder / f"calls {way}.json"
+    def reference(self, config: LaunchConfig) -> Reference:
+        """Returns the results of the uninterrupted run, which is carried out at the first call."""
+        if config not in self._references:
+            name, calls = f"reference {config}", self.folder / f"calls {config}.json"
             began = time.monotonic()
-            self.finish(way, name, partial(count_calls, calls))
+            self.finish(config, name, partial(count_calls, calls))
             seconds = time.monotonic() - began
             steps = steps_of(self.folder / name)
-            self._references[way] = Reference(
+            self._references[config] = Reference(
                 digest_of(self.folder / name), steps, seconds, json.loads(calls.read_text(encoding="utf-8"))
             )
-        return self._references[way]
+        return self._references[config]
 
-    def difference(self, way: Way, name: str) -> str:
-        """What is not as in the uninterrupted run, of the final state and each training step; "" if nothing is."""
-        folder, reference = self.folder / name, self.reference(way)
+    def difference(self, config: LaunchConfig, name: str) -> str:
+        """Describes how training steps or the final state differ from the uninterrupted run; "" if they do not."""
+        folder, reference = self.folder / name, self.reference(config)
         if difference := first_difference(steps_of(folder), reference.steps):
             return difference
         return "" if digest_of(folder) == reference.digest else "the final state differs"
 
 
 def both(first: Hook | None, second: Hook | None) -> Hook | None:
-    """One hook for two, of which either may be missing."""
+    """Combines two hooks, of which either may be None, into one."""
     return partial(_in_turn, first, second) if first is not None and second is not None else first or second
 
 
@@ -112,7 +126,7 @@ def _in_turn(*hooks: Hook) -> None:
 
 
 def first_difference(steps: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> str:
-    """The first line that differs; every step once, and none missing."""
+    """Describes the first line that differs, or steps that are missing or repeated; "" if there are none."""
     numbers, wanted = ([line["step"] for line in lines] for lines in (steps, expected))
     if numbers != wanted:
         return f"steps {numbers}"
@@ -124,17 +138,17 @@ def first_difference(steps: Sequence[Mapping[str, Any]], expected: Sequence[Mapp
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of training steps, without how fast they were."""
+    """Returns the metrics lines of training steps, without their timings."""
     return [line for line in metrics_of(folder) if "train/loss" in line]
 
 
 def digest_of(folder: Path) -> str:
-    """SHA-256 of the final state."""
+    """Returns the SHA-256 of the final state."""
     return json.loads((folder / DONE).read_text(encoding="utf-8"))["state_sha256"]
 
 
 def faults_recipe_file(folder: Path, steps: int) -> Path:
-    """The tiny recipe with dropout, checkpoints between phase ends and three phases of `steps` steps."""
+    """Writes the tiny recipe with dropout, checkpoints also within phases, and three phases of `steps` steps."""
     path = tiny_recipe_file(folder)
     recipe = json.loads(path.read_text(encoding="utf-8"))
     recipe["model"] |= {"dropout": 0.1, "encoder_dropout": 0.1}

@@ -1,4 +1,4 @@
-"""Campaign `kill_in_save`: the run dies while it writes, renames or prunes checkpoints."""
+"""Campaign `kill_in_save`: the run is killed while it writes, renames or prunes checkpoints."""
 
 import functools
 import json
@@ -19,32 +19,35 @@ from torch import Tensor
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint import tensor_io
 from tests.faults.campaign import Campaign, Outcome
-from tests.faults.killing import finished, outcome_of
+from tests.faults.fork_server import ForkServer, Hook
+from tests.faults.killing import finish_and_compare, outcome_of
 from tests.faults.points import kill_job
-from tests.faults.runs import WAYS, Runs, Way
-from tests.faults.zygote import Hook, Zygote
+from tests.faults.runs import LAUNCH_CONFIGS, LaunchConfig, Runs
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
-"""What Python says to an audit hook before it does it to a file."""
+"""Audit events of file operations, which Python raises before the operation."""
 
 
 @dataclass
 class Save:
-    """One call of `checkpoint.save`, as rank 0 goes through it."""
+    """File operations of one call of `checkpoint.save` on rank 0."""
 
     operations: list[str] = field(default_factory=list)
-    """In order, of OPERATIONS."""
+    """Names of OPERATIONS in the order in which they took place."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each file of the checkpoint, when it is done."""
+    """Size in bytes of each file of the finished checkpoint."""
 
 
-Begun = Callable[[int, Save, str], None]
-"""Told before an operation of the number of the save, from 0, of what it has done with this one, and of the name of
-the file that is written from now on, or ""."""
+BeforeOperation = Callable[[int, Save, str], None]
+"""Callback before an operation.
+
+Gets the number of the save, from 0, its operations including this one, and the name of the file that this operation
+opens for writing, or "".
+"""
 
 
-def watch_saves(begun: Begun, done: Callable[[list[Save]], None] = lambda saves: None) -> None:
-    """Tells of each operation in a save, and of all saves so far when one is done."""
+def watch_saves(before: BeforeOperation, done: Callable[[list[Save]], None] = lambda saves: None) -> None:
+    """Calls `before` before each file operation of a save, and `done` with all saves so far after each save."""
     saves: list[Save] = []
     inside = False
     save = checkpoint.save
@@ -52,7 +55,7 @@ def watch_saves(begun: Begun, done: Callable[[list[Save]], None] = lambda saves:
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if inside and event in OPERATIONS:
             saves[-1].operations.append(event)
-            begun(len(saves) - 1, saves[-1], _name_to_write(event, arguments))
+            before(len(saves) - 1, saves[-1], _name_to_write(event, arguments))
 
     @functools.wraps(save)
     def watched_save(*arguments: Any, **named: Any) -> Any:
@@ -78,7 +81,7 @@ def _name_to_write(event: str, arguments: tuple[Any, ...]) -> str:
 
 
 def list_saves(file: Path) -> None:
-    """A hook: writes to `file`, as JSON, what each save of the run did."""
+    """Hook: writes to `file`, as JSON, the operations of each save of the run."""
 
     def done(saves: list[Save]) -> None:
         file.write_text(json.dumps([vars(save) for save in saves]), encoding="utf-8")
@@ -87,19 +90,20 @@ def list_saves(file: Path) -> None:
 
 
 def kill_before_operation(number: int, operation: int) -> None:
-    """A hook: kills the job before the operation, from 1, of the save with this number, from 0."""
+    """Hook: kills the job before operation `operation`, counted from 1, of save `number`, counted from 0."""
 
-    def begun(at: int, save: Save, name: str) -> None:
+    def before(at: int, save: Save, name: str) -> None:
         if (at, len(save.operations)) == (number, operation):
             kill_job()
 
-    watch_saves(begun)
+    watch_saves(before)
 
 
 def die_at_byte(number: int, file: str, byte: int) -> None:
-    """A hook: the kernel ends the process in the write that would take `file` beyond so many bytes.
+    """Hook: the kernel kills the process in the write that would make `file` larger than `byte` bytes.
 
-    `save_file` gives its file the full size before it writes, so it would die with nothing written.
+    `save_file` of safetensors sets the full file size before it writes, so it would be killed with nothing written; it
+    is replaced by a function that writes from the start to the end.
     """
 
     def save_in_order(
@@ -107,57 +111,57 @@ def die_at_byte(number: int, file: str, byte: int) -> None:
     ) -> None:
         Path(filename).write_bytes(serialized(tensors, metadata))
 
-    def begun(at: int, save: Save, name: str) -> None:
+    def before(at: int, save: Save, name: str) -> None:
         if (at, name) == (number, file):
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (byte, byte))
             tensor_io.save_file = save_in_order
 
-    watch_saves(begun)
+    watch_saves(before)
 
 
-def draw_death(draw: random.Random, saves: list[Save]) -> tuple[str, Hook]:
-    """At any byte of any file in half of the cases, else before any operation; in any save."""
-    number = draw.randrange(len(saves))
+def draw_kill_in_save(rng: random.Random, saves: list[Save]) -> tuple[str, Hook]:
+    """Draws a kill in any save, at any byte of any file in half of the cases, else before any operation."""
+    number = rng.randrange(len(saves))
     save = saves[number]
-    if draw.random() < 0.5:
-        # Each file as often as every other: the small ones matter as much.
-        file = draw.choice(sorted(save.sizes))
-        byte = draw.randrange(save.sizes[file])
+    if rng.random() < 0.5:
+        # Every file is equally likely, because the small ones matter as much as the large ones.
+        file = rng.choice(sorted(save.sizes))
+        byte = rng.randrange(save.sizes[file])
         return f"save {number}, byte {byte} of {file}", partial(die_at_byte, number, file, byte)
-    operation = draw.randint(1, len(save.operations))
-    words = f"save {number}, before operation {operation}: {save.operations[operation - 1]}"
-    return words, partial(kill_before_operation, number, operation)
+    operation = rng.randint(1, len(save.operations))
+    description = f"save {number}, before operation {operation}: {save.operations[operation - 1]}"
+    return description, partial(kill_before_operation, number, operation)
 
 
-def died(runs: Runs, way: Way, name: str, hook: Hook) -> bool:
-    """Starts a run that `hook` ends; whether it did."""
-    job = runs.start(way, name, hook)
+def start_and_die(runs: Runs, config: LaunchConfig, name: str, hook: Hook) -> bool:
+    """Starts a run that `hook` kills; returns whether it was killed."""
+    job = runs.start(config, name, hook)
     end = job.first_end()
     job.kill()
     job.wait()
     return end is None or end[1] in (-signal.SIGXFSZ, -signal.SIGKILL)
 
 
-def saves_of(runs: Runs, way: Way) -> list[Save]:
-    """What the saves of an uninterrupted run do."""
-    file = runs.folder / f"saves {way}.json"
+def saves_of(runs: Runs, config: LaunchConfig) -> list[Save]:
+    """Returns the saves of an uninterrupted run."""
+    file = runs.folder / f"saves {config}.json"
     if not file.exists():
-        runs.finish(way, f"saves {way}", partial(list_saves, file))
+        runs.finish(config, f"saves {config}", partial(list_saves, file))
     return [Save(**save) for save in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def kill_in_save(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """Each time the run goes on by itself, to the equal state."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, without=without)
+def kill_in_save(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+    """After each kill the run must resume without help and end with the same state."""
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, without=without)
         for number in range(count):
-            way, name = WAYS[number % len(WAYS)], f"run {number}"
-            words, hook = draw_death(draw, saves_of(runs, way))
-            wrong = "" if died(runs, way, name, hook) else "it was not killed"
-            wrong = wrong or finished(runs, way, name)
-            yield outcome_of(runs, f"kill in a save, {way}", words, name, wrong)
+            config, name = LAUNCH_CONFIGS[number % len(LAUNCH_CONFIGS)], f"run {number}"
+            description, hook = draw_kill_in_save(rng, saves_of(runs, config))
+            problem = "" if start_and_die(runs, config, name, hook) else "it was not killed"
+            problem = problem or finish_and_compare(runs, config, name)
+            yield outcome_of(runs, f"kill in a save, {config}", description, name, problem)
 
 
 KILL_IN_SAVE = Campaign(100, kill_in_save)

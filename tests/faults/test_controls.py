@@ -1,6 +1,6 @@
-"""Negative controls: with a mechanism taken out, its campaign fails. Those of what stops a run are in test_stopping.py.
+"""Negative controls: with a mechanism disabled, its campaign fails. test_stopping.py has those of runs that stop.
 
-Each fault is one that the mechanism is for; the others of a campaign may well pass without it.
+Each test injects only faults that the mechanism protects from; other faults of the campaign may pass without it.
 """
 
 import random
@@ -12,53 +12,53 @@ import pytest
 import yaml
 from omegaconf import basecontainer
 
-from mtl_dist.checkpoint import format as seal
+from mtl_dist.checkpoint import format as checkpoint_format
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.models import encoder
 from mtl_dist.models import multitask as model
-from tests.faults import damage, disk, hostile, killing, ranks, rows, saving, tracking, without, worlds
+from tests.faults import corruption, disk, hostile, killing, ranks, rows, saving, tracking, without, worlds
 from tests.faults.campaign import Outcome
-from tests.faults.runs import Way
-from tests.faults.zygote import TRAIN, Hook
-from tests.utils.disks import why_not
+from tests.faults.fork_server import TRAIN, Hook
+from tests.faults.runs import LaunchConfig
+from tests.utils.disks import disks_unavailable
 
 Draw = random.Random
 
 
-def the_one(outcomes: list[Outcome]) -> str:
-    """What became of a fault that was not withstood."""
+def only_failure(outcomes: list[Outcome]) -> str:
+    """Returns the outcome of a single fault, which must have failed."""
     (outcome,) = outcomes
     assert not outcome.passed, outcome
     return outcome.outcome
 
 
-def test_without_comparing_hashes_damage_goes_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seal, "_check_content", lambda folder, name, expected, sha256: None)
-    assert [one for one in damage.run(Draw(1), tmp_path, 21) if not one.passed] != []
+def test_without_comparing_hashes_corruption_is_not_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_format, "_check_content", lambda folder, name, expected, sha256: None)
+    assert [one for one in corruption.run(Draw(1), tmp_path, 21) if not one.passed] != []
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_without_a_temporary_folder_a_full_disk_leaves_half_a_checkpoint(
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
+def test_without_a_temporary_folder_a_full_disk_leaves_a_partial_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "save", without.save_in_place)
     monkeypatch.setattr(disk, "ON_ERROR", ("stop",))
-    assert "No space left on device" in the_one(list(disk.disks(Draw(1), tmp_path, 1)))
+    assert "No space left on device" in only_failure(list(disk.disks(Draw(1), tmp_path, 1)))
 
 
 @pytest.mark.parametrize(
     ("fault", "owner", "name", "instead"),
     [
         (hostile.pickle_in_a_checkpoint, checkpoint, "verify", lambda folder, step, *sha256: {}),
-        (hostile.header, seal, "_tensors", lambda folder, name: {}),
+        (hostile.header, checkpoint_format, "_tensors", lambda folder, name: {}),
         (hostile.path_in_a_manifest, checkpoint, "verify", lambda folder, step, *sha256: {}),
-        (hostile.link, seal, "_check_names", lambda folder: None),
+        (hostile.link, checkpoint_format, "_check_names", lambda folder: None),
         (hostile.yaml_tag, basecontainer, "get_yaml_loader", lambda: yaml.UnsafeLoader),
         (hostile.model_folder, encoder, "has_remote_code", lambda config: False),
         (hostile.model_folder, model, "has_remote_code", lambda config: False),
     ],
 )
-def test_without_a_refusal_hostile_files_are_taken(
+def test_without_the_check_hostile_files_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: hostile.Fault, owner: object, name: str, instead: object
 ) -> None:
     monkeypatch.setattr(hostile, "FAULTS", (fault,))
@@ -69,15 +69,15 @@ def test_without_a_refusal_hostile_files_are_taken(
 @pytest.mark.parametrize(
     ("campaign", "seed", "hook", "outcome"),
     [
-        # A byte of the weights, of which what is there would be used.
-        (saving.kill_in_save, 13, without.care, "exit codes [1]"),
-        (killing.thirty_kills, 1, without.moments, "step "),
-        (killing.thirty_kills, 1, without.trimming, "steps [1, 2, "),
+        # Killed at a byte of the weights file, whose incomplete content would be loaded.
+        (saving.kill_in_save, 13, without.safe_saving, "exit codes [1]"),
+        (killing.thirty_kills, 1, without.optimizer_state, "step "),
+        (killing.thirty_kills, 1, without.trimming_metrics, "steps [1, 2, "),
         (killing.repeat, 1, without.fixed_seeds, "step 1: "),
-        (worlds.world_sizes, 1, without.moments, "step "),
+        (worlds.world_sizes, 1, without.optimizer_state, "step "),
     ],
 )
-def test_without_it_a_run_does_not_go_on_as_it_was(
+def test_without_the_mechanism_a_resumed_run_differs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     campaign: Callable[..., Any],
@@ -87,36 +87,40 @@ def test_without_it_a_run_does_not_go_on_as_it_was(
 ) -> None:
     monkeypatch.setattr(killing, "KILLS", 3)
     monkeypatch.setattr(killing, "PHASE_STEPS", 8)
-    monkeypatch.setattr(killing, "REPEATED", (Way(1),))
+    monkeypatch.setattr(killing, "REPEATED", (LaunchConfig(1),))
     monkeypatch.setattr(worlds, "between_engines", list)
     monkeypatch.setattr(
-        worlds, "between_sizes", lambda: [worlds.Move(Way(1, worlds.FLOAT64), Way(2, worlds.FLOAT64), 1)]
+        worlds,
+        "between_sizes",
+        lambda: [worlds.Move(LaunchConfig(1, worlds.FLOAT64), LaunchConfig(2, worlds.FLOAT64), 1)],
     )
-    assert the_one(list(campaign(Draw(seed), tmp_path, 1, hook))).startswith(outcome)
+    assert only_failure(list(campaign(Draw(seed), tmp_path, 1, hook))).startswith(outcome)
 
 
-def test_without_moments_a_rank_that_is_killed_changes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optimizer_state_a_killed_rank_changes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         "import runpy\n"
         "from tests.faults import without\n"
-        "without.moments()\n"
+        "without.optimizer_state()\n"
         f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n"
     )
     monkeypatch.setattr(ranks, "TRAIN", script)
-    assert the_one(list(ranks.kill_rank(Draw(1), tmp_path, 1))).startswith("step ")
+    assert only_failure(list(ranks.kill_rank(Draw(1), tmp_path, 1))).startswith("step ")
 
 
 @pytest.mark.parametrize(
     ("fault", "hook"), [("empty text", without.refusing_rows), ("truncated line", without.finding_rows)]
 )
-def test_without_a_look_at_the_rows_a_bad_one_is_not_named(
+def test_without_row_validation_a_bad_row_is_not_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, hook: Hook
 ) -> None:
     monkeypatch.setattr(rows, "FAULTS", {fault: rows.FAULTS[fault]})
-    assert the_one(list(rows.rows(Draw(1), tmp_path, 1, hook))).startswith("exit codes")
+    assert only_failure(list(rows.rows(Draw(1), tmp_path, 1, hook))).startswith("exit codes")
 
 
-def test_without_a_guard_a_failure_of_wandb_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_guarding_trackers_a_wandb_failure_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracking, "FAULTS", {"service killed": tracking.FAULTS["service killed"]})
-    assert the_one(list(tracking.wandb(Draw(1), tmp_path, 1, without.guarding))).startswith("exit codes")
+    assert only_failure(list(tracking.wandb(Draw(1), tmp_path, 1, without.guarding_trackers))).startswith("exit codes")

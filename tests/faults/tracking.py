@@ -1,4 +1,4 @@
-"""Campaign `wandb`: whatever becomes of W&B, the run is the same, ends with 0 and has every figure in metrics.jsonl."""
+"""Campaign `wandb`: whatever fails in W&B, the run has the same bits, exit code 0 and all metrics in metrics.jsonl."""
 
 import functools
 import random
@@ -16,30 +16,30 @@ from mtl_dist.tracking import tracker as tracking
 from mtl_dist.tracking import wandb_backend as wandb_run
 from mtl_dist.tracking.tables import FinalTables
 from tests.faults.campaign import Campaign, Outcome
+from tests.faults.fork_server import TIMEOUT, ForkServer, Hook
 from tests.faults.killing import outcome_of
-from tests.faults.runs import Runs, Way
+from tests.faults.runs import LaunchConfig, Runs
 from tests.faults.wandb_server import Server, closed_port
-from tests.faults.zygote import TIMEOUT, Hook, Zygote
 
 SECONDS = 8.0
-"""A run here waits so long for W&B, at its start and at its end."""
+"""Seconds that a run waits for W&B at its start and at its end."""
 KEY = "0" * 40
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of W&B."""
+    """One way in which W&B fails."""
 
     server: Callable[[], Server | None]
-    """None where nobody listens."""
+    """Starts the server; returns None if nothing listens at its address."""
     mid_run: Callable[[Server], None] | None = None
-    """Done to the server in the middle of the run, once it has taken figures."""
+    """Applied to the server in the middle of the run, once it has received metrics."""
     key: str = KEY
     hook: Callable[[int], Hook] | None = None
-    """In the run, by the number of the line at which it strikes."""
+    """Returns a hook that injects the fault into the run at the metrics line with this number."""
 
 
-def go_mute(server: Server) -> None:
+def stop_answering(server: Server) -> None:
     server.mute = True
 
 
@@ -51,14 +51,14 @@ def refuse_key(server: Server) -> None:
     server.status = 401
 
 
-def hurry() -> None:
-    """A hook: the run's patience with W&B is short."""
+def shorten_timeouts() -> None:
+    """Hook: the run waits only SECONDS for W&B."""
     wandb_run.WANDB_START_SECONDS = wandb_run.WANDB_FINISH_SECONDS = SECONDS
 
 
 def at_line(line: int, action: Hook) -> None:
-    """A hook: `action` before the line of this number, from 1, is logged."""
-    hurry()
+    """Hook: calls `action` before line number `line`, counted from 1, is logged."""
+    shorten_timeouts()
     log, lines = tracking.Tracker.log, 0
 
     @functools.wraps(log)
@@ -79,7 +79,7 @@ def at_line(line: int, action: Hook) -> None:
 
 
 def kill_service() -> None:
-    """Ends the process that W&B starts beside a run."""
+    """Kills the service process that W&B starts for a run."""
     found = [child for child in psutil.Process().children(recursive=True) if "wandb-core" in " ".join(child.cmdline())]
     assert found, "W&B has no process of its own"
     for child in found:
@@ -87,10 +87,10 @@ def kill_service() -> None:
         child.wait()
 
 
-def wait_in_the_middle(reached: Path, go_on: Path) -> None:
-    """Until the driver has done its part."""
+def wait_in_the_middle(reached: Path, injected: Path) -> None:
+    """Waits, after creating `reached`, until the driver has injected its fault and created `injected`."""
     reached.touch()
-    while not go_on.exists():
+    while not injected.exists():
         time.sleep(0.01)
 
 
@@ -107,66 +107,66 @@ FAULTS = {
     "answers slowly": Fault(partial(Server, delay=1.0)),
     "refuses the key": Fault(partial(Server, status=401)),
     "fails": Fault(partial(Server, status=500)),
-    "goes mute": Fault(Server, go_mute),
+    "goes mute": Fault(Server, stop_answering),
     "begins to fail": Fault(Server, fail),
     "withdraws the key": Fault(Server, refuse_key),
 }
 
 
-def wandb(draw: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
-    """Every fault in turn, mid-run ones at a random line, on one process and two."""
-    with Zygote(folder / "logs") as zygote:
-        runs = Runs(zygote, folder, without=without)
+def wandb(rng: random.Random, folder: Path, count: int, without: Hook | None = None) -> Iterator[Outcome]:
+    """Injects every fault in turn, those in mid-run at a random line, on one process and on two."""
+    with ForkServer(folder / "logs") as fork_server:
+        runs = Runs(fork_server, folder, without=without)
         for number in range(count):
             name = list(FAULTS)[number % len(FAULTS)]
             fault = FAULTS[name]
-            way, line = Way(draw.choice((1, 2))), draw.randint(2, 24)
-            wrong = tracked(runs, way, f"run {number}", fault, line)
+            config, line = LaunchConfig(rng.choice((1, 2))), rng.randint(2, 24)
+            problem = run_with_fault(runs, config, f"run {number}", fault, line)
             where = f"line {line}" if fault.mid_run or fault.hook else "from the start"
-            yield outcome_of(runs, f"{name}, {way}", where, f"run {number}", wrong)
+            yield outcome_of(runs, f"{name}, {config}", where, f"run {number}", problem)
 
 
-def tracked(runs: Runs, way: Way, name: str, fault: Fault, line: int) -> str:
-    """A run with W&B at fault; what is wrong with it, or ""."""
-    reached, go_on = runs.folder / f"{name} reached", runs.folder / f"{name} goes on"
+def run_with_fault(runs: Runs, config: LaunchConfig, name: str, fault: Fault, line: int) -> str:
+    """Carries out a run with the fault; describes what is wrong with the run, "" if nothing is."""
+    reached, injected = runs.folder / f"{name} reached", runs.folder / f"{name} injected"
     with _serving(fault) as server:
         url = server.url if server is not None else f"http://127.0.0.1:{closed_port()}"
         environment = {"WANDB_MODE": "online", "WANDB_API_KEY": fault.key, "WANDB_BASE_URL": url}
-        hook = _hook(fault, line, reached, go_on)
-        job = runs.start(way, name, hook, "tracking.wandb=true", **environment)
+        hook = _hook(fault, line, reached, injected)
+        job = runs.start(config, name, hook, "tracking.wandb=true", **environment)
         try:
             if fault.mid_run is not None and server is not None:
                 _wait_for(lambda: reached.exists() and server.streamed > 0)
                 fault.mid_run(server)
-                go_on.touch()
+                injected.touch()
             codes = job.wait()
         except TimeoutError as error:
             job.kill()
             return f"hangs: {error}: {job.output()}"
     if set(codes) != {0}:
         return f"exit codes {codes}: {job.output()}"
-    return _left_of(url) or runs.difference(way, name)
+    return _find_leftovers(url) or runs.difference(config, name)
 
 
-def _hook(fault: Fault, line: int, reached: Path, go_on: Path) -> Hook:
+def _hook(fault: Fault, line: int, reached: Path, injected: Path) -> Hook:
     if fault.hook is not None:
         return fault.hook(line)
     if fault.mid_run is not None:
-        return partial(at_line, line, partial(wait_in_the_middle, reached, go_on))
-    return hurry
+        return partial(at_line, line, partial(wait_in_the_middle, reached, injected))
+    return shorten_timeouts
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
-    """Raises TimeoutError where it does not come true while a run may take its time."""
+    """Waits until `condition` is true; raises TimeoutError after the time limit of a run."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError("the run has not come to its middle, or W&B has sent nothing")
+            raise TimeoutError("the run has not reached the line, or W&B has sent nothing")
         time.sleep(0.01)
 
 
-def _left_of(url: str) -> str:
-    """W&B's own processes that a run with this server has left behind, a little later."""
+def _find_leftovers(url: str) -> str:
+    """Describes processes of W&B that still exist after the run with this server; "" if all end in time."""
     deadline = time.monotonic() + TIMEOUT
     while found := [one for one in psutil.process_iter() if _environment(one).get("WANDB_BASE_URL") == url]:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""As much of a W&B server as a run needs, on the loopback address, with ways to fail."""
+"""Minimal W&B server for a run, on the loopback address, that can be made to fail."""
 
 import json
 import socket
@@ -33,7 +33,7 @@ ANSWER = {
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every request alike, for as long as it is asked to."""
+    """Answers every request in the same way until it is cut off."""
 
     daemon_threads = True
     block_on_close = False
@@ -43,11 +43,11 @@ class Server(ThreadingHTTPServer):
         self.status = status
         self.delay = delay
         self.mute = mute
-        """Takes requests and never answers them."""
+        """Whether requests are accepted but never answered."""
         self.gone = False
-        """Drops the connections that there are."""
+        """Whether the server is cut off and drops open connections."""
         self.streamed = 0
-        """StopSignals with figures of a run, so far."""
+        """Number of requests with metrics of a run so far."""
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
@@ -55,7 +55,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def cut_off(self) -> None:
-        """Nobody listens from now on."""
+        """Stops listening and drops open connections."""
         self.gone = True
         self.shutdown()
         self.server_close()
@@ -91,11 +91,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is said of a request."""
+        """Prints nothing about a request."""
 
 
 def closed_port() -> int:
-    """A port at which nobody listens."""
+    """Returns a port at which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Hooks of negative controls: each takes a mechanism out of a run, so that its campaign must fail."""
+"""Hooks for negative controls: each disables one mechanism of a run, so that its campaign must fail."""
 
 import json
 import random
@@ -22,29 +22,31 @@ from tests.utils.checkpoints import renew_manifest
 Tensors = Mapping[str, Tensor]
 
 
-def moments() -> None:
-    """A run that goes on has its weights only."""
+def optimizer_state() -> None:
+    """A resumed run loads the weights but no optimizer state."""
     load = checkpoint.load
 
-    def forgetful(checkpoint: checkpoint.Checkpoint, like: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def load_weights_only(
+        checkpoint: checkpoint.Checkpoint, like: Tensors
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return load(checkpoint, like)[0], {}
 
-    checkpoint.load = forgetful
+    checkpoint.load = load_weights_only
 
 
-def trimming() -> None:
-    """A run that goes on keeps the lines of steps that it repeats."""
+def trimming_metrics() -> None:
+    """A resumed run keeps the metrics lines of steps that it repeats."""
     run_folder.trim_metrics = lambda path, step: None
 
 
-def care() -> None:
-    """Checkpoints are written in their place, and used as they are found."""
+def safe_saving() -> None:
+    """Checkpoints are written directly into their final folder and loaded without verification."""
     checkpoint.save = save_in_place
 
-    def trusting(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
+    def read_unverified(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
         return json.loads((folder / format.STATE).read_text(encoding="utf-8"))
 
-    checkpoint.verify = trusting
+    checkpoint.verify = read_unverified
 
 
 def save_in_place(
@@ -55,7 +57,7 @@ def save_in_place(
     state: Mapping[str, Any],
     config: CheckpointConfig,
 ) -> Path:
-    """`checkpoint.save` without its temporary folder."""
+    """Replacement of `checkpoint.save` that uses no temporary folder."""
     folder = root / format.folder_name(step)
     with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +69,12 @@ def save_in_place(
 
 
 def fixed_seeds() -> None:
-    """Dropout is drawn as it comes."""
+    """Dropout masks are not a function of seed and step."""
     trainer.dropout_seed = lambda seed, step, rank, micro_step: random.SystemRandom().getrandbits(63)
 
 
-def guarding() -> None:
-    """What W&B raises is the run's."""
+def guarding_trackers() -> None:
+    """An error raised by W&B is an error of the run."""
 
     def unguarded(self: Tracker, name: str, action: Callable[[], object]) -> None:
         action()
@@ -81,11 +83,11 @@ def guarding() -> None:
 
 
 def refusing_rows() -> None:
-    """Rows are taken as they are."""
+    """Rows are not validated."""
     for module in (columns, labels, validation):
         module.refuse_rows = lambda location, bad, describe: None
 
 
 def finding_rows() -> None:
-    """A reader's own words on a file are all that there are."""
+    """The error of a file's reader is reported without the row that caused it."""
     diagnostics.find_faulty_line = lambda builder, pattern, columns: None

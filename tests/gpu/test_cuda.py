@@ -21,9 +21,9 @@ from mtl_dist.train_state import TrainState
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.step_result import StepResult
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
-from tests.distributed.launching import ROOT, How, launched
+from tests.distributed.launching import ROOT, LaunchOptions, launched
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
-from tests.utils.stopping import stop_in_round
+from tests.utils.stopping import stop_at_check
 from tests.utils.tiny import KINDS, tiny_encoder, tiny_recipe, tiny_recipe_file
 
 pytestmark = [
@@ -194,7 +194,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, precision: str) 
     for round_ in (2, 5, 11):
         recipe = recipe_of(f"stopped{round_}")
         with pytest.MonkeyPatch.context() as patch:
-            stop_in_round(patch, round_)
+            stop_at_check(patch, round_)
             with pytest.raises(Interrupted):
                 run_here(recipe, precision=precision, on_cpu=False)
         run_here(recipe, precision=precision, on_cpu=False)
@@ -276,7 +276,7 @@ def test_every_engine_runs_on_a_gpu(tmp_path: Path, engine: str) -> None:
 def test_the_launcher_trains_on_the_gpu(tmp_path: Path) -> None:
     """`evaluate` then reproduces the figures of the run."""
     file = tiny_recipe_file(tmp_path)
-    how: How = {"config": "gpu.yaml", "flags": ("--mixed_precision", "bf16")}
+    how: LaunchOptions = {"config": "gpu.yaml", "flags": ("--mixed_precision", "bf16")}
     launched("launch/train.py", "--config", str(file), **how)
     evaluate = [sys.executable, "-m", "mtl_dist", "evaluate", str(tmp_path / "run")]
     done = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, check=True)

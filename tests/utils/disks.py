@@ -11,7 +11,7 @@ FILL = "fill"
 """Name of the file that fills a disk."""
 
 
-def why_not() -> str | None:
+def disks_unavailable() -> str | None:
     """Reason why no disk can be mounted here, or None."""
     if os.geteuid() != 0:
         return "only root can mount a small disk"
@@ -54,9 +54,9 @@ def nearly_full(disk: Path, left: int) -> Iterator[None]:
         (disk / FILL).unlink()
 
 
-def why_no_quota() -> str | None:
+def quotas_unavailable() -> str | None:
     """Reason why no folder can have a quota here, or None."""
-    if reason := why_not():
+    if reason := disks_unavailable():
         return reason
     return None if shutil.which("mkfs.btrfs") else "there is no mkfs.btrfs (Debian: btrfs-progs)"
 

@@ -1,4 +1,4 @@
-"""Places at which a run in the test's own process is killed, each an arrangement of patches."""
+"""Simulated kills of a run in the test's own process; each function returns a function that installs the patch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,32 +12,36 @@ from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing of the run catches it."""
+    """Simulates a kill: no code of the run catches this exception."""
 
 
-def killed_before_step(step: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def arrange(patch: pytest.MonkeyPatch) -> None:
+def kill_before_step(step: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """Raises Killed before training step `step`, counted from 0."""
+
+    def install(patch: pytest.MonkeyPatch) -> None:
         training_step = LayerwiseLearningRateTrainer.training_step
 
-        def dies(self: LayerwiseLearningRateTrainer, at: int) -> StepResult:
+        def raise_killed(self: LayerwiseLearningRateTrainer, at: int) -> StepResult:
             if at == step:
                 raise Killed
             return training_step(self, at)
 
-        patch.setattr(LayerwiseLearningRateTrainer, "training_step", dies)
+        patch.setattr(LayerwiseLearningRateTrainer, "training_step", raise_killed)
 
-    return arrange
+    return install
 
 
-def killed_before_saving(step: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def arrange(patch: pytest.MonkeyPatch) -> None:
+def kill_before_saving(step: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """Raises Killed before the checkpoint after `step` steps is saved."""
+
+    def install(patch: pytest.MonkeyPatch) -> None:
         save = checkpoint.save
 
-        def dies(root: Path, at: int, *parts: Any) -> Path:
+        def raise_killed(root: Path, at: int, *parts: Any) -> Path:
             if at == step:
                 raise Killed
             return save(root, at, *parts)
 
-        patch.setattr(checkpoint, "save", dies)
+        patch.setattr(checkpoint, "save", raise_killed)
 
-    return arrange
+    return install

@@ -1,4 +1,4 @@
-"""Signals that come at a place of a run that a test chooses."""
+"""Simulated stop signals at a chosen place of a run."""
 
 import signal
 
@@ -7,14 +7,14 @@ import pytest
 from mtl_dist.distributed.preemption import StopRequest
 
 
-def stop_in_round(patch: pytest.MonkeyPatch, round_: int) -> None:
-    """Has the signal come in the n-th round of votes: after a step, or before a batch of an evaluation."""
-    rounds = 0
+def stop_at_check(patch: pytest.MonkeyPatch, check: int) -> None:
+    """Simulates SIGTERM at the n-th check for stop requests, which follow each step and precede evaluation batches."""
+    checks = 0
 
     def made(self: StopRequest) -> bool:
-        nonlocal rounds
-        rounds += 1
-        self.signal = signal.SIGTERM if rounds >= round_ else None
+        nonlocal checks
+        checks += 1
+        self.signal = signal.SIGTERM if checks >= check else None
         return self.signal is not None
 
     patch.setattr(StopRequest, "made", property(made))

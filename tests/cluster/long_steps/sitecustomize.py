@@ -1,6 +1,6 @@
-"""On PYTHONPATH, makes a run's steps long, or one of its ranks crash: what a job is cut in.
+"""Module that, on PYTHONPATH, slows down the steps of a run or makes one of its ranks crash, to interrupt jobs.
 
-Nothing else of the run changes, so it is compared with one that runs without this.
+It changes nothing else of the run, so that the run can be compared with one that runs without this module.
 """
 
 import importlib.abc
@@ -15,11 +15,11 @@ from typing import Any
 
 SECONDS = float(os.environ.get("MTL_DIST_TEST_STEP_SECONDS", "0"))
 CRASHES = os.environ.get("MTL_DIST_TEST_CRASHES", "none")
-"""The rank that does, in its second step."""
+"""Rank that crashes in its third step, or "none"."""
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the trainer as everyone does, and changes it once it is loaded."""
+    """Import hook that patches the trainer as soon as its module is loaded."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "mtl_dist.training.trainer":
@@ -30,15 +30,15 @@ class _Finder(importlib.abc.MetaPathFinder):
         loader: Any = spec.loader
         load = loader.exec_module
 
-        def load_and_change(module: ModuleType) -> None:
+        def load_and_patch(module: ModuleType) -> None:
             load(module)
-            _change(module.LayerwiseLearningRateTrainer)
+            _patch_trainer(module.LayerwiseLearningRateTrainer)
 
-        loader.exec_module = load_and_change
+        loader.exec_module = load_and_patch
         return spec
 
 
-def _change(trainer: Any) -> None:
+def _patch_trainer(trainer: Any) -> None:
     training_step = trainer.training_step
 
     def step(self: Any, at: int) -> Any:

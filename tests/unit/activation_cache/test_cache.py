@@ -11,9 +11,9 @@ from mtl_dist.checkpoint.storage import Checkpoint
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import Interrupted
 from mtl_dist.models.multitask import MultitaskTransformer
-from tests.unit.training.test_stopped_runs import stop_in_round
+from tests.unit.training.test_stopped_runs import stop_at_check
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
-from tests.utils.spoiling import spoil
+from tests.utils.nonfinite import inject_nonfinite
 from tests.utils.tiny import tiny_recipe
 
 PHASES = {
@@ -69,7 +69,7 @@ def test_a_run_that_resumes_with_an_empty_cache_has_the_same_bits(
     settings = (f"cache.budget_gb={budget}", f"cache.folder={tmp_path}")
     run_here(recipe_of(tmp_path, "whole", phases, *settings))
     with pytest.MonkeyPatch.context() as patch:
-        stop_in_round(patch, round_)
+        stop_at_check(patch, round_)
         with pytest.raises(Interrupted):
             run_here(recipe_of(tmp_path, "stopped", phases, *settings))
     run_here(recipe_of(tmp_path, "stopped", phases, *settings))
@@ -113,7 +113,7 @@ def test_after_a_rollback_no_state_of_the_lost_weights_is_read(tmp_path: Path, m
         return newest(root)
 
     monkeypatch.setattr(checkpoint, "newest", of_step_4)
-    spoil(range(8, 10), put=monkeypatch.setattr)
+    inject_nonfinite(range(8, 10), put=monkeypatch.setattr)
     common = ("model.dtype=float64", "checkpoint.every_steps=4", "checkpoint.keep=9", "optimizer.max_nonfinite_steps=2")
     for mode in ("always", "never"):
         run_here(recipe_of(tmp_path, mode, "up again", *common, f"cache.mode={mode}"))

@@ -18,7 +18,7 @@ from mtl_dist.data.token_cache import entry_name, make_root, open_entry, write_e
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledTask, check_rows
 from mtl_dist.errors import UserError
-from tests.utils.disks import nearly_full, small_disk, why_not
+from tests.utils.disks import disks_unavailable, nearly_full, small_disk
 from tests.utils.tiny import WORDS, tiny_tokenizer
 
 KEY = "tasks.t"
@@ -342,7 +342,7 @@ def test_cache_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> 
     assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file (Not a directory)"
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 def test_full_disk_is_an_error_of_one_line_and_leaves_no_files(tmp_path: Path) -> None:
     """With increasing free space, until it suffices."""
     messages: list[str] = []

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from mtl_dist.tracking.accelerate_backend import AccelerateTracker
 from tests.utils.in_process import metrics_of, run_here, summary_of
-from tests.utils.kills import Killed, killed_before_step
+from tests.utils.kills import Killed, kill_before_step
 from tests.utils.tiny import tiny_recipe, tiny_recipe_file
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def test_tensorboard_has_every_number_of_the_metrics_file(tmp_path: Path) -> Non
 def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, "tracking.also=[tensorboard]", "checkpoint.every_steps=3")
     with pytest.MonkeyPatch.context() as patch:
-        killed_before_step(11)(patch)
+        kill_before_step(11)(patch)
         with pytest.raises(Killed):
             run_here(recipe)
     run_here(recipe)

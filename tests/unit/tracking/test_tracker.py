@@ -22,7 +22,7 @@ from mtl_dist.errors import TrainingError
 from mtl_dist.tracking import console
 from mtl_dist.tracking.console import TrainingProgress, show_log_lines
 from mtl_dist.tracking.tracker import Tracker
-from tests.utils.disks import nearly_full, small_disk, why_not
+from tests.utils.disks import disks_unavailable, nearly_full, small_disk
 
 ROOT = Path(__file__).parents[3]
 
@@ -71,7 +71,7 @@ def test_lines_are_appended_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
 def test_lines_on_a_full_disk_are_complete_or_missing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, on_error: Literal["stop", "continue"]
@@ -98,7 +98,7 @@ def test_lines_on_a_full_disk_are_complete_or_missing(
     assert caplog.messages == ([continued] if on_error == "continue" else [])
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
 def test_lines_that_a_disk_never_took_are_counted_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         tracker = Tracker(disk, Recipe(checkpoint=CheckpointConfig(on_error="continue")), ProcessGroup())

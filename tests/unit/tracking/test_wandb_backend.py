@@ -23,10 +23,10 @@ from mtl_dist.tracking import wandb_backend
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.tracking.wandb_offline_file import last_row, records
 from tests.faults.wandb_server import ANSWER, BUCKET, Server, closed_port
-from tests.unit.training.test_stopped_runs import stop_in_round
+from tests.unit.training.test_stopped_runs import stop_at_check
 from tests.utils.in_process import metrics_of, run_here, summary_of
-from tests.utils.kills import Killed, killed_before_step
-from tests.utils.spoiling import spoil
+from tests.utils.kills import Killed, kill_before_step
+from tests.utils.nonfinite import inject_nonfinite
 from tests.utils.tiny import MOODS, TOPICS, tiny_recipe
 from tests.utils.wandb_files import (
     files_in,
@@ -183,7 +183,7 @@ def test_no_more_texts_are_sent_than_are_allowed(tmp_path: Path) -> None:
 
 def stopped(recipe: Recipe, round_: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        stop_in_round(patch, round_)
+        stop_at_check(patch, round_)
         with pytest.raises(Interrupted):
             run_here(recipe)
     wandb.teardown()  # as the end of a process does
@@ -191,7 +191,7 @@ def stopped(recipe: Recipe, round_: int) -> None:
 
 def killed(recipe: Recipe, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        killed_before_step(step)(patch)
+        kill_before_step(step)(patch)
         with pytest.raises(Killed):
             run_here(recipe)
     wandb.teardown()
@@ -252,8 +252,8 @@ def test_alerts_for_nonfinite_gradients_come_once_a_streak_and_for_each_rollback
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 4, 5, 8, 9 and 10 are non-finite, then comes a rollback. Repeated after a kill, they send no new alert."""
-    spoil(range(3, 5), put=monkeypatch.setattr)
-    spoil(range(7, 10), put=monkeypatch.setattr)
+    inject_nonfinite(range(3, 5), put=monkeypatch.setattr)
+    inject_nonfinite(range(7, 10), put=monkeypatch.setattr)
     overrides = ("checkpoint.every_steps=3", "optimizer.max_nonfinite_steps=3")
     recipe = tiny_recipe(tmp_path, *OVERRIDES, *overrides, "phases.1.steps=10")
     killed(recipe, 11)
@@ -267,7 +267,7 @@ def test_alerts_for_nonfinite_gradients_come_once_a_streak_and_for_each_rollback
 
 
 def test_a_run_that_fails_ends_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(range(4), put=monkeypatch.setattr)
+    inject_nonfinite(range(4), put=monkeypatch.setattr)
     with pytest.raises(TrainingError):
         run_here(tiny_recipe(tmp_path, *OVERRIDES, "optimizer.max_nonfinite_steps=2"))
     assert [ended.exit_code for ended in of_kind(records_in(tmp_path / "run"), "exit")] == [1]

@@ -1,4 +1,4 @@
-"""What is refused before training because the device or the precision cannot do it; kernels of GPUs: tests/gpu."""
+"""Recipes refused before training because device or precision do not support them; tests/gpu has those of GPUs."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.utils.tiny import tiny_encoder, tiny_recipe
 
 
 def test_an_encoder_that_cannot_compute_in_bf16_is_refused(tmp_path: Path) -> None:
-    """transformers' first DeBERTa masks with a number that bf16 does not have."""
+    """The first DeBERTa of transformers masks with a number that bf16 cannot represent."""
     encoder = tiny_encoder(tmp_path / "deberta", "deberta")
     recipe = tiny_recipe(tmp_path, f"model.encoder={encoder}")
     with pytest.raises(UserError) as error:
@@ -25,7 +25,7 @@ def test_an_encoder_that_cannot_compute_in_bf16_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_to_try_a_model_out_leaves_no_trace(tmp_path: Path, training: bool) -> None:
+def test_a_dry_run_does_not_change_the_model(tmp_path: Path, training: bool) -> None:
     model = setup_here(tiny_recipe(tmp_path)).engine.model.train(training)
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -35,7 +35,7 @@ def test_to_try_a_model_out_leaves_no_trace(tmp_path: Path, training: bool) -> N
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_another_error_of_a_forward_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_a_forward_pass_is_not_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = setup_here(tiny_recipe(tmp_path)).engine.model
     monkeypatch.setattr(type(model.sentence_transformer), "pool", lambda *_: torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -43,7 +43,7 @@ def test_another_error_of_a_forward_is_no_mistake_of_the_user(tmp_path: Path, mo
 
 
 def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch's own words; that GPUs raise them is seen in tests/gpu."""
+    """The name comes from torch's error message, which tests/gpu provokes on a real GPU."""
 
     def refused(*_: object) -> None:
         raise RuntimeError(
@@ -63,8 +63,8 @@ def test_an_operation_without_a_deterministic_kernel_is_named(tmp_path: Path, mo
     )
 
 
-def test_no_gradient_is_held_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine may share gradients out because no device has room for all."""
+def test_a_dry_run_holds_one_gradient_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may shard gradients because no device has memory for all of them."""
     model = setup_here(tiny_recipe(tmp_path)).engine.model.requires_grad_(True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     most = 0
@@ -80,7 +80,9 @@ def test_no_gradient_is_held_for_long(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_lack_of_memory_is_no_lack_of_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_of_memory_error_is_not_reported_as_missing_bf16_support(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

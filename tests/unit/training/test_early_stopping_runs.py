@@ -1,4 +1,4 @@
-"""Runs whose phases a metric ends, in the test's own process."""
+"""Runs with early stopping in the test's own process."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from mtl_dist.config.recipe import PhaseConfig, Recipe
 from mtl_dist.schedule.early_stopping import value_of
 from tests.unit.schedule.test_early_stopping import ends_after
 from tests.utils.in_process import metrics_of, run_here
-from tests.utils.kills import Killed, killed_before_saving, killed_before_step
+from tests.utils.kills import Killed, kill_before_saving, kill_before_step
 from tests.utils.tiny import tiny_recipe_file
 
 PHASES = (
@@ -22,8 +22,8 @@ PHASES = (
     "{name: last, train: all, steps: 9, until: {metric: accuracy, patience: 1, every_steps: 1, min_delta: 1}}",
 )
 FIXED = ("phases.0.until=null", "phases.1.until=null", "phases.3.until=null")
-# Dropout, because a resumed run must repeat it; rates so high that figures go up and down, and a seed with which they
-# end every phase early.
+# Dropout, because a resumed run must repeat it; learning rates so high that metrics go up and down, and a seed with
+# which every phase with `until` ends early.
 COMMON = (
     *("seed=5", "evaluation.split=validation", "optimizer.lr=1e-2", "optimizer.unfreeze_warmup_steps=2"),
     *("model.dropout=0.2", "model.encoder_dropout=0.1", "sampling.length_window=64"),
@@ -43,7 +43,7 @@ def recipe_of(folder: Path, name: str, *overrides: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Recipe:
-    """The recipe of a finished run."""
+    """Recipe of a finished run."""
     recipe = recipe_of(folder, "whole run")
     run_here(recipe)
     return recipe
@@ -51,7 +51,7 @@ def whole(folder: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def fixed(folder: Path) -> Path:
-    """The folder of the run without `until`."""
+    """Run folder of a run without `until`."""
     run_here(recipe_of(folder, "fixed run", *FIXED))
     return folder / "fixed run"
 
@@ -61,12 +61,12 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def lines_of(folder: Path, phase: str, key: str) -> list[dict[str, Any]]:
-    """The lines of a phase that have `key`."""
+    """Returns the metrics lines of a phase that have `key`."""
     return [line for line in metrics_of(folder) if line["phase"] == phase and key in line]
 
 
 def measured(folder: Path, phase: PhaseConfig) -> list[float]:
-    """What the phase's `until` has measured, from the lines of the phase."""
+    """Returns the values of the metric in the phase's `until`, computed from the metrics lines of the phase."""
     assert phase.until is not None
     figures = [
         {
@@ -79,7 +79,7 @@ def measured(folder: Path, phase: PhaseConfig) -> list[float]:
 
 
 def ends(recipe: Recipe) -> dict[str, int]:
-    """Phase -> steps done at its end, as its own figures and the rule have it."""
+    """Returns for each phase the steps done at its end, as its own metrics and the rule of early stopping require."""
     done, stops = 0, {}
     for phase in recipe.phases:
         assert phase.steps is not None
@@ -94,13 +94,13 @@ def ends(recipe: Recipe) -> dict[str, int]:
     return stops
 
 
-def test_phases_end_where_their_metric_says(whole: Recipe) -> None:
+def test_phases_end_at_the_step_that_their_metric_requires(whole: Recipe) -> None:
     stops = ends(whole)
     lines = metrics_of(Path(whole.output_dir))
     steps = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in steps] == list(range(1, stops["last"] + 1))
     assert {phase: max(line["step"] for line in steps if line["phase"] == phase) for phase in stops} == stops
-    # Something improved, else any mistake in the rule would end a phase at its second measurement.
+    # The metric improved at least once; otherwise even a wrong rule would end the phase at its second evaluation.
     upper = measured(Path(whole.output_dir), whole.phases[1])
     assert min(upper) < upper[0]
     summary = summary_of(Path(whole.output_dir))
@@ -109,7 +109,7 @@ def test_phases_end_where_their_metric_says(whole: Recipe) -> None:
     assert summary["steps"] == stops["last"]
 
 
-def test_a_measurement_is_one_line_beside_its_steps(whole: Recipe) -> None:
+def test_each_evaluation_for_until_writes_one_metrics_line(whole: Recipe) -> None:
     stops = ends(whole)
     evaluations = [
         (line["phase"], line["step"]) for line in metrics_of(Path(whole.output_dir)) if "eval/mood/loss" in line
@@ -123,8 +123,8 @@ def test_a_measurement_is_one_line_beside_its_steps(whole: Recipe) -> None:
     ]
 
 
-def test_each_measurement_stands_beside_a_line_of_its_step(folder: Path, whole: Recipe) -> None:
-    """Also where steps are logged now and then: the last of every phase is there, whatever ended it."""
+def test_each_evaluation_has_a_training_line_of_its_step(folder: Path, whole: Recipe) -> None:
+    """This also holds if few steps are logged: the last step of every phase always is, however the phase ended."""
     run_here(recipe_of(folder, "sparse", "tracking.log_every_steps=100"))
     every, sparse = (
         [line for line in metrics_of(run) if line["phase"] != "end"]
@@ -134,7 +134,7 @@ def test_each_measurement_stands_beside_a_line_of_its_step(folder: Path, whole: 
     assert sparse == [line for line in every if line["step"] in evaluated]
 
 
-def test_samples_follow_the_steps_and_rates_the_planned_phases(whole: Recipe, fixed: Path) -> None:
+def test_samples_depend_on_the_step_and_learning_rates_on_the_planned_phases(whole: Recipe, fixed: Path) -> None:
     run = Path(whole.output_dir)
     digests = [line["plan/digest"] for line in metrics_of(fixed) if "plan/digest" in line]
     ours = [line["plan/digest"] for line in metrics_of(run) if "plan/digest" in line]
@@ -145,53 +145,53 @@ def test_samples_follow_the_steps_and_rates_the_planned_phases(whole: Recipe, fi
         for line, other in zip(actual, planned, strict=False):
             rates, others = ({k: v for k, v in one.items() if k.startswith("optim/lr/")} for one in (line, other))
             assert rates == others
-    # Up to the first early end the runs are one.
+    # The runs are equal up to the first early end of a phase.
     stop = ends(whole)["heads"]
     assert [line["train/loss"] for line in lines_of(run, "heads", "train/loss")] == [
         line["train/loss"] for line in lines_of(fixed, "heads", "train/loss")
     ][:stop]
 
 
-def test_the_console_says_why_a_phase_ended(folder: Path, whole: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_prints_why_a_phase_ended(folder: Path, whole: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    run_here(recipe_of(folder, "spoken"))
+    run_here(recipe_of(folder, "console"))
     lines = capsys.readouterr().out.splitlines()
     stops, figures = ends(whole), measured(Path(whole.output_dir), whole.phases[0])
     best = min(figures)
-    said = [line for line in lines if " ends early, " in line]
-    assert [line.split(":")[0] for line in said] == [
+    early = [line for line in lines if " ends early, " in line]
+    assert [line.split(":")[0] for line in early] == [
         f"phase {phase} ends early, after step {stops[phase]}" for phase in ("heads", "upper", "last")
     ]
     reason = f"topic/loss stopped improving; its best was {best:.4f} after step {1 + figures.index(best)}"
-    assert said[0].endswith(f": {reason}")
+    assert early[0].endswith(f": {reason}")
     total = stops["last"]
     assert [line.split()[1] for line in lines if line.startswith("step ")][-1] == f"{total}/{total}"
     assert sum(line.startswith("28 steps at most; ") for line in lines) == 1
 
 
 def saved_at(line: str) -> int:
-    """Step of a line `resuming from step-..., step 3 of 28`."""
+    """Returns the step in a line such as `resuming from step-..., step 3 of 28`."""
     return int(line.split(", step ")[1].split()[0])
 
 
 def total_after(recipe: Recipe, stops: dict[str, int], step: int) -> int:
-    """Length of the run as it is known after `step`: phases that are over, and the others in full."""
+    """Returns the total steps as known after `step`: finished phases by their steps, the others in full length."""
     over = max((stop for stop in stops.values() if stop <= step), default=0)
     return over + sum(phase.steps or 0 for phase in recipe.phases if stops[phase.name] > step)
 
 
 STOPS: dict[str, tuple[int, Callable[[int], Callable[[pytest.MonkeyPatch], None]]]] = {
-    "before a step, saved at each": (1, killed_before_step),
-    "before a step, saved at every third": (3, killed_before_step),
-    "between measuring and saving": (1, killed_before_saving),
+    "before a step, saved at each": (1, kill_before_step),
+    "before a step, saved at every third": (3, kill_before_step),
+    "between evaluation and saving": (1, kill_before_saving),
 }
 
 
 @pytest.mark.parametrize("kind", STOPS)
-def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not_been(
+def test_a_run_killed_at_any_step_resumes_with_the_same_bits(
     folder: Path, whole: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    """One run for each step: killed there, then continued."""
+    """Each step has a run that is killed at that step and then resumed."""
     every, killed = STOPS[kind]
     reference = Path(whole.output_dir)
     stops = ends(whole)
@@ -203,8 +203,8 @@ def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not_been(
                 run_here(recipe)
         capsys.readouterr()
         run_here(recipe)
-        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming")]
-        assert all(line.endswith(f" of {total_after(whole, stops, saved_at(line))}") for line in said)
+        resumed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming")]
+        assert all(line.endswith(f" of {total_after(whole, stops, saved_at(line))}") for line in resumed)
         run = Path(recipe.output_dir)
         assert metrics_of(run) == metrics_of(reference), step
         ours, theirs = summary_of(run), summary_of(reference)

@@ -1,4 +1,4 @@
-"""Figures of an evaluation against scikit-learn and against a plain loop over rows."""
+"""Metrics of an evaluation against scikit-learn and against a plain loop over rows."""
 
 import json
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ def confusion_of(pairs: list[tuple[int, int]], num_labels: int) -> np.ndarray:
 
 @settings(deadline=None)
 @given(st.integers(2, 6), st.data())
-def test_figures_are_scikit_learns(num_labels: int, data: st.DataObject) -> None:
-    """Also where classes occur neither as label nor as prediction, or as one of them only."""
+def test_metrics_equal_those_of_scikit_learn(num_labels: int, data: st.DataObject) -> None:
+    """This includes classes that occur neither as label nor as prediction, or only as one of them."""
     classes = st.sampled_from(data.draw(st.lists(st.integers(0, num_labels - 1), min_size=1)))
     pairs = data.draw(st.lists(st.tuples(classes, classes), min_size=1, max_size=30))
     labels, predictions = zip(*pairs, strict=True)
@@ -43,7 +43,7 @@ def test_figures_are_scikit_learns(num_labels: int, data: st.DataObject) -> None
 
 
 def test_macro_f1_leaves_out_classes_that_do_not_occur() -> None:
-    # Class 0 by hand: 2 hits, 1 false alarm, 0 misses. Class 1: 1 hit, 1 miss. Classes 2 and 3: nothing.
+    # Class 0: 2 true positives, 1 false positive. Class 1: 1 true positive, 1 false negative. Classes 2 and 3: none.
     metrics = ClassificationMetrics(confusion_of([(0, 0), (0, 0), (1, 0), (1, 1)], 4), 0.0)
     assert metrics.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
     # A class that is predicted but never right counts with 0.
@@ -51,7 +51,7 @@ def test_macro_f1_leaves_out_classes_that_do_not_occur() -> None:
     assert metrics.macro_f1 == pytest.approx((2 / 3 + 0) / 2)
 
 
-def test_names_of_figures() -> None:
+def test_metric_names_have_split_task_and_metric() -> None:
     metrics = {
         "topic": ClassificationMetrics(np.eye(2, dtype=np.int64), 0.25),
         "mood": ClassificationMetrics(np.ones((2, 2)), 1.0),
@@ -66,7 +66,7 @@ def test_names_of_figures() -> None:
     }
 
 
-def test_confusions_have_what_is_not_0() -> None:
+def test_confusion_counts_leave_out_zeros() -> None:
     metrics = {"topic": ClassificationMetrics(confusion_of([(0, 2), (0, 2), (2, 1), (1, 1)], 3), 0.25)}
     assert flat_confusions(metrics, "eval") == {"eval/topic/confusion": [[0, 2, 2], [1, 1, 1], [2, 1, 1]]}
 
@@ -81,7 +81,7 @@ def setup(folder: Path) -> Iterator[RunContext]:
     setup = setup_here(tiny_recipe(folder, "model.dtype=float64"))
     model = setup.engine.model.eval()
     with torch.no_grad():
-        # New heads give all texts the same answer: take off what their logits have in common.
+        # New heads predict the same class for all texts, so their mean logits are subtracted from the biases.
         for index, (task, head) in enumerate(model.heads.items()):
             batch = setup.data.batch("train", np.full(48, index), np.arange(48))
             logits = model(batch.input_ids, batch.attention_mask, task)
@@ -90,7 +90,7 @@ def setup(folder: Path) -> Iterator[RunContext]:
 
 
 def by_rows(folder: Path, setup: RunContext, split: str, task: str) -> tuple[np.ndarray, float]:
-    """Confusion and mean loss of a task, one text of its file at a time."""
+    """Returns the confusion matrix and the mean loss of a task, computed one text at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
     assert tokenizer is not None
     labels = setup.data.tasks[task].labels
@@ -106,7 +106,7 @@ def by_rows(folder: Path, setup: RunContext, split: str, task: str) -> tuple[np.
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: RunContext, batch_size: int) -> None:
+def test_an_evaluation_equals_a_loop_over_rows(folder: Path, setup: RunContext, batch_size: int) -> None:
     for split in ("train", "test"):
         metrics = evaluate(setup.engine, setup.data, split, batch_size, setup.cache)
         assert list(metrics) == ["topic", "mood"]
@@ -116,8 +116,8 @@ def test_an_evaluation_is_a_loop_over_rows(folder: Path, setup: RunContext, batc
             assert one.loss == pytest.approx(loss, rel=1e-9)
 
 
-def test_the_model_of_these_tests_gives_every_answer(setup: RunContext) -> None:
-    """Else the test above would not see labels and predictions exchanged, or rows in another order."""
+def test_the_model_of_these_tests_predicts_every_class(setup: RunContext) -> None:
+    """Otherwise the test above could not detect exchanged labels and predictions, or rows in another order."""
     metrics = evaluate(setup.engine, setup.data, "train", 64, setup.cache)
     for one, classes in zip(metrics.values(), (TOPICS, MOODS), strict=True):
         assert np.count_nonzero(one.confusion.sum(axis=0)) == len(classes)

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny recipe in the test's own process, seen as a user sees them: by the files they leave."""
+"""Whole runs of a tiny recipe in the test's own process, judged by the files that a user sees."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,36 +23,36 @@ from mtl_dist.training.callbacks import evaluator
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.checkpoints import steps_in
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
-from tests.utils.kills import Killed, killed_before_saving, killed_before_step
+from tests.utils.kills import Killed, kill_before_saving, kill_before_step
 from tests.utils.tiny import TOPICS, tiny_recipe, tiny_recipe_file
 
 TASKS = ("topic", "mood")
-# A run that repeats exactly must repeat its dropout too.
+# Dropout is on, because a repeated run must repeat its dropout masks too.
 COMMON = ("model.dropout=0.2", "model.encoder_dropout=0.1")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encoder, data and recipe; runs are made beside them."""
+    """Folder with encoder, data and recipe, and all run folders."""
     return tiny_recipe_file(tmp_path_factory.mktemp("execution")).parent
 
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
-    """The folder of a finished run of the recipe."""
+    """Run folder of a finished run of the recipe."""
     recipe = recipe_of(folder, "finished")
     run_here(recipe)
     return Path(recipe.output_dir)
 
 
 def recipe_of(folder: Path, name: str | Path, *overrides: str) -> Recipe:
-    """The recipe in `folder` with dropout, for a run in its subfolder `name`, or anywhere."""
+    """Returns the recipe in `folder` with dropout, for the run folder `name` (in `folder` if it is relative)."""
     arguments = ["--config", str(folder / "recipe.yaml"), f"output_dir={folder / name}", *COMMON, *overrides]
     return parse(arguments).recipe
 
 
 def digest_of(parameters: Mapping[str, torch.Tensor]) -> str:
-    """`params_sha256` as the issue describes it: sorted names, shapes, bytes."""
+    """Returns `params_sha256` by its definition: the hash of sorted names, shapes and bytes."""
     each = [
         sha256(f"{name}{tuple(value.shape)}".encode() + value.detach().contiguous().numpy().tobytes()).hexdigest()
         for name, value in sorted(parameters.items())
@@ -60,14 +60,14 @@ def digest_of(parameters: Mapping[str, torch.Tensor]) -> str:
     return sha256("".join(each).encode()).hexdigest()
 
 
-def stays_the_same(one: Path, other: Path) -> None:
-    """Asserts that two runs have the same lines, but for their speed, and the same weights."""
+def require_same_run(one: Path, other: Path) -> None:
+    """Requires two runs to have the same metrics, except for timings, and the same weights."""
     assert metrics_of(one) == metrics_of(other)
     assert summary_of(one)["params_sha256"] == summary_of(other)["params_sha256"]
     assert (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
 
 
-def test_the_summary_has_results_phases_and_what_they_came_from(finished: Path) -> None:
+def test_the_summary_has_results_phases_and_digests(finished: Path) -> None:
     summary = summary_of(finished)
     parameters = dict(MultitaskTransformer.from_pretrained(finished / "model").named_parameters())
     in_use = setup_here(recipe_of(finished.parent, "in use")).engine.model.named_parameters()
@@ -111,7 +111,7 @@ def test_metrics_have_a_line_for_every_step_every_boundary_and_the_end(finished:
     assert {f"test/{name}": lines[-1][f"test/{name}"] for name in figures}.items() <= summary_of(finished).items()
 
 
-def test_the_model_folder_gives_back_what_was_measured(folder: Path, finished: Path) -> None:
+def test_the_model_folder_reproduces_the_test_results(folder: Path, finished: Path) -> None:
     model = MultitaskTransformer.from_pretrained(finished / "model")
     tokenizer: Any = AutoTokenizer.from_pretrained(finished / "model")
     for task in TASKS:
@@ -137,19 +137,19 @@ def test_a_run_repeats_from_the_recipe_in_its_folder(folder: Path, finished: Pat
     recipe = parse(["--config", str(finished / "recipe.yaml")]).recipe
     assert recipe == recipe_of(folder, "finished")
     run_here(recipe.model_copy(update={"output_dir": str(folder / "repeated")}))
-    stays_the_same(folder / "repeated", finished)
+    require_same_run(folder / "repeated", finished)
 
 
-def test_another_seed_is_another_run(folder: Path, finished: Path) -> None:
-    """Guards the comparisons here from being true of any two runs."""
+def test_another_seed_gives_a_different_run(folder: Path, finished: Path) -> None:
+    """Otherwise the comparisons of this file could hold for any two runs."""
     run_here(recipe_of(folder, "other seed", "seed=43"))
     other, line = metrics_of(folder / "other seed")[0], metrics_of(finished)[0]
     assert other["plan/digest"] != line["plan/digest"]
     assert summary_of(folder / "other seed")["params_sha256"] != summary_of(finished)["params_sha256"]
 
 
-def test_the_recipe_is_there_before_the_first_step(folder: Path, tmp_path: Path) -> None:
-    """As where the first gradient is not finite, because of a weight of the encoder, and ends the run."""
+def test_the_recipe_is_written_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    """The first gradient is not finite, because of a weight of the encoder, and ends the run."""
     weights = load_file(folder / "encoder/model.safetensors")
     broken = tmp_path / "encoder"
     broken.mkdir()
@@ -166,7 +166,7 @@ def test_the_recipe_is_there_before_the_first_step(folder: Path, tmp_path: Path)
     assert metrics_of(tmp_path / "run") == []
 
 
-def test_rates_too_high_end_the_run_with_one_line_and_no_summary(folder: Path) -> None:
+def test_diverging_training_ends_with_one_error_line_and_no_summary(folder: Path) -> None:
     recipe = recipe_of(folder, "diverged", "optimizer.lr=1e30", "optimizer.max_nonfinite_steps=2")
     with pytest.raises(TrainingError) as error:
         run_here(recipe)
@@ -176,7 +176,7 @@ def test_rates_too_high_end_the_run_with_one_line_and_no_summary(folder: Path) -
     assert steps[-1]["optim/nonfinite_steps"] == 1
 
 
-def test_with_all_frozen_a_run_only_measures(folder: Path) -> None:
+def test_a_run_with_everything_frozen_only_evaluates(folder: Path) -> None:
     recipe = recipe_of(folder, "frozen", "model.freeze=[all]", "checkpoint.every_steps=1")
     run_here(recipe)
     run = folder / "frozen"
@@ -193,7 +193,7 @@ def test_with_all_frozen_a_run_only_measures(folder: Path) -> None:
     ("freeze", "frozen"),
     [("[backbone]", "sentence_transformer."), ("[heads.mood]", "heads.mood.")],
 )
-def test_what_the_recipe_freezes_stays_as_it_was(folder: Path, freeze: str, frozen: str) -> None:
+def test_parameters_that_the_recipe_freezes_stay_unchanged(folder: Path, freeze: str, frozen: str) -> None:
     recipe = recipe_of(folder, f"frozen {freeze}", f"model.freeze={freeze}")
     before = setup_here(recipe).engine.weights()
     run_here(recipe)
@@ -204,14 +204,14 @@ def test_what_the_recipe_freezes_stays_as_it_was(folder: Path, freeze: str, froz
 
 
 def test_a_frozen_encoder_has_no_dropout_in_the_whole_run(folder: Path) -> None:
-    """Also after measuring at a boundary, which puts all of the model into eval mode."""
+    """This also holds after an evaluation at a phase end, which puts the whole model into eval mode."""
     phases = 'phases=[{name: "first", train: heads, steps: 3}, {name: "second", train: heads, steps: 3}]'
     runs = []
     for dropout in (0.0, 0.5):
         recipe = recipe_of(folder, f"dropout {dropout}", phases, f"model.encoder_dropout={dropout}")
         run_here(recipe)
         runs.append(Path(recipe.output_dir))
-    stays_the_same(*runs)
+    require_same_run(*runs)
 
 
 def test_a_second_run_moves_the_first_aside(folder: Path) -> None:
@@ -220,13 +220,13 @@ def test_a_second_run_moves_the_first_aside(folder: Path) -> None:
     names = {path.name for path in Path(recipe.output_dir).iterdir()}
     run_here(recipe)
     assert {path.name for path in Path(recipe.output_dir).iterdir()} == names | {"previous"}
-    stays_the_same(Path(recipe.output_dir) / "previous" / "1", Path(recipe.output_dir))
+    require_same_run(Path(recipe.output_dir) / "previous" / "1", Path(recipe.output_dir))
 
 
-def test_another_split_is_measured_between_and_test_at_the_end(folder: Path) -> None:
+def test_the_evaluation_split_is_used_at_phase_ends_and_test_at_the_end(folder: Path) -> None:
     run_here(recipe_of(folder, "validated", "evaluation.split=validation", "tracking.log_every_steps=3"))
     lines = metrics_of(folder / "validated")
-    # Every third step, and the last one of each phase.
+    # Every third step and the last step of each phase are logged.
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == [3, 4, 6, 8, 9, 12]
     boundaries = [line for line in lines if "eval/topic/loss" in line]
@@ -241,33 +241,33 @@ def test_nothing_in_a_run_folder_is_a_pickle(folder: Path) -> None:
     assert endings == {".safetensors", ".json", ".jsonl", ".yaml", ".html", ".md"}
 
 
-def killed_before_the_summary(patch: pytest.MonkeyPatch) -> None:
-    def dies(folder: Path, summary: dict[str, Any]) -> None:
+def kill_before_the_summary(patch: pytest.MonkeyPatch) -> None:
+    def raise_killed(folder: Path, summary: dict[str, Any]) -> None:
         raise Killed
 
-    patch.setattr(finish, "write_summary", dies)
+    patch.setattr(finish, "write_summary", raise_killed)
 
 
 KILLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int | None]] = {
-    "before the first checkpoint": (killed_before_step(2), None),
-    "in the first phase": (killed_before_step(3), 3),
-    "at a boundary": (killed_before_step(4), 4),
-    "in a later phase": (killed_before_step(7), 6),
-    "between measuring and saving": (killed_before_saving(8), 6),
-    "before the summary": (killed_before_the_summary, 12),
+    "before the first checkpoint": (kill_before_step(2), None),
+    "in the first phase": (kill_before_step(3), 3),
+    "at a boundary": (kill_before_step(4), 4),
+    "in a later phase": (kill_before_step(7), 6),
+    "between evaluation and saving": (kill_before_saving(8), 6),
+    "before the summary": (kill_before_the_summary, 12),
 }
 
 
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> Path:
-    """A run without an accident. One task a batch, so that moments are missing and differ in age."""
-    run_here(recipe_of(folder, "unbroken", "sampling.batches=one_task"))
-    return folder / "unbroken"
+def uninterrupted(folder: Path) -> Path:
+    """Uninterrupted run with one task per batch, so that optimizer state is missing for heads or differs in age."""
+    run_here(recipe_of(folder, "uninterrupted", "sampling.batches=one_task"))
+    return folder / "uninterrupted"
 
 
 @pytest.mark.parametrize("kill", KILLS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    folder: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kill: str
+def test_a_killed_run_resumes_with_the_same_bits(
+    folder: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kill: str
 ) -> None:
     arrange, saved = KILLS[kill]
     recipe = recipe_of(folder, f"killed {kill}", "sampling.batches=one_task", "checkpoint.every_steps=3")
@@ -281,14 +281,14 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     lines = capsys.readouterr().out.splitlines()
     expected = [] if saved is None else [f"resuming from step-{saved:010d}, step {saved} of 12"]
     assert [line for line in lines if line.startswith("resuming")] == expected
-    stays_the_same(Path(recipe.output_dir), unbroken)
+    require_same_run(Path(recipe.output_dir), uninterrupted)
     summary = summary_of(Path(recipe.output_dir))
     assert summary["steps"] == 12
-    assert all(phase["seconds"] > 0 for phase in summary["phases"])  # of what came before the kill, too
+    assert all(phase["seconds"] > 0 for phase in summary["phases"])  # including the time before the kill
 
 
-def test_a_checkpoint_has_the_figures_of_its_step(folder: Path) -> None:
-    """Of boundaries, of `until`, and of the end where the best is to be kept; other steps are not measured."""
+def test_a_checkpoint_has_the_metrics_of_its_step(folder: Path) -> None:
+    """Evaluations take place at phase ends, for `until`, and at the end of the run if the best checkpoint is kept."""
     until = "phases.1.until={metric: loss, every_steps: 2, patience: 9}"
     settings = ("checkpoint.every_steps=1", "checkpoint.keep=99", "evaluation.split=validation", until)
     for name, best in (("figures", "null"), ("best", "loss")):
@@ -300,20 +300,20 @@ def test_a_checkpoint_has_the_figures_of_its_step(folder: Path) -> None:
             assert set(figures) == (set(TASKS) if step in measured else set())
             for task, of_task in figures.items():
                 assert of_task == {key: lines[step][f"eval/{task}/{key}"] for key in ("loss", "accuracy", "macro_f1")}
-    stays_the_same(folder / "best", folder / "figures")
+    require_same_run(folder / "best", folder / "figures")
 
 
-def test_the_best_checkpoint_of_a_run_is_there_at_its_end(folder: Path) -> None:
+def test_the_best_checkpoint_is_kept_to_the_end_of_the_run(folder: Path) -> None:
     run_here(recipe_of(folder, "kept", "checkpoint.every_steps=2", "checkpoint.keep=1", "checkpoint.keep_best=loss"))
     boundaries = [line for line in metrics_of(folder / "kept") if "eval/topic/loss" in line]
     best = {min(reversed(boundaries), key=lambda line: line[f"eval/{task}/loss"])["step"] for task in TASKS}
     assert steps_in(folder / "kept" / "checkpoints") == sorted(best | {12})
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_does_not_resume_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path, "checkpoint.every_steps=3")
     with monkeypatch.context() as patch:
-        killed_before_step(4)(patch)
+        kill_before_step(4)(patch)
         with pytest.raises(Killed):
             run_here(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -324,8 +324,8 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
-def test_a_phases_seconds_leave_saving_and_measuring_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that saving and measuring, also within a phase, put forward by an hour."""
+def test_the_seconds_of_a_phase_exclude_saving_and_evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each save and evaluation puts a simulated clock forward by an hour."""
     clock = [0.0]
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 

@@ -1,4 +1,4 @@
-"""Gradients that are logged, against plain autograd; taking them leaves the run as it is, to the bit."""
+"""Logged gradient norms and cosines against plain autograd; logging them does not change a bit of the run."""
 
 import copy
 import json
@@ -25,11 +25,11 @@ from tests.utils.tiny import tiny_recipe
 
 TASKS = ("topic", "mood")
 PHASES = {0: None, 1: "blocks.3", 2: "blocks.3"}
-"""The uppermost unit of the encoder that trains."""
+"""Uppermost trainable unit of the encoder in each phase."""
 
 
-class Logging(LayerwiseLearningRateTrainer):
-    """Looks at every step closely."""
+class LoggingTrainer(LayerwiseLearningRateTrainer):
+    """Trainer that logs every step."""
 
     def is_logged(self, done: int) -> bool:
         return True
@@ -41,16 +41,16 @@ def recipe_of(folder: Path, *overrides: str) -> Recipe:
     )
 
 
-def stepped(setup: RunContext, phase: int) -> StepResult:
-    """The first step of a phase."""
+def first_step(setup: RunContext, phase: int) -> StepResult:
+    """Carries out the first step of a phase and returns its result."""
     one = setup.rates.schedule.phases[phase]
     setup.engine.enter_phase(one.name, one.units)
     setup.engine.train_mode()
-    return Logging(setup, TrainState()).training_step(one.start)
+    return LoggingTrainer(setup, TrainState()).training_step(one.start)
 
 
 def plain_gradients(setup: RunContext, step: int) -> list[dict[str, Tensor]]:
-    """The gradient of each task's mean loss in a global batch, by parameter, on a copy of the model."""
+    """Returns the gradients of each task's mean loss in a global batch by parameter, from a copy of the model."""
     model, batch = copy.deepcopy(setup.engine.model), setup.sampler.batch(step)
     inputs = setup.data.batch("train", batch.task_ids, batch.rows)
     found = []
@@ -68,11 +68,11 @@ def flat(gradients: dict[str, Tensor], names: Sequence[str]) -> Tensor:
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("phase", PHASES)
-def test_cosine_and_norms_are_those_of_plain_autograd(tmp_path: Path, phase: int, accumulation: int) -> None:
+def test_cosine_and_norms_equal_those_of_plain_autograd(tmp_path: Path, phase: int, accumulation: int) -> None:
     setup = setup_here(recipe_of(tmp_path, "tasks.mood.weight=2", "optimizer.max_grad_norm=0.01"), accumulation)
     step = setup.rates.schedule.phases[phase].start
     topic, mood = plain_gradients(setup, step)
-    result = stepped(setup, phase)
+    result = first_step(setup, phase)
     names = setup.engine.model.unit_parameters()
     if (unit := PHASES[phase]) is None:
         assert result.cosines == {}
@@ -89,37 +89,37 @@ def test_cosine_and_norms_are_those_of_plain_autograd(tmp_path: Path, phase: int
     assert result.gradient_norm > 0.1  # before clipping
 
 
-def test_a_task_that_does_not_pull_has_no_cosine(tmp_path: Path) -> None:
+def test_a_task_with_zero_gradient_has_no_cosine(tmp_path: Path) -> None:
     setup = setup_here(recipe_of(tmp_path))
     with torch.no_grad():
         dict(setup.engine.model.named_parameters())["heads.mood.3.weight"].zero_()
-    assert stepped(setup, 1).cosines == {"topic/mood": pytest.approx(math.nan, nan_ok=True)}
+    assert first_step(setup, 1).cosines == {"topic/mood": pytest.approx(math.nan, nan_ok=True)}
 
 
-def test_what_is_absent_from_a_batch_has_no_norm(tmp_path: Path) -> None:
+def test_a_head_absent_from_the_batch_has_no_norm(tmp_path: Path) -> None:
     overrides = ("sampling.batches=one_task", "tracking.gradient_cosine_every_steps=null")
-    result = stepped(setup_here(recipe_of(tmp_path, *overrides)), 1)
+    result = first_step(setup_here(recipe_of(tmp_path, *overrides)), 1)
     heads = {unit for unit in result.unit_norms if unit.startswith("heads.")}
     assert heads == {f"heads.{TASKS[int(result.batch.task_ids[0])]}"}
 
 
-def test_a_step_that_is_not_logged_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[bool] = []
+def test_norms_are_only_computed_for_logged_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[bool] = []
     norms = DataParallel._norms_by_unit
 
     def noted(self: DataParallel, absent: Sequence[str]) -> dict[str, float]:
-        looked.append(True)
+        computed.append(True)
         return norms(self, absent)
 
     monkeypatch.setattr(DataParallel, "_norms_by_unit", noted)
     run_here(tiny_recipe(tmp_path, "tracking.log_every_steps=3"))
     logged = [line["step"] for line in metrics_of(tmp_path / "run") if "train/loss" in line]
     assert logged == [3, 4, 6, 8, 9, 12]
-    assert len(looked) == len(logged)
+    assert len(computed) == len(logged)
 
 
 def test_sampling_changes_no_bit_of_the_run(tmp_path: Path) -> None:
-    """With dropout and accumulation; steps that are sampled are logged."""
+    """The run has dropout and gradient accumulation; steps whose cosine is computed are logged."""
     common = ("model.dropout=0.1", "model.encoder_dropout=0.1", "tracking.log_every_steps=4")
     run_here(tiny_recipe(tmp_path, *common), accumulation=2)
     sampled = ("tracking.gradient_cosine_every_steps=3", f"output_dir={tmp_path / 'sampled'}")
@@ -132,7 +132,7 @@ def test_sampling_changes_no_bit_of_the_run(tmp_path: Path) -> None:
     assert all(-1 <= line[key] <= 1 for line in found)
 
 
-def test_figures_of_a_line_are_those_of_plan_and_phase(tmp_path: Path) -> None:
+def test_metrics_of_a_line_match_the_sampler_and_the_phase(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     run_here(recipe)
     setup = setup_here(recipe)
@@ -163,5 +163,5 @@ def test_figures_of_a_line_are_those_of_plan_and_phase(tmp_path: Path) -> None:
         (("blocks.9", "blocks.10", "heads.a"), "blocks.10"),
     ],
 )
-def test_the_uppermost_unit_is_the_encoders(units: tuple[str, ...], uppermost: str | None) -> None:
+def test_the_uppermost_unit_is_one_of_the_encoder(units: tuple[str, ...], uppermost: str | None) -> None:
     assert uppermost_unit(units) == uppermost

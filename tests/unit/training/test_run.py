@@ -1,4 +1,4 @@
-"""What a run checks and counts before it reads data or weights."""
+"""Checks and counts of a run before it reads data or weights."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.utils.tiny import tiny_recipe, tiny_recipe_file
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
-    """A recipe of which the encoder's weights are unreadable."""
+    """Recipe whose encoder has unreadable weights."""
     path = tiny_recipe_file(tmp_path)
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"")
     return path
@@ -41,7 +41,7 @@ def test_the_encoder_is_checked_without_its_weights(recipe_file: Path) -> None:
     assert all(parameter.is_meta for parameter in skeleton.parameters())
 
 
-def test_what_the_encoder_rules_out(recipe_file: Path) -> None:
+def test_keys_that_do_not_fit_the_encoder_are_refused(recipe_file: Path) -> None:
     many = "the encoder has 4 blocks, 0 to 3"
     assert refusal(recipe_file, 'phases.1.train=["blocks[4]"]') == f"phases[1].train: blocks[4]: {many}"
     assert refusal(recipe_file, 'model.freeze=["blocks[-5]"]') == f"model.freeze: blocks[-5]: {many}"
@@ -74,7 +74,7 @@ def test_the_plan_is_printed_without_weights(
         run_on(accelerator_here(), ProcessGroup(), Command(command.recipe, plan_only=False))
 
 
-def test_unit_sizes_are_those_of_the_model_that_is_trained(tmp_path: Path) -> None:
+def test_unit_sizes_equal_those_of_the_trained_model(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     setup = setup_here(recipe)
     sizes = unit_sizes(recipe, check_encoder(recipe)[1], setup.data)
@@ -87,14 +87,14 @@ def test_unit_sizes_are_those_of_the_model_that_is_trained(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("warmup", "warns"), [(7, False), (8, True), (500, True)])
-def test_a_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
+def test_a_warm_up_longer_than_the_run_gives_a_warning(warmup: int, warns: bool) -> None:
     phases = PhaseConfig(name="heads", train=["heads"], steps=5), PhaseConfig(name="all", train=["all"], steps=3)
     line = f"optimizer.warmup_steps: {warmup}, and the run has 8 steps: the full learning rate is never reached"
     assert warned(OptimizerConfig(warmup_steps=warmup), *phases) == [line] * warns
 
 
 @pytest.mark.parametrize(("warmup", "warns"), [(0, False), (2, False), (3, True)])
-def test_a_thaws_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
+def test_an_unfreeze_warm_up_longer_than_its_phase_gives_a_warning(warmup: int, warns: bool) -> None:
     phases = (
         PhaseConfig(name="heads", train=["heads"], steps=2),
         PhaseConfig(name="all", train=["all"], steps=3),
@@ -109,7 +109,7 @@ def test_a_thaws_warm_up_that_never_ends(warmup: int, warns: bool) -> None:
 
 
 @pytest.mark.parametrize(("steps", "warns"), [(12, True), (13, False)])
-def test_a_phase_too_short_for_its_until(steps: int, warns: bool) -> None:
+def test_a_phase_too_short_for_its_until_gives_a_warning(steps: int, warns: bool) -> None:
     until = UntilConfig(metric="loss", patience=2, every_steps=4)
     phases = (
         PhaseConfig(name="heads", train=["heads"], steps=3),

@@ -13,7 +13,7 @@ from mtl_dist.io import write_text_atomically
 from mtl_dist.tracking.tracker import METRICS
 from mtl_dist.training.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
 from tests.utils.checkpoints import flip_a_bit, state_at
-from tests.utils.disks import nearly_full, read_only, small_disk, why_not
+from tests.utils.disks import disks_unavailable, nearly_full, read_only, small_disk
 
 RECIPE_OF_RUN: dict[str, Any] = {
     "output_dir": "runs/a",
@@ -31,8 +31,8 @@ def metrics_lines(*steps: int) -> str:
     return "".join(json.dumps({"step": step, "phase": "heads", "train/loss": 1 / step}) + "\n" for step in steps)
 
 
-def left_by_a_run(folder: Path, *checkpoints: int, finished: bool = False) -> dict[str, str]:
-    """Makes the files of a run that came to step 6; returns the texts by name, with a file that is not ours."""
+def write_earlier_run(folder: Path, *checkpoints: int, finished: bool = False) -> dict[str, str]:
+    """Writes the files of a run of 6 steps and a user's file; returns their texts by name."""
     folder.mkdir(exist_ok=True)
     texts = {RECIPE: "seed: 1\n", METRICS: metrics_lines(1, 2, 3, 4, 5, 6), "notes.txt": "mine\n"}
     if finished:
@@ -49,13 +49,13 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_new_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_created(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert opened(tmp_path / "deep" / "run") is None
     assert (tmp_path / "deep" / "run").is_dir()
     assert capsys.readouterr().out == ""
 
 
-def test_files_that_are_not_of_a_run_stay(tmp_path: Path) -> None:
+def test_files_of_the_user_stay_in_place(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert opened(tmp_path) is None
     assert files_in(tmp_path) == {"notes.txt"}
@@ -66,10 +66,10 @@ def test_files_that_are_not_of_a_run_stay(tmp_path: Path) -> None:
     [((), True, "auto"), ((6,), True, "auto"), ((), False, "auto"), ((4,), False, "never")],
     ids=["finished", "finished with checkpoints", "without a checkpoint", "resume is never"],
 )
-def test_an_earlier_run_moves_aside_as_it_is(
+def test_an_earlier_run_is_moved_to_previous_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoints: tuple[int, ...], finished: bool, resume: str
 ) -> None:
-    texts = left_by_a_run(tmp_path, *checkpoints, finished=finished)
+    texts = write_earlier_run(tmp_path, *checkpoints, finished=finished)
     assert opened(tmp_path, resume=resume) is None
     assert files_in(tmp_path) == {"notes.txt", "previous"}
     moved = tmp_path / "previous" / "1"
@@ -90,8 +90,8 @@ def test_earlier_runs_are_numbered(tmp_path: Path) -> None:
     assert (tmp_path / "previous" / "11" / RECIPE).read_text() == "run 11"
 
 
-def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    left_by_a_run(tmp_path, 2, 4)
+def test_an_unfinished_run_resumes_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_earlier_run(tmp_path, 2, 4)
     found = opened(tmp_path)
     assert found is not None
     assert found.state == state_at(4, identity=RECIPE_OF_RUN)
@@ -100,10 +100,10 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path: Path, capsys: p
     assert capsys.readouterr().out == ""
 
 
-def test_a_damaged_checkpoint_is_said_and_the_older_one_used(
+def test_a_corrupt_checkpoint_is_reported_and_the_older_one_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left_by_a_run(tmp_path, 2, 4)
+    write_earlier_run(tmp_path, 2, 4)
     flip_a_bit(tmp_path / CHECKPOINTS / "step-0000000004" / "state.json")
     found = opened(tmp_path)
     assert found is not None
@@ -112,8 +112,10 @@ def test_a_damaged_checkpoint_is_said_and_the_older_one_used(
     assert capsys.readouterr().out == "checkpoint step-0000000004 skipped: state.json does not match its SHA-256\n"
 
 
-def test_with_damaged_checkpoints_only_the_run_moves_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    left_by_a_run(tmp_path, 4)
+def test_a_run_with_only_corrupt_checkpoints_is_moved_to_previous(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_earlier_run(tmp_path, 4)
     (tmp_path / CHECKPOINTS / "step-0000000004" / "manifest.json").unlink()
     assert opened(tmp_path) is None
     skipped, moved = capsys.readouterr().out.splitlines()
@@ -122,8 +124,8 @@ def test_with_damaged_checkpoints_only_the_run_moves_aside(tmp_path: Path, capsy
     assert (tmp_path / "previous" / "1" / CHECKPOINTS / "step-0000000004").is_dir()
 
 
-def test_a_changed_recipe_is_refused_by_its_keys_and_nothing_is_touched(tmp_path: Path) -> None:
-    texts = left_by_a_run(tmp_path, 4)
+def test_a_changed_recipe_is_refused_with_its_keys_and_changes_no_file(tmp_path: Path) -> None:
+    texts = write_earlier_run(tmp_path, 4)
     with pytest.raises(UserError) as error:
         opened(tmp_path, RECIPE_OF_RUN | {"seed": 2, "optimizer": {"lr": 2e-4, "eps": 1e-8}})
     assert str(error.value) == (
@@ -133,14 +135,14 @@ def test_a_changed_recipe_is_refused_by_its_keys_and_nothing_is_touched(tmp_path
     assert {name: (tmp_path / name).read_text() for name in texts} == texts
 
 
-def test_keys_that_cannot_change_the_run_are_free(tmp_path: Path) -> None:
-    left_by_a_run(tmp_path, 4)
+def test_keys_that_do_not_affect_the_result_may_change(tmp_path: Path) -> None:
+    write_earlier_run(tmp_path, 4)
     changes = {"output_dir": "runs/b", "tracking": {"wandb": True}, "checkpoint": {"every_steps": 7}}
     assert opened(tmp_path, RECIPE_OF_RUN | changes) is not None
 
 
 @pytest.mark.parametrize("below", ["", "run"])
-def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path, below: str) -> None:
+def test_a_folder_that_cannot_be_created_is_a_user_error(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / below
     with pytest.raises(UserError) as error:
@@ -156,7 +158,7 @@ def trimmed(folder: Path, text: str, step: int) -> str:
     return path.read_text()
 
 
-def test_metrics_end_with_the_lines_of_the_checkpoints_step(tmp_path: Path) -> None:
+def test_metrics_are_trimmed_to_the_step_of_the_checkpoint(tmp_path: Path) -> None:
     boundary = '{"step": 4, "phase": "heads", "eval/topic/loss": 1.0}\n'
     text = metrics_lines(2, 4) + boundary + metrics_lines(6)
     assert trimmed(tmp_path, text, 4) == metrics_lines(2, 4) + boundary
@@ -165,14 +167,14 @@ def test_metrics_end_with_the_lines_of_the_checkpoints_step(tmp_path: Path) -> N
     assert trimmed(tmp_path, text, 1) == ""
 
 
-def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
+def test_an_incomplete_metrics_line_is_dropped(tmp_path: Path) -> None:
     assert trimmed(tmp_path, metrics_lines(1, 2)[:-1], 4) == metrics_lines(1)
     assert trimmed(tmp_path, metrics_lines(1) + '{"step": 2, "pha', 4) == metrics_lines(1)
     assert trimmed(tmp_path, metrics_lines(1) + "\0" * 9 + "\n" + metrics_lines(2), 4) == metrics_lines(1)
 
 
-def test_the_line_of_the_end_is_dropped_because_it_comes_again(tmp_path: Path) -> None:
-    """A run may be killed after it was written and before the summary."""
+def test_the_line_of_phase_end_is_dropped_because_it_is_written_again(tmp_path: Path) -> None:
+    """A run may be killed after it has written this line and before it writes the summary."""
     end = '{"step": 4, "phase": "end", "eval/topic/loss": 1.0, "test/topic/loss": 1.0}\n'
     assert trimmed(tmp_path, metrics_lines(3, 4) + end, 4) == metrics_lines(3, 4)
 
@@ -182,19 +184,19 @@ def test_a_run_killed_before_its_first_line_has_no_metrics_to_trim(tmp_path: Pat
     assert files_in(tmp_path) == set()
 
 
-def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / SUMMARY
     write_text_atomically(path, "the first\n")
     with pytest.raises(UnicodeEncodeError):
-        write_text_atomically(path, "cut off in the middle \ud800")
+        write_text_atomically(path, "incomplete \ud800")
     assert path.read_text() == "the first\n"
     write_text_atomically(path, "the second\n")
     assert path.read_text() == "the second\n"
     assert files_in(tmp_path) == {SUMMARY}
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         path = disk / SUMMARY
         write_text_atomically(path, "the first\n")
@@ -205,8 +207,8 @@ def test_on_a_full_disk_the_old_text_stays(tmp_path: Path) -> None:
         assert files_in(disk) == {SUMMARY}
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_metrics_are_trimmed_where_the_disk_has_no_room_for_a_copy(tmp_path: Path) -> None:
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
+def test_metrics_are_trimmed_on_a_disk_without_room_for_a_copy(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 16) as disk:
         (disk / METRICS).write_text(metrics_lines(*range(1, 200)))
         with nearly_full(disk, 0):
@@ -214,8 +216,8 @@ def test_metrics_are_trimmed_where_the_disk_has_no_room_for_a_copy(tmp_path: Pat
         assert (disk / METRICS).read_text() == metrics_lines(*range(1, 151))
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_read_only_folder_is_the_users_mistake(tmp_path: Path) -> None:
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
+def test_a_read_only_folder_is_a_user_error(tmp_path: Path) -> None:
     with read_only(tmp_path), pytest.raises(UserError) as error:
         opened(tmp_path)
     assert str(error.value) == f"output_dir: cannot write to {tmp_path}: Read-only file system"

@@ -1,4 +1,4 @@
-"""What a run leaves for its report: setup.json, confusions, padding, and the page itself."""
+"""Data that a run writes for its report: setup.json, confusion counts, padding, and the report page itself."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from mtl_dist.report.page import page_of_run
 from mtl_dist.report.records import read_run
 from mtl_dist.schedule.partition import partition_batch
 from tests.utils.in_process import run_here, setup_here, summary_of
-from tests.utils.kills import Killed, killed_before_step
+from tests.utils.kills import Killed, kill_before_step
 from tests.utils.report_pages import parsed
 from tests.utils.tiny import TOPICS, tiny_recipe_file
 
@@ -21,11 +21,11 @@ TASKS = ("topic", "mood")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in its second phase and went on, on two micro-steps."""
+    """Folder of a run that was killed in its second phase and resumed with two micro-steps."""
     folder = tiny_recipe_file(tmp_path_factory.mktemp("setup record")).parent
     recipe = parse(["--config", str(folder / "recipe.yaml"), "checkpoint.every_steps=2"]).recipe
     with pytest.MonkeyPatch.context() as patch:
-        killed_before_step(7)(patch)
+        kill_before_step(7)(patch)
         with pytest.raises(Killed):
             run_here(recipe)
     run_here(recipe, accumulation=2)
@@ -69,7 +69,7 @@ def test_the_setup_has_tasks_units_and_planned_phases(folder: Path) -> None:
             assert (highest, last) == (max(rates), rates[-1])
 
 
-def test_each_start_is_kept(folder: Path) -> None:
+def test_each_start_is_recorded(folder: Path) -> None:
     first, second = setup_of(folder)["starts"]
     assert (first["step"], first["micro_steps"]) == (0, 1)
     assert (second["step"], second["micro_steps"]) == (6, 2)
@@ -77,7 +77,7 @@ def test_each_start_is_kept(folder: Path) -> None:
     assert (second["world_size"], second["engine"], second["device"]) == (1, "single", "cpu")
 
 
-def test_a_run_that_starts_anew_forgets_the_starts_of_the_one_before(folder: Path, tmp_path: Path) -> None:
+def test_a_new_run_does_not_keep_the_starts_of_the_previous_one(folder: Path, tmp_path: Path) -> None:
     arguments = ["--config", str(folder / "recipe.yaml"), f"output_dir={tmp_path / 'anew'}"]
     for _ in range(2):
         run_here(parse(arguments).recipe)
@@ -86,7 +86,7 @@ def test_a_run_that_starts_anew_forgets_the_starts_of_the_one_before(folder: Pat
     assert (tmp_path / "anew" / "previous" / "1" / "report.html").exists()
 
 
-def test_confusions_add_up_to_the_figures(folder: Path) -> None:
+def test_confusion_counts_match_the_metrics(folder: Path) -> None:
     each = [(line, split) for line in lines_of(folder) for split in ("eval", "test")]
     measured = [(line, split) for line, split in each if f"{split}/mood/loss" in line]
     assert len(measured) == 4
@@ -99,7 +99,7 @@ def test_confusions_add_up_to_the_figures(folder: Path) -> None:
             assert all(count > 0 for *_, count in cells)
 
 
-def test_padding_and_tokens_are_those_of_the_batches(folder: Path) -> None:
+def test_padding_and_tokens_match_the_batches(folder: Path) -> None:
     setup = setup_here(parse(["--config", str(folder / "recipe.yaml")]).recipe)
     lines = [line for line in lines_of(folder) if "train/loss" in line]
     assert len(lines) == 12
@@ -112,14 +112,14 @@ def test_padding_and_tokens_are_those_of_the_batches(folder: Path) -> None:
         assert line["perf/padding"] == pytest.approx(computed / lengths.sum(), rel=1e-12)
 
 
-def test_the_page_is_there_when_the_run_has_finished(folder: Path) -> None:
+def test_a_finished_run_has_a_report_page(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert text == page_of_run(read_run(folder))
     figures = parsed(text).by_id("results").text
     assert all(f"{summary_of(folder)[f'test/{task}/accuracy']:.4f}" in figures for task in TASKS)
 
 
-def test_a_page_that_cannot_be_written_costs_one_line_and_not_the_run(
+def test_a_report_that_cannot_be_written_is_a_warning(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -26,8 +26,8 @@ from tests.utils.tiny import TOPICS, tiny_recipe_file, tiny_tokenizer
 
 TASKS = ("topic", "mood")
 TOTAL_STEPS = 12
-# Numbers that a mistake would show in: a batch that nothing divides, a task weight, rates that differ by block and
-# phase, a norm that clips most steps but not all.
+# Values that reveal errors: a batch size without divisors, a task weight, learning rates that differ by block and
+# phase, a maximum norm that clips most steps but not all.
 COMMON = ("model.dtype=float64", "batch_size=13", "tasks.mood.weight=2", "sampling.length_window=64")
 RATES = ("optimizer.block_lr_decay=0.9", "optimizer.unfreeze_warmup_steps=2", "optimizer.weight_decay=0.1")
 MAX_NORM = 2.0
@@ -43,7 +43,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def build(recipe_file: Path) -> Build:
-    """The parts of a run of the tiny recipe in float64, with overrides."""
+    """Function that builds the context of a run of the tiny recipe in float64, with overrides."""
 
     def of(*overrides: str, accumulation: int = 1, precision: str = "no") -> RunContext:
         recipe = parse(["--config", str(recipe_file), *COMMON, *overrides]).recipe
@@ -53,7 +53,7 @@ def build(recipe_file: Path) -> Build:
 
 
 def trained(setup: RunContext) -> Iterator[StepResult]:
-    """Runs all phases, a step at a time."""
+    """Runs all phases and yields the result of each step."""
     trainer = LayerwiseLearningRateTrainer(setup, TrainState())
     for phase in setup.rates.schedule.phases:
         setup.engine.enter_phase(phase.name, phase.units)
@@ -62,8 +62,8 @@ def trained(setup: RunContext) -> Iterator[StepResult]:
             yield trainer.training_step(step)
 
 
-def in_phase(setup: RunContext, index: int) -> LayerwiseLearningRateTrainer:
-    """A trainer whose engine has entered the phase with this index."""
+def trainer_in_phase(setup: RunContext, index: int) -> LayerwiseLearningRateTrainer:
+    """Returns a trainer whose engine has entered the phase with this index."""
     phase = setup.rates.schedule.phases[index]
     setup.engine.enter_phase(phase.name, phase.units)
     setup.engine.train_mode()
@@ -71,7 +71,7 @@ def in_phase(setup: RunContext, index: int) -> LayerwiseLearningRateTrainer:
 
 
 class Reference:
-    """The same training in plain torch: one text at a time, without padding, phases and rates spelt out."""
+    """The same training in plain torch: one text at a time without padding, with explicit phases and learning rates."""
 
     def __init__(self, folder: Path, model: MultitaskTransformer) -> None:
         self.model = copy.deepcopy(model)
@@ -89,7 +89,7 @@ class Reference:
         )
 
     def task_loss(self, task: str, rows: np.ndarray) -> Tensor:
-        """Mean loss over `rows` of the task's training file."""
+        """Returns the mean loss over `rows` of the task's training file."""
         weights = dict(self.model.heads[task].named_parameters())
         losses = []
         for row in rows:
@@ -103,15 +103,15 @@ class Reference:
         return torch.stack(losses).mean()
 
     def losses(self, step: int, setup: RunContext) -> dict[str, Tensor]:
-        """Mean loss of each task that the global batch of `step` holds."""
+        """Returns the mean loss of each task that occurs in the global batch of `step`."""
         batch = setup.sampler.batch(step)
         rows = {task: batch.rows[batch.task_ids == index] for index, task in enumerate(TASKS)}
         return {task: self.task_loss(task, of_task) for task, of_task in rows.items() if len(of_task)}
 
     def step(self, step: int, setup: RunContext) -> tuple[dict[str, float], float]:
-        """One optimizer step; returns the tasks' losses and the gradient's norm before clipping."""
+        """Carries out an optimizer step; returns the losses of the tasks and the gradient norm before clipping."""
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(thawed_at(name) <= step)
+            parameter.requires_grad_(unfrozen_at(name) <= step)
             parameter.grad = None
         losses = self.losses(step, setup)
         total = sum(loss * {"topic": 1.0, "mood": 2.0}[task] for task, loss in losses.items())
@@ -125,28 +125,28 @@ class Reference:
 
 
 def block_of(name: str) -> int | None:
-    """Number of the block that a parameter of the tiny BERT belongs to."""
+    """Returns the number of the block that a parameter of the tiny BERT belongs to."""
     return int(name.split(".layer.")[1].split(".")[0]) if ".layer." in name else None
 
 
-def thawed_at(name: str) -> int:
-    """First step at which the parameter trains: heads, then blocks 2 and 3, then everything, four steps each."""
+def unfrozen_at(name: str) -> int:
+    """Returns the first step at which a parameter trains: heads, then blocks 2 and 3, then all, for four steps each."""
     if name.startswith("heads."):
         return 0
     return 4 if block_of(name) in (2, 3) else 8
 
 
 def rate(name: str, step: int) -> float:
-    """The learning rate: warm-up over 2 steps, then linear to 0 at the end; what thaws later rises over 2 steps."""
+    """Returns the learning rate: warm-up over 2 steps, linear decay to 0, and 2 steps of warm-up after unfreezing."""
     run = step / 2 if step < 2 else 1 - (step - 2) / (TOTAL_STEPS - 2)
-    thaw = min(1.0, (step - thawed_at(name)) / 2) if thawed_at(name) else 1.0
+    unfreeze_warmup = min(1.0, (step - unfrozen_at(name)) / 2) if unfrozen_at(name) else 1.0
     block = block_of(name)
     unit = 5.0 if name.startswith("heads.") else 0.9 ** (4 if block is None else 3 - block)
-    return 1e-3 * run * thaw * unit
+    return 1e-3 * run * unfreeze_warmup * unit
 
 
 def distance(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """Largest relative difference among the weights of two models."""
+    """Returns the largest relative difference among the weights of two models."""
     assert ours.keys() == theirs.keys()
     return max(
         float(torch.dist(value, theirs[name].detach()) / torch.linalg.vector_norm(theirs[name].detach()))
@@ -155,7 +155,7 @@ def distance(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
 
 
 def plain_model(recipe: Recipe) -> MultitaskTransformer:
-    """What a run of `recipe` begins with, with every row of the table of tokens."""
+    """Returns the initial model of a run of `recipe` without vocabulary trimming."""
     encoder = load_encoder(recipe.model, load_encoder_config(recipe.model))
     labels = {"topic": tuple(sorted(TOPICS)), "mood": ("0", "1", "2")}
     return MultitaskTransformer(SentenceTransformer(encoder), labels, seed=recipe.seed)
@@ -177,7 +177,7 @@ def test_a_run_equals_plain_torch_with_any_accumulation(build: Build, recipe_fil
         assert distance(setup.engine.weights(), dict(reference.model.named_parameters())) < 1e-9
 
 
-def test_micro_batch_size_changes_nothing_but_the_cut(build: Build) -> None:
+def test_micro_batch_size_changes_only_the_partition(build: Build) -> None:
     whole, small = build(), build("micro_batch_size=3")
     assert (whole.micro_steps, small.micro_steps) == (1, 5)
     for one, other in zip(trained(whole), trained(small), strict=True):
@@ -185,32 +185,32 @@ def test_micro_batch_size_changes_nothing_but_the_cut(build: Build) -> None:
     assert distance(small.engine.weights(), whole.engine.weights()) < 1e-9
 
 
-def test_what_is_thawed_moves_and_every_frozen_byte_stays(build: Build) -> None:
+def test_unfrozen_parameters_change_and_frozen_ones_keep_their_bytes(build: Build) -> None:
     setup = build("optimizer.warmup_steps=0", "optimizer.weight_decay=0")
     assert len(setup.rates.schedule.phases) == 3
     for index, phase in enumerate(setup.rates.schedule.phases):
-        trainer = in_phase(setup, index)
+        trainer = trainer_in_phase(setup, index)
         before = setup.engine.parameter_digests()
         trainer.training_step(phase.start)
         after = setup.engine.parameter_digests()
         moved = {name for name in before if after[name] != before[name]}
-        assert moved == {name for name in before if thawed_at(name) <= phase.start}
+        assert moved == {name for name in before if unfrozen_at(name) <= phase.start}
 
 
 def test_the_first_phase_trains_weights_and_biases_of_heads_only(build: Build) -> None:
     setup = build("optimizer.warmup_steps=0")
     before = copy.deepcopy(setup.engine.model)
-    in_phase(setup, 0).training_step(0)
+    trainer_in_phase(setup, 0).training_step(0)
     names = [f"heads.{task}.{layer}.{kind}" for task in TASKS for layer in (0, 3) for kind in ("weight", "bias")]
     after = dict(setup.engine.model.named_parameters())
     assert [name for name, value in before.named_parameters() if not torch.equal(value, after[name])] == names
 
 
-def test_a_head_absent_from_the_batch_is_untouched_though_it_has_moments(build: Build) -> None:
+def test_a_head_absent_from_the_batch_keeps_weights_and_optimizer_state(build: Build) -> None:
     setup = build("sampling.batches=one_task", "optimizer.warmup_steps=0", "phases.2.steps=8")
     model, state = setup.engine.model, setup.engine.optimizer.state
     start = setup.rates.schedule.phases[2].start
-    trainer = in_phase(setup, 2)
+    trainer = trainer_in_phase(setup, 2)
     seen: set[str] = set()
     untouched = 0
     for step in range(start, start + 8):
@@ -220,10 +220,10 @@ def test_a_head_absent_from_the_batch_is_untouched_though_it_has_moments(build: 
         before = [(p.clone(), copy.deepcopy(dict(state[p]))) for p in parameters if p in state]
         trainer.training_step(step)
         if absent in seen:
-            assert len(before) == 4  # two layers' weights and biases have moments
-            for parameter, (value, moments) in zip(parameters, before, strict=True):
+            assert len(before) == 4  # weights and biases of two layers have optimizer state
+            for parameter, (value, kept_state) in zip(parameters, before, strict=True):
                 assert torch.equal(parameter, value)
-                assert all(torch.equal(state[parameter][key], moments[key]) for key in moments)
+                assert all(torch.equal(state[parameter][key], kept_state[key]) for key in kept_state)
             untouched += 1
         seen.add(next(task for task in TASKS if counts[task]))
     assert untouched >= 6
@@ -231,9 +231,9 @@ def test_a_head_absent_from_the_batch_is_untouched_though_it_has_moments(build: 
 
 
 def test_a_phase_may_train_a_head_that_a_batch_lacks(build: Build) -> None:
-    """The step then changes nothing, and is no error."""
+    """Such a step changes nothing and raises no error."""
     setup = build("sampling.batches=one_task", "phases.0.train=[heads.mood]", "optimizer.warmup_steps=0")
-    trainer = in_phase(setup, 0)
+    trainer = trainer_in_phase(setup, 0)
     step = next(step for step in range(4) if not setup.sampler.batch(step).counts[TASKS.index("mood")])
     before = setup.engine.parameter_digests()
     assert trainer.training_step(step).gradient_norm == 0.0
@@ -242,7 +242,7 @@ def test_a_phase_may_train_a_head_that_a_batch_lacks(build: Build) -> None:
 
 
 def hidden_states(model: MultitaskTransformer, setup: RunContext) -> tuple[Tensor, ...]:
-    """Output of the embeddings and of each block for some training texts."""
+    """Returns the output of the embeddings and of each block for some training texts."""
     batch = setup.data.batch("train", np.zeros(6, dtype=np.int64), np.arange(6))
     with torch.no_grad():
         encoder = model.sentence_transformer.encoder
@@ -250,14 +250,14 @@ def hidden_states(model: MultitaskTransformer, setup: RunContext) -> tuple[Tenso
 
 
 @pytest.mark.parametrize(("phase", "still"), [(0, 5), (1, 3), (2, 0)])
-def test_frozen_modules_have_no_dropout_and_thawed_ones_do(build: Build, phase: int, still: int) -> None:
+def test_frozen_modules_have_no_dropout_and_unfrozen_ones_do(build: Build, phase: int, still: int) -> None:
     setup = build("model.encoder_dropout=0.5")
-    trainer = in_phase(setup, phase)
+    trainer = trainer_in_phase(setup, phase)
     model = setup.engine.model
     training = hidden_states(model, setup)
     with setup.engine.evaluating():
         expected = hidden_states(model, setup)
-    again = hidden_states(model, setup)  # training goes on after an evaluation as before
+    again = hidden_states(model, setup)  # the training mode is restored after an evaluation
     trainer.training_step(setup.rates.schedule.phases[phase].start)
     for states in (training, again):
         same = [torch.equal(state, other) for state, other in zip(states, expected, strict=True)]
@@ -265,16 +265,16 @@ def test_frozen_modules_have_no_dropout_and_thawed_ones_do(build: Build, phase: 
 
 
 def test_dropout_of_a_step_is_a_function_of_seed_and_step(build: Build) -> None:
-    """A run that goes on from a checkpoint has no generator's state to restore."""
+    """A run that resumes from a checkpoint has no state of a random generator to restore."""
     overrides = ("model.dropout=0.5", "model.encoder_dropout=0.5")
     results = []
     for stray in (1, 2):
         setup = build(*overrides, accumulation=2)
         torch.manual_seed(stray)
-        results.append(in_phase(setup, 2).training_step(8).losses.tolist())
+        results.append(trainer_in_phase(setup, 2).training_step(8).losses.tolist())
         assert torch.initial_seed() == dropout_seed(setup.recipe.seed, 8, 0, 1)  # of the last micro-step
     assert results[0] == results[1]
-    assert results[0] != in_phase(build(), 2).training_step(8).losses.tolist()
+    assert results[0] != trainer_in_phase(build(), 2).training_step(8).losses.tolist()
 
 
 def test_dropout_seeds_differ_by_seed_step_rank_and_micro_step() -> None:
@@ -285,20 +285,20 @@ def test_dropout_seeds_differ_by_seed_step_rank_and_micro_step() -> None:
 
 
 def poison(setup: RunContext, task: str) -> None:
-    """One weight of a head becomes infinite."""
+    """Sets one weight of a head to infinity."""
     with torch.no_grad():
         dict(setup.engine.model.named_parameters())[f"heads.{task}.0.weight"][0, 0] = torch.inf
 
 
 def snapshot(setup: RunContext) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of all parameters and of all moments."""
-    moments = setup.engine.optimizer_state()
-    return setup.engine.parameter_digests(), {name: tensor_digest(name, value) for name, value in moments.items()}
+    """Returns digests of all parameters and of the optimizer state."""
+    state = setup.engine.optimizer_state()
+    return setup.engine.parameter_digests(), {name: tensor_digest(name, value) for name, value in state.items()}
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(build: Build) -> None:
     setup = build("sampling.batches=one_task", "optimizer.warmup_steps=0", "phases.0.steps=12")
-    trainer = in_phase(setup, 0)
+    trainer = trainer_in_phase(setup, 0)
     for step in range(4):
         trainer.training_step(step)
     poison(setup, "topic")
@@ -316,9 +316,9 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(build: Build) -
     assert 0 < skipped < 8
 
 
-def test_several_steps_in_a_row_without_a_finite_gradient_end_the_run(build: Build) -> None:
+def test_too_many_steps_in_a_row_without_a_finite_gradient_end_the_run(build: Build) -> None:
     setup = build("optimizer.max_nonfinite_steps=3")
-    trainer = in_phase(setup, 0)
+    trainer = trainer_in_phase(setup, 0)
     poison(setup, "mood")
     trainer.training_step(0)
     trainer.training_step(1)

@@ -1,8 +1,9 @@
-"""Real runs that start at once: forks of one process that has imported everything and done nothing.
+"""Real runs that start without import time: forks of one server process that has imported everything they need.
 
-Importing takes seconds and a tiny run one. A fork runs launch/train.py as a user's process does, and is killed like any
-other. Above the ranks of a job stands an agent, as a launcher would: it leads their session, and reports how each of
-them ended. Whoever dies takes all below along: the driver the agents, and these their ranks.
+Importing takes several seconds, a tiny run one. A fork runs launch/train.py as a user's process does, and can be killed
+like any other. The ranks of a job are children of an agent, which takes the place of a launcher: it is the leader of
+their session and reports how each of them ended. Processes die with their parents: agents with the driver, ranks with
+their agent.
 """
 
 import atexit
@@ -30,36 +31,41 @@ TRAIN = ROOT / "launch" / "train.py"
 TIMEOUT = 180.0
 """Seconds after which a job counts as hanging."""
 TICK = 0.01
-"""Seconds between two looks at the ranks."""
+"""Seconds between two polls of the ranks."""
 PRELOADED = ("tests.faults.preloaded",)
-SURROUNDINGS = {
+ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a fork has the first thread of its parent only
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a fork has only the first thread of its parent
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "DS_ACCELERATOR": "cpu",
-    # At its end multiprocessing speaks of locks that it had to clear away after killed processes.
+    # multiprocessing warns at exit about locks that killed processes have left.
     "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
     "ACCELERATE_USE_CPU": "true",
 }
-DRIVERS_WANDB = "WANDB_SERVICE"
-"""Environment variable by which W&B, used in a process, offers the service it has started to the process's children.
-A run beside a driver that uses W&B itself has a service of its own, as a user's run does."""
+WANDB_SERVICE = "WANDB_SERVICE"
+"""Environment variable with which W&B offers a service that a process has started to the children of the process.
+
+It is removed here, so that a run started by a driver that uses W&B starts its own service, as a user's run does.
+"""
 
 Hook = Callable[[], None]
-"""Called in each rank before its run; what a campaign changes there. It is pickled: a function of a module, or a
-`functools.partial` of one. The rank stands in the environment variable RANK if there is more than one."""
+"""Function called in each rank before its run, with which a campaign changes the run.
+
+It is pickled, so it must be a function of a module or a `functools.partial` of one. If there are several ranks, the
+environment variable RANK holds the rank.
+"""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a job is."""
+class JobSpec:
+    """Command, processes and environment of a job."""
 
     arguments: tuple[str, ...]
-    """Of the script."""
+    """Arguments of the script."""
     folder: Path
-    """For what the ranks print."""
+    """Folder for the output of the ranks."""
     world_size: int = 1
     engine: str = "data parallel"
     """A name of ENGINES in tests/distributed/worker.py."""
@@ -68,18 +74,18 @@ class Order:
     script: Path = TRAIN
 
 
-class Zygote:
-    """Starts jobs; those that are left when it closes are killed."""
+class ForkServer:
+    """Starts jobs as forks of a preloaded process; kills those that still run when it is closed."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` gets what the jobs print."""
+        """Creates no process; the output of jobs goes to `folder`."""
         self._folder = folder
         self._jobs: list[Job] = []
-        # multiprocessing's fork server is the process that imports once and forks; there is one in a driver.
+        # The fork server of multiprocessing imports once and forks for each job; there is one for each driver.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOADED))
 
-    def __enter__(self) -> "Zygote":
+    def __enter__(self) -> "ForkServer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -98,12 +104,12 @@ class Zygote:
         """Starts `script` with `arguments` on `world_size` processes; returns at once."""
         folder = self._folder / f"job-{len(self._jobs):04d}"
         folder.mkdir(parents=True)
-        order = Order(tuple(arguments), folder, world_size, engine, hook, environment or {}, script)
+        spec = JobSpec(tuple(arguments), folder, world_size, engine, hook, environment or {}, script)
         before = dict(os.environ)
-        os.environ.update(SURROUNDINGS)  # of the fork server, which starts with the first job
-        os.environ.pop(DRIVERS_WANDB, None)
+        os.environ.update(ENVIRONMENT)  # for the fork server, which starts with the first job
+        os.environ.pop(WANDB_SERVICE, None)
         try:
-            job = Job(self._context, order)
+            job = Job(self._context, spec)
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -111,36 +117,36 @@ class Zygote:
         return job
 
     def leftovers(self) -> list[psutil.Process]:
-        """Processes of jobs that have ended which are still there, 5 seconds later."""
+        """Returns processes of ended jobs that are still alive after up to 5 seconds."""
         ended = {job.session for job in self._jobs if not job.agent.is_alive()}
         deadline = time.monotonic() + 5
         while (found := [one for one in psutil.process_iter() if _session(one) in ended]) and (
             time.monotonic() < deadline
         ):
-            time.sleep(0.01)  # the kernel ends a killed process in its own time
+            time.sleep(0.01)  # the kernel takes some time to end a killed process
         return found
 
 
 class Job:
-    """The processes of one launch."""
+    """Processes of one launch: an agent and its ranks."""
 
-    def __init__(self, context: multiprocessing.context.ForkServerContext, order: Order) -> None:
-        self.order = order
+    def __init__(self, context: multiprocessing.context.ForkServerContext, spec: JobSpec) -> None:
+        self.spec = spec
         self._codes: dict[int, int] = {}
         self._report, reporting = context.Pipe(duplex=False)
-        self.agent = context.Process(target=_lead, args=(order, reporting))
+        self.agent = context.Process(target=_run_agent, args=(spec, reporting))
         self.agent.start()
-        reporting.close()  # or the end of the agent would not be seen here
+        reporting.close()  # else the end of the agent would not close the pipe
         self.pids: list[int] = self._report.recv()
 
     @property
     def session(self) -> int:
-        """Of the agent and the ranks."""
+        """Session id of the agent and the ranks."""
         assert self.agent.pid is not None, "started"
         return self.agent.pid
 
     def kill(self, rank: int | None = None, number: int = signal.SIGKILL) -> None:
-        """Sends one rank, or the whole job at once, a signal; nothing where it has ended."""
+        """Sends a signal to one rank, or to the whole job at once; processes that have ended are ignored."""
         if rank is None and number == signal.SIGKILL:
             _send(os.killpg, self.session, number)
             return
@@ -149,16 +155,17 @@ class Job:
                 _send(os.kill, self.pids[one], number)
 
     def first_end(self, timeout: float = TIMEOUT) -> tuple[int, int] | None:
-        """Rank and exit code (minus a signal's number) of the first that ends from now on; None if the job did.
+        """Waits for the next rank to end and returns its rank and exit code; None if the whole job was killed.
 
-        Raises TimeoutError, and kills the job, where none ends in time.
+        The exit code is the negative signal number for a rank that a signal ended. Raises TimeoutError, and kills the
+        job, if no rank ends in time.
         """
         if not self._report.poll(timeout):
             self.kill()
-            raise TimeoutError(f"none of {self.order.world_size} processes ended within {timeout:.0f} s")
+            raise TimeoutError(f"none of {self.spec.world_size} processes ended within {timeout:.0f} s")
         try:
             rank, code = self._report.recv()
-        except (EOFError, OSError):  # the agent was killed, and so were all
+        except (EOFError, OSError):  # the agent was killed, and with it all ranks
             self._codes |= {rank: -signal.SIGKILL for rank in range(len(self.pids)) if rank not in self._codes}
             self.agent.join()
             return None
@@ -166,9 +173,9 @@ class Job:
         return rank, code
 
     def wait(self, timeout: float = TIMEOUT) -> list[int]:
-        """Exit codes by rank, minus a signal's number where it was one.
+        """Waits for the job to end and returns the exit codes by rank, negative signal numbers for signals.
 
-        Raises TimeoutError, and kills the job, where it does not end in time.
+        Raises TimeoutError, and kills the job, if it does not end in time.
         """
         deadline = time.monotonic() + timeout
         while len(self._codes) < len(self.pids):
@@ -177,56 +184,56 @@ class Job:
         return [self._codes[rank] for rank in range(len(self.pids))]
 
     def output(self, rank: int = 0) -> str:
-        """What a rank has printed so far, on either stream."""
-        return _log(self.order, rank).read_text(encoding="utf-8", errors="replace")
+        """Returns what a rank has printed so far to stdout and stderr."""
+        return _log(self.spec, rank).read_text(encoding="utf-8", errors="replace")
 
 
 def _send(how: Callable[[int, int], None], target: int, number: int) -> None:
-    with suppress(ProcessLookupError):  # has ended by itself
+    with suppress(ProcessLookupError):  # the process has ended
         how(target, number)
 
 
 def _session(process: psutil.Process) -> int | None:
-    """None where the process is gone, a zombie included."""
+    """Returns the session id of a process; None if it has ended or is a zombie."""
     try:
         return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
     except (psutil.Error, OSError):
         return None
 
 
-def _log(order: Order, rank: int) -> Path:
-    return order.folder / f"rank-{rank}.log"
+def _log(spec: JobSpec, rank: int) -> Path:
+    return spec.folder / f"rank-{rank}.log"
 
 
-# From here on in the forks
+# The functions below run in the forks.
 
 
 def _die_with_parent(parent: int) -> None:
     libc: Any = ctypes.CDLL(None)
     libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it was faster
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)
 
 
-def _lead(order: Order, report: Connection) -> None:
-    """The agent: starts the ranks, says who they are, and how each has ended."""
+def _run_agent(spec: JobSpec, report: Connection) -> None:
+    """Runs the agent of a job: forks the ranks, reports their process ids and then the exit code of each."""
     _die_with_parent(os.getppid())
     os.setsid()
-    os.environ.update(_meeting_place(order.world_size))
-    pids = [_fork_rank(order, rank) for rank in range(order.world_size)]
+    os.environ.update(_rendezvous_variables(spec.world_size))
+    pids = [_fork_rank(spec, rank) for rank in range(spec.world_size)]
     report.send(pids)
     driver = multiprocessing.parent_process()
     assert driver is not None, "a fork, and not the driver itself"
     for _ in pids:
         while (ended := os.waitpid(-1, os.WNOHANG))[0] == 0:
-            # The fork server does not end with the driver: it stays for as long as there are forks.
+            # The fork server does not end with the driver, but only when no fork is left.
             if wait([driver.sentinel], TICK):
                 os._exit(1)
         report.send((pids.index(ended[0]), os.waitstatus_to_exitcode(ended[1])))
 
 
-def _meeting_place(world_size: int) -> dict[str, str]:
-    """Of one process too few to be launched as several: none."""
+def _rendezvous_variables(world_size: int) -> dict[str, str]:
+    """Returns the variables with which the ranks find each other; none for a single process."""
     if world_size == 1:
         return {}
     with socket.socket() as free:
@@ -236,57 +243,57 @@ def _meeting_place(world_size: int) -> dict[str, str]:
     return {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
-def _fork_rank(order: Order, rank: int) -> int:
+def _fork_rank(spec: JobSpec, rank: int) -> int:
     agent = os.getpid()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             _die_with_parent(agent)
-            code = _be_rank(order, rank)
+            code = _run_rank(spec, rank)
         except BaseException:  # noqa: BLE001 - a fork must not return into its parent's code
             traceback.print_exc()
-        _leave(code)
+        _exit_process(code)
     return pid
 
 
-def _be_rank(order: Order, rank: int) -> int:
-    """Runs the script in this process; returns the exit code that it asks for."""
-    log = os.open(_log(order, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def _run_rank(spec: JobSpec, rank: int) -> int:
+    """Runs the script in this process and returns its exit code."""
+    log = os.open(_log(spec, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.chdir(ROOT)
-    os.environ.update(order.environment)
-    if order.world_size > 1:
+    os.environ.update(spec.environment)
+    if spec.world_size > 1:
         os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
-    if order.engine != "data parallel":
-        _ask_for(order.engine)
-    if order.hook is not None:
-        order.hook()
-    sys.argv = [str(order.script), *order.arguments]
+    if spec.engine != "data parallel":
+        _use_engine(spec.engine)
+    if spec.hook is not None:
+        spec.hook()
+    sys.argv = [str(spec.script), *spec.arguments]
     try:
-        runpy.run_path(str(order.script), run_name="__main__")
+        runpy.run_path(str(spec.script), run_name="__main__")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0
 
 
-def _ask_for(engine: str) -> None:
-    """As if by the file of accelerate_configs that `accelerate launch` was given."""
+def _use_engine(engine: str) -> None:
+    """Makes the run use this engine, as a file of accelerate_configs would with `accelerate launch`."""
     from mtl_dist.training import run
     from tests.distributed.worker import ENGINES
 
     start = run.start_accelerator
 
-    def asked() -> Any:
+    def start_with_engine() -> Any:
         accelerator, processes, _ = start()
         return accelerator, processes, ENGINES[engine]
 
-    run.start_accelerator = asked
+    run.start_accelerator = start_with_engine
 
 
-def _leave(code: int) -> NoReturn:
-    """As the interpreter would, which here has the agent's frames below."""
+def _exit_process(code: int) -> NoReturn:
+    """Ends the process as the interpreter would, without returning into the agent's stack frames."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

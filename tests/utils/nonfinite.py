@@ -1,4 +1,4 @@
-"""Numbers that go wrong in some steps of a run."""
+"""Injection of NaN or infinite losses and gradients into some training steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,23 +15,23 @@ from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 NAN = float("nan")
 
 
-def spoil_loss(logits: Tensor, value: float = NAN) -> Tensor:
-    """The loss becomes `value`."""
+def nonfinite_loss(logits: Tensor, value: float = NAN) -> Tensor:
+    """Makes the loss `value`."""
     return logits * value
 
 
-def spoil_gradient(logits: Tensor, value: float) -> Tensor:
-    """A gradient becomes `value` on its way back; the loss is right."""
+def nonfinite_gradient(logits: Tensor, value: float) -> Tensor:
+    """Makes a gradient `value` in the backward pass and leaves the loss unchanged."""
     logits.register_hook(lambda gradient: gradient + value)
     return logits
 
 
-def spoil(
-    steps: range, how: Callable[[Tensor], Tensor] = spoil_loss, put: Callable[[Any, str, Any], None] = setattr
+def inject_nonfinite(
+    steps: range, fault: Callable[[Tensor], Tensor] = nonfinite_loss, put: Callable[[Any, str, Any], None] = setattr
 ) -> None:
-    """In these training steps, counted from 0, the logits of each task go through `how`.
+    """Passes the logits of each task through `fault` in these training steps, counted from 0.
 
-    `put` is what replaces a method: at first for good, with a MonkeyPatch's `setattr` for a test.
+    `put` replaces the methods: permanently by default; pass `setattr` of a MonkeyPatch to undo it after a test.
     """
     training_step, logits = LayerwiseLearningRateTrainer.training_step, Engine.logits
     at = -1
@@ -41,11 +41,11 @@ def spoil(
         at = step
         return training_step(self, step)
 
-    def spoilt(self: Engine, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
+    def with_fault(self: Engine, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
         result = logits(self, batch, prefix)
         if at not in steps or not torch.is_grad_enabled():
             return result
-        return {task: how(one) for task, one in result.items()}
+        return {task: fault(one) for task, one in result.items()}
 
     put(LayerwiseLearningRateTrainer, "training_step", in_step)
-    put(Engine, "logits", spoilt)
+    put(Engine, "logits", with_fault)
