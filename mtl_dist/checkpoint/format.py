@@ -77,7 +77,10 @@ def sha256_of(path: Path) -> str:
 
 
 def verify(folder: Path, step: int, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
-    """As `read_state`, and verifies every file by the digest that `sha256` computes. Raises CorruptCheckpoint."""
+    """Verifies every file of the checkpoint of `step`, by the digests that `sha256` computes; returns its state.
+
+    Raises CorruptCheckpoint.
+    """
     files = _manifest(folder, step)
     state = _state(folder, step, files)
     for name in (WEIGHTS, OPTIMIZER):

@@ -5,6 +5,7 @@ verified and renamed; older ones are removed only after that. Everything random 
 there is no state of a generator or a data loader to save.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -22,7 +23,6 @@ from mtl_dist.checkpoint.format import (
     CorruptCheckpoint,
     folder_name,
     read_state,
-    sha256_of,
     step_of,
     verify,
     write_manifest,
@@ -83,12 +83,13 @@ def save(
             remove_path(leftover)
         partial.mkdir()
         try:
-            (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
+            state_text = json.dumps(state).encode()
+            (partial / STATE).write_bytes(state_text)
             fsync(partial / STATE)
             digests = {
                 WEIGHTS: write_tensors(partial / WEIGHTS, weights),
                 OPTIMIZER: write_tensors(partial / OPTIMIZER, optimizer_state),
-                STATE: sha256_of(partial / STATE),
+                STATE: hashlib.sha256(state_text).hexdigest(),
             }
             write_manifest(partial, step, digests)
             verify(partial, step, sha256_on_disk)

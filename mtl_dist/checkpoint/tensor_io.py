@@ -4,28 +4,42 @@ The library's writer is fast enough: writing and reading with O_DIRECT is less t
 (`python -m benchmarks.saving`; docs/benchmarks.md has the figure).
 """
 
+import ctypes
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.io import fsync
+from mtl_dist.tensor_files import save_safetensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Writes CPU tensors to a new safetensors file, flushes it to the disk and returns its SHA-256.
 
-    The digest is that of the page cache, i.e. of the bytes as they were written. Raises FileExistsError, and OSError or
-    SafetensorError where the disk refuses the write.
+    The digest is that of the tensors in memory behind the file's header, so that verification finds whatever became of
+    them on the way to the disk. Raises FileExistsError, and OSError or SafetensorError where the disk refuses it.
     """
-    path.touch(exist_ok=False)  # save_file would replace a file of this name
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    path.touch(exist_ok=False)
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_safetensors(path, contiguous)
     fsync(path)
-    return sha256_of(path)
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+    digest = hashlib.sha256(length + header)
+    entries = [(entry["data_offsets"], name) for name, entry in json.loads(header).items() if name != "__metadata__"]
+    for _, name in sorted(entries):
+        digest.update(_bytes_of(contiguous[name]))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without numpy, which keeps FSDP2 from freeing what it has gathered."""
+    return memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
 def sha256_on_disk(path: Path) -> str:

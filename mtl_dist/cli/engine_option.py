@@ -30,8 +30,16 @@ def engine_file(engine: str) -> Path:
     raise UserError(f"--engine: {engine}: unknown engine{did_you_mean(engine, names)}")
 
 
-def default_engine() -> DefaultEngine:
-    """`gpu`, for one process, where nvidia-smi lists a GPU that is not hidden from this process; else `cpu`."""
+def default_engine(processes: int | None) -> DefaultEngine:
+    """The engine for `processes` processes where none is named: `gpu` or `cpu`, and `multi_*` for several processes.
+
+    `gpu` is taken where nvidia-smi lists a GPU that is not hidden from this process.
+    """
+    device, reason = _default_device()
+    return DefaultEngine(f"multi_{device}" if (processes or 1) > 1 else device, reason)
+
+
+def _default_device() -> DefaultEngine:
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return DefaultEngine("cpu", "CUDA_VISIBLE_DEVICES hides all GPUs")
     command = shutil.which("nvidia-smi")

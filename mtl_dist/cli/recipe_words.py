@@ -1,6 +1,7 @@
 """Positional words of a command that takes a recipe."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,10 +18,13 @@ RecipeWords = Annotated[
 
 
 def recipe_arguments(words: Iterable[str]) -> list[str]:
-    """The arguments of `launch/train.py` for `words`: those with `=` are overrides, the others recipe files."""
+    """The arguments of `launch/train.py` for `words`.
+
+    Words without `=`, and those that name a file, are recipes; the others are overrides.
+    """
     files, overrides = [], []
     for word in words:
-        if "=" in word:
+        if "=" in word and not Path(word).is_file():
             overrides.append(word)
         else:
             files += ["--config", word]

@@ -59,12 +59,10 @@ def train(
 
     arguments = recipe_arguments(words)
     parse(arguments)  # its mistakes are reported before anything is started
-    if engine is None:
-        engine, reason = default_engine()
-        print(f"engine: {engine} ({reason}); --engine chooses another", file=sys.stderr)
+    default = default_engine(num_processes) if engine is None else None
     launch = launch_of(
         arguments,
-        engine,
+        engine or (default.name if default else ""),
         num_processes=num_processes,
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -73,6 +71,8 @@ def train(
         main_process_ip=main_process_ip,
         main_process_port=main_process_port,
     )
+    if default is not None:
+        print(f"engine: {default.name} ({default.reason}); --engine chooses another", file=sys.stderr)
     if dry_run:
         print(shlex.join(launch.command()))
         return 0

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from mtl_dist.config.fields import Location, filled, type_at
 from mtl_dist.config.help import recipe_help
 from mtl_dist.config.messages import is_interpolation, join, recipe_error, type_error
-from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.recipe import RENAMED_KEYS, Recipe
 from mtl_dist.config.validation import check_recipe
 from mtl_dist.errors import UserError, did_you_mean
 
@@ -69,6 +69,17 @@ def parse(argv: Sequence[str]) -> Command:
     return Command(recipe, plan_only=arguments.plan)
 
 
+def parse_recipe_of_run(file: Path, *more: str) -> Recipe:
+    """Reads the recipe that a run wrote to `file`, with the recipes `more` merged into it.
+
+    A run of an older version has written keys under the names that they had then; these are read under today's. Raises
+    UserError as `parse` does.
+    """
+    recipe = _load([str(file), *more], [], written_by_a_run=str(file))
+    check_recipe(recipe)
+    return recipe
+
+
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe as YAML with every key; reading it back gives an equal Recipe."""
     return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump()))
@@ -85,12 +96,16 @@ def _print_and_exit(text: str) -> NoReturn:
     raise SystemExit(0)
 
 
-def _load(files: Sequence[str], overrides: Sequence[str]) -> Recipe:
-    """The recipe from defaults, files and overrides, merged in this order, with interpolations resolved."""
+def _load(files: Sequence[str], overrides: Sequence[str], written_by_a_run: str | None = None) -> Recipe:
+    """The recipe from defaults, files and overrides, merged in this order, with interpolations resolved.
+
+    In the file `written_by_a_run`, keys may have the names of older versions.
+    """
     config = filled({}, Recipe)
     for file in files:
         with _messages_from(f"{file}: "):
-            config = _merged(config, _read(file))
+            layer = _read(file)
+            config = _merged(config, _with_todays_names(layer) if file == written_by_a_run else layer)
     tasks_of_files = list(config["tasks"])
     paths = [_path(override) for override in overrides]
     with _messages_from("command line: "):
@@ -105,6 +120,17 @@ def _load(files: Sequence[str], overrides: Sequence[str]) -> Recipe:
         if missing := sorted(OmegaConf.missing_keys(OmegaConf.create(config))):
             raise UserError(f"{', '.join(missing)}: missing")
         return _validated(_resolved(config))
+
+
+def _with_todays_names(layer: Any) -> Any:
+    """`layer` with the keys of RENAMED_KEYS under their names of today."""
+    for old, new in RENAMED_KEYS.items():
+        section, _, key = old.rpartition(".")
+        values = layer.get(section) if isinstance(layer, dict) else None
+        if isinstance(values, dict) and key in values:
+            renamed = {new.rpartition(".")[2] if name == key else name: value for name, value in values.items()}
+            layer = {**layer, section: renamed}
+    return layer
 
 
 def _other_length(path: Sequence[str]) -> list[str] | None:

@@ -96,7 +96,7 @@ class DataConfig(Section):
     empty_text: Literal["error", "skip"] = "error"
     """What to do with rows whose text is empty or missing: stop, or leave them out and print their number."""
     cache_dir: str | None = None
-    """Folder for tokenised data; null is `$MTL_DIST_CACHE`, else `~/.cache/mtl_dist`."""
+    """Folder for tokenized data; null is `$MTL_DIST_CACHE`, else `~/.cache/mtl_dist`."""
 
 
 class SamplingConfig(Section):

@@ -117,7 +117,7 @@ def _fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Pr
         memos[name] = memo, files_state(task, names) or rows_state(splits)
         if open_entry(folders[name]) is None:
             if folders[name].exists():
-                logger.info(f"{key}: {folders[name]} is damaged; tokenising again")
+                logger.info(f"{key}: {folders[name]} is corrupt; tokenizing again")
             missing[name] = check_rows(key, task, splits, recipe.data.empty_text), tokenize
     for name, (labeled, tokenize) in missing.items():
         write_entry(folders[name], f"tasks.{name}", labeled, tokenize, progress)

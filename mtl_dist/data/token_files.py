@@ -118,7 +118,7 @@ def write_split(
         _npy_writer(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
         _npy_writer(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
         _npy_writer(text_hashes, np.uint64, (count,)) as add_text_hashes,
-        progress(f"{location}: tokenising", "rows", count) as advance,
+        progress(f"{location}: tokenizing", "rows", count) as advance,
     ):
         for batch, hashes in _tokenized_batches(location, split, tokenize):
             record_batches.add(batch)

@@ -12,7 +12,7 @@ from mtl_dist.errors import TrainingError, UserError
 
 T = TypeVar("T")
 
-# Ranks may wait for hours while one tokenises; if a process dies, its launcher ends the others.
+# Ranks may wait for hours while one tokenizes; if a process dies, its launcher ends the others.
 CONTROL_TIMEOUT = timedelta(hours=24)
 
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from mtl_dist.config.load import parse
+from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import Recipe, TaskConfig
 from mtl_dist.data.collate import Batch
 from mtl_dist.data.dataset import DataBundle, TaskData
@@ -29,9 +29,9 @@ from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
 from mtl_dist.progress import show_progress
+from mtl_dist.run_layout import RECIPE, SUMMARY
 from mtl_dist.tasks.classification import ClassificationMetrics
 from mtl_dist.training.evaluation import evaluate, flat_metrics
-from mtl_dist.training.run_folder import RECIPE, SUMMARY
 
 SPLIT = "test"
 READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -95,7 +95,7 @@ def evaluate_tasks(
 ) -> dict[str, ClassificationMetrics]:
     """Metrics of `tasks`, computed with the batch size and precision of the run's own evaluation."""
     recipe = run.recipe
-    # All tasks are checked before the first one is tokenised.
+    # All tasks are checked before the first one is tokenized.
     examples = {name: _examples(recipe, name, task, model.labels[name]) for name, task in tasks.items()}
     tokenizer = run.load_tokenizer()
     with tempfile.TemporaryDirectory() as scratch:
@@ -155,7 +155,7 @@ def _tasks_to_evaluate(
             raise UserError(f"--{'text' if text else 'label'}: goes with a file of rows under --data")
         if data is not None:
             named = _tasks_in(data, run)
-            tasks = parse(["--config", str(run.folder / RECIPE), "--config", data]).recipe.tasks
+            tasks = parse_recipe_of_run(run.folder / RECIPE, data).tasks
             chosen = [name for name in named if task in (None, name)]
             if not chosen:
                 raise UserError(f"--task: {data} does not name the task {task}")

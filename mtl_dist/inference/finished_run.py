@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mtl_dist.config.load import parse
+from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import ModelConfig, Recipe
 from mtl_dist.data.tokenization import load_tokenizer
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.models.multitask import MultitaskTransformer
-from mtl_dist.training.run_folder import MODEL, RECIPE, SUMMARY
+from mtl_dist.run_layout import MODEL, RECIPE, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_run(folder: str | Path) -> FinishedRun:
         raise UserError(f"{folder} {what}; name the output_dir of a run")
     if not (folder / MODEL).is_dir():
         raise UserError(f"{folder} has no {MODEL}/: the run is not finished; the command that started it resumes it")
-    recipe = parse(["--config", str(folder / RECIPE)]).recipe
+    recipe = parse_recipe_of_run(folder / RECIPE)
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except FileNotFoundError:

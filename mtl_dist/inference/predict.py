@@ -1,6 +1,6 @@
 """Labels and scores of one task for the texts of a file of any length, in its order.
 
-Rows are read, tokenised, computed and written one window at a time, so that memory does not grow with the file. Within
+Rows are read, tokenized, computed and written one window at a time, so that memory does not grow with the file. Within
 a window, texts of similar length share a batch.
 """
 

@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from mtl_dist.errors import TrainingError, UserError, root_cause
 from mtl_dist.models.multitask import WEIGHTS
-from mtl_dist.training.run_folder import MODEL, RECIPE
+from mtl_dist.run_layout import MODEL, RECIPE
 
 
 class Pushed(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast, overload
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
@@ -16,6 +16,7 @@ from mtl_dist.errors import UserError, root_cause
 from mtl_dist.models.encoder import drop_pooler, find_encoder_layout, has_remote_code, new_encoder
 from mtl_dist.models.partial_forward import PartialForward
 from mtl_dist.tasks.classification import classification_head
+from mtl_dist.tensor_files import save_safetensors
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "mtl_dist"
@@ -198,7 +199,7 @@ class MultitaskTransformer(nn.Module):
         config.save_pretrained(folder)
         whole = {**self.state_dict(), **(weights or {})}
         named = {self._name_in_file(name): weight.contiguous() for name, weight in whole.items()}
-        save_file(named, Path(folder) / WEIGHTS, metadata={"format": "pt"})
+        save_safetensors(Path(folder) / WEIGHTS, named, metadata={"format": "pt"})
 
     @classmethod
     def from_pretrained(

@@ -120,6 +120,7 @@ def build_context(
         plan.micro_steps,
         cache,
         plan.unit_sizes,
+        plan.digests,
         heartbeat,
     )
 

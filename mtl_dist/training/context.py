@@ -1,7 +1,8 @@
 """The parts of a run that training needs, put together before its first step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from mtl_dist.activation_cache.cache import ActivationCache
 from mtl_dist.config.recipe import Recipe
@@ -33,8 +34,15 @@ class RunContext:
     cache: ActivationCache
     unit_sizes: Mapping[str, int]
     """Trainable parameters of each unit."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of recipe, data, sampler (`plan`) and schedule, for setup.json and the summary."""
     heartbeat: Callable[[str], None] = lambda place: None
     """Told the places that every rank comes by in a step, in the same order; see `distributed.watchdog`."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Recipe and data of the run, stored in checkpoints: a run with another identity does not resume from them."""
+        return {**self.recipe.model_dump(), "data_sha256": self.data.digest}
 
     def schedule_of(self, state: TrainState) -> Schedule:
         """The phases with the ends that early stopping has given them, and those to come as planned."""

@@ -25,13 +25,8 @@ from mtl_dist.training.run_metadata import versions
 logger = logging.getLogger(__name__)
 
 
-def summarize(
-    context: RunContext,
-    state: TrainState,
-    test: Mapping[str, ClassificationMetrics],
-    digests: Mapping[str, str],
-) -> dict[str, Any]:
-    """The content of summary.json; every rank calls this. `digests` are those of what the run was made of."""
+def summarize(context: RunContext, state: TrainState, test: Mapping[str, ClassificationMetrics]) -> dict[str, Any]:
+    """Returns the content of summary.json, with the metrics `test` of the test split. Every rank calls this."""
     engine = context.engine
     by_rank = context.group.all_gather(combined_digest(engine.parameter_digests()))
     return {
@@ -54,7 +49,7 @@ def summarize(
         "params_sha256": by_rank[0],
         "params_sha256_by_rank": by_rank,
         "state_sha256": _state_digest(context, state),
-        "digests": dict(digests),
+        "digests": dict(context.digests),
         "versions": versions(),
     }
 

@@ -24,17 +24,17 @@ from mtl_dist.tracking.console import TrainingProgress, show_log_lines
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.train_state import TrainState
 from mtl_dist.training.build import build_context, plan_run
-from mtl_dist.training.callbacks.checkpointer import Checkpointer, saves_checkpoints
+from mtl_dist.training.callbacks.checkpointer import Checkpointer
 from mtl_dist.training.callbacks.early_stopping import EarlyStopping
 from mtl_dist.training.callbacks.evaluator import Evaluator
 from mtl_dist.training.callbacks.metrics_logger import MetricsLogger
+from mtl_dist.training.callbacks.preemption import Preemption
 from mtl_dist.training.callbacks.progress_bar import ProgressBar
 from mtl_dist.training.callbacks.replica_check import ReplicaCheck
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.finish import save_results, summarize
 from mtl_dist.training.run_folder import open_run_folder
 from mtl_dist.training.run_metadata import describe, start_of, write_setup
-from mtl_dist.training.stop_vote import StopVote
 from mtl_dist.training.trainer import TransferLearningTrainer
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run_on(
     engine_class: EngineClass = DataParallel,
     stop_request: StopRequest | None = None,
 ) -> None:
-    """As `run`, among processes that have formed their group already."""
+    """Carries out the command among processes that have formed their group already; raises as `run` does."""
     show_log_lines(group.is_main)
     recipe = command.recipe
     choose_kernels(accelerator.device, recipe.safety.deterministic)
@@ -72,12 +72,10 @@ def run_on(
     require_equal(group, "start", {f"the {name}": digest for name, digest in plan.digests.items()})
     watchdog = Watchdog(group, recipe.safety.timeout_seconds, Path(recipe.output_dir) / STACKS)
     context = build_context(plan, accelerator, group, engine_class, watchdog.heartbeat)
-    identity = {**recipe.model_dump(), "data_sha256": plan.data.digest}
-    state = resume(context, identity)
-    execute(context, state, plan.digests, identity, stop_request or StopRequest(), watchdog)
+    execute(context, resume(context), stop_request or StopRequest(), watchdog)
 
 
-def resume(context: RunContext, identity: dict[str, Any]) -> TrainState:
+def resume(context: RunContext) -> TrainState:
     """Opens the run folder and loads the checkpoint that the run resumes from; a fresh state where there is none.
 
     The last of all that can be refused, because it moves an earlier run's files aside.
@@ -86,7 +84,7 @@ def resume(context: RunContext, identity: dict[str, Any]) -> TrainState:
     found = None
     with group.raise_together():
         if group.is_main:
-            found = open_run_folder(Path(recipe.output_dir), identity, recipe.checkpoint.resume)
+            found = open_run_folder(Path(recipe.output_dir), context.identity, recipe.checkpoint.resume)
     found = group.all_gather(found)[0]
     if found is None:
         return TrainState()
@@ -99,21 +97,13 @@ def resume(context: RunContext, identity: dict[str, Any]) -> TrainState:
     return state
 
 
-def execute(
-    context: RunContext,
-    state: TrainState,
-    digests: dict[str, str],
-    identity: dict[str, Any],
-    stop_request: StopRequest,
-    watchdog: Watchdog,
-) -> None:
+def execute(context: RunContext, state: TrainState, stop_request: StopRequest, watchdog: Watchdog) -> None:
     """Trains what is left to train, evaluates on the test split, and saves model and summary.
 
-    `digests` are those of the plan, for setup.json and the summary; `identity` is stored in checkpoints. Raises
-    Interrupted, on every rank and after a checkpoint, where the run was asked to stop.
+    Raises Interrupted, on every rank and after a checkpoint, where the run was asked to stop.
     """
     folder = Path(context.recipe.output_dir)
-    description = describe(context, digests)
+    description = describe(context)
     start = start_of(context.engine, state.step, context.micro_steps)
     context.group.on_main_process(lambda: write_text_atomically(folder / RECIPE, resolved_yaml(context.recipe)))
     context.group.on_main_process(lambda: write_setup(folder, description, start))
@@ -123,39 +113,36 @@ def execute(
     with stop_request.waiting():
         try:
             with watchdog.running():
-                summary = _fit_and_finish(context, state, digests, identity, tracker, stop_request, watchdog)
+                summary = _fit_and_finish(context, state, tracker, stop_request, watchdog)
             exit_code = 0
             # No rank asks the others any more, and what remains of the run needs no checkpoint.
             stop_request.end_with(exit_code)
         except (Interrupted, UserError) as error:
             exit_code = error.exit_code
             if isinstance(error, Interrupted):
-                tracker.alert("Stopped, and can go on", str(error))
+                tracker.alert("Stopped, and can resume", str(error))
             raise
         finally:
             tracker.finish(summary, exit_code)
 
 
 def _fit_and_finish(
-    context: RunContext,
-    state: TrainState,
-    digests: dict[str, str],
-    identity: dict[str, Any],
-    tracker: Tracker,
-    stop_request: StopRequest,
-    watchdog: Watchdog,
+    context: RunContext, state: TrainState, tracker: Tracker, stop_request: StopRequest, watchdog: Watchdog
 ) -> dict[str, Any]:
     """Trains, evaluates and saves; returns the summary."""
-    vote = StopVote(context, state, stop_request, saves_checkpoints(context.recipe.checkpoint))
-    evaluator = Evaluator(context, tracker, vote, watchdog)
-    checkpointer = Checkpointer(context, identity, tracker, evaluator, vote, watchdog)
+    preemption = Preemption(context, stop_request)
+    evaluator = Evaluator(context, tracker, preemption, watchdog)
+    checkpointer = Checkpointer(context, tracker, evaluator, preemption, watchdog)
     metrics = MetricsLogger(context, tracker)
     progress = TrainingProgress(context.group.is_main, context.schedule_of(state).total_steps, state.step)
+    # Their order matters: metrics of a step precede its evaluation, which the progress bar shows the outcome of; ranks
+    # are compared before they agree to save, and a phase is evaluated before its checkpoint is saved.
     callbacks = (
         metrics,
         EarlyStopping(context, evaluator),
         ProgressBar(progress, metrics),
         ReplicaCheck(context),
+        preemption,
         evaluator,
         checkpointer,
     )
@@ -166,7 +153,7 @@ def _fit_and_finish(
             progress.close()
         # The last phase boundary: nothing trains any more, and the ranks compare their final parameters.
         context.engine.enter_phase("the end", ())
-        summary = summarize(context, state, evaluator.evaluate_end(), digests)
+        summary = summarize(context, state, evaluator.evaluate_end())
     except Interrupted:
         checkpointer.save()
         raise

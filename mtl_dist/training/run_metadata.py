@@ -29,11 +29,8 @@ def versions() -> dict[str, str]:
     return {library: version(library) for library in LIBRARIES}
 
 
-def describe(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the tasks, the units with their sizes and the planned phases; the same on every rank.
-
-    `digests` are those of recipe, data, sampler and schedule.
-    """
+def describe(context: RunContext) -> dict[str, Any]:
+    """Returns the tasks, the units with their sizes and the planned phases; the same on every rank."""
     tasks = {
         name: {
             "labels": list(source.labels),
@@ -46,7 +43,7 @@ def describe(context: RunContext, digests: Mapping[str, str]) -> dict[str, Any]:
         "tasks": tasks,
         "units": dict(context.unit_sizes),
         "phases": [_phase(context, phase) for phase in context.rates.schedule.phases],
-        "digests": dict(digests),
+        "digests": dict(context.digests),
     }
 
 

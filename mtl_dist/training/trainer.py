@@ -36,10 +36,12 @@ class Stopwatch:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Around work that is not measured."""
+        """Leaves the time spent inside out of the measurement, also where an exception ends it."""
         before = time.monotonic()
-        yield
-        self._started += time.monotonic() - before
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - before
 
 
 def dropout_seed(seed: int, step: int, rank: int, micro_step: int) -> int:
@@ -263,7 +265,7 @@ class TransferLearningTrainer(LayerwiseLearningRateTrainer):
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
-        """Around evaluation and saving, which do not count as training time."""
+        """Leaves evaluation and saving, which run inside, out of the training time."""
         if self._clock is None:
             yield
             return

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors.torch import save as serialized
 from torch import Tensor
 
+from mtl_dist import tensor_files
 from mtl_dist.checkpoint import storage as checkpoint
-from mtl_dist.checkpoint import tensor_io
 from tests.faults.campaign import Campaign, Outcome
 from tests.faults.fork_server import ForkServer, Hook
 from tests.faults.killing import finish_and_compare, outcome_of
@@ -116,7 +116,7 @@ def die_at_byte(number: int, file: str, byte: int) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (byte, byte))
-            tensor_io.save_file = save_in_order
+            tensor_files.save_file = save_in_order
 
     watch_saves(before)
 

@@ -1,7 +1,6 @@
 """When a run saves a checkpoint, what it does where the disk refuses, and how it rolls back to one."""
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 from mtl_dist.checkpoint import storage
 from mtl_dist.checkpoint.format import folder_name
-from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.distributed.watchdog import Watchdog
 from mtl_dist.errors import TrainingError
 from mtl_dist.run_layout import CHECKPOINTS
@@ -17,15 +15,10 @@ from mtl_dist.schedule.phases import Phase
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training.callbacks.base import Callback
 from mtl_dist.training.callbacks.evaluator import Evaluator
+from mtl_dist.training.callbacks.preemption import Preemption, saves_checkpoints
 from mtl_dist.training.context import RunContext
-from mtl_dist.training.stop_vote import StopVote
 
 logger = logging.getLogger(__name__)
-
-
-def saves_checkpoints(config: CheckpointConfig) -> bool:
-    """Returns whether a run saves any checkpoint."""
-    return config.every_steps is not None or config.every_minutes is not None
 
 
 class Checkpointer(Callback):
@@ -34,28 +27,23 @@ class Checkpointer(Callback):
     def __init__(
         self,
         context: RunContext,
-        identity: Mapping[str, Any],
         tracker: Tracker,
         evaluator: Evaluator,
-        vote: StopVote,
+        preemption: Preemption,
         watchdog: Watchdog,
     ) -> None:
-        """`identity` is stored in each checkpoint: a run with another one does not resume from it."""
         self._context = context
         self._config = context.recipe.checkpoint
         self._root = Path(context.recipe.output_dir) / CHECKPOINTS
-        self._identity = identity
         self._tracker = tracker
         self._evaluator = evaluator
-        self._vote = vote
+        self._preemption = preemption
         self._watchdog = watchdog
-        self._last_save = time.monotonic()
 
     def on_step_boundary(self, phase: Phase) -> None:
-        due_by_time = self._vote.poll(wants_save=self._context.group.is_main and self._is_due_by_time())
         done, every = self.trainer.train_state.step, self._config.every_steps
         # At the end of the phase, its evaluation comes first.
-        if done < phase.stop and (due_by_time or (every and done % every == 0)):
+        if done < phase.stop and (self._preemption.save_is_due or (every and done % every == 0)):
             self.trainer.settle_last_step()
             with self.trainer.not_training():
                 self.save()
@@ -66,11 +54,6 @@ class Checkpointer(Callback):
             # The end is evaluated after its checkpoint is saved, so that a run killed in between need not train again.
             self._evaluator.measure_for_checkpoint()
         self.save()
-
-    def _is_due_by_time(self) -> bool:
-        """Whether the last checkpoint is old by this process's clock, which differs from those of other ranks."""
-        minutes = self._config.every_minutes
-        return minutes is not None and time.monotonic() - self._last_save > 60 * minutes
 
     def save(self) -> None:
         """Saves a checkpoint, unless the run saves none or its last gradient was not finite.
@@ -85,7 +68,11 @@ class Checkpointer(Callback):
         with self._watchdog.suspended(f"after step {state.step}: saving a checkpoint"):
             if self._context.recipe.safety.compare_every_steps is not None:
                 engine.check_replicas(f"after step {state.step}")
-            stored = {"identity": self._identity, "train_state": asdict(state), "figures": self._evaluator.figures()}
+            stored = {
+                "identity": self._context.identity,
+                "train_state": asdict(state),
+                "figures": self._evaluator.figures(),
+            }
             self._write(state.step, stored)
 
     def _write(self, step: int, stored: Mapping[str, Any]) -> None:
@@ -101,7 +88,7 @@ class Checkpointer(Callback):
             if self._config.on_error == "stop":
                 raise
             logger.info("%s; training continues (checkpoint.on_error), the next checkpoint is tried as planned", error)
-        self._last_save = time.monotonic()
+        self._preemption.note_save()
 
     def on_divergence(self) -> bool:
         """Rolls back to the newest checkpoint; False where there is none, or the run has rolled back too often."""

@@ -7,10 +7,10 @@ from mtl_dist.schedule.phases import Phase
 from mtl_dist.tasks.classification import ClassificationMetrics
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training.callbacks.base import Callback
+from mtl_dist.training.callbacks.preemption import Preemption
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics
 from mtl_dist.training.misclassified import final_tables
-from mtl_dist.training.stop_vote import StopVote
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, ClassificationMetrics]
@@ -19,10 +19,10 @@ Metrics = dict[str, ClassificationMetrics]
 class Evaluator(Callback):
     """Measures all tasks after each phase that another one follows and that early stopping has not ended."""
 
-    def __init__(self, context: RunContext, tracker: Tracker, vote: StopVote, watchdog: Watchdog) -> None:
+    def __init__(self, context: RunContext, tracker: Tracker, preemption: Preemption, watchdog: Watchdog) -> None:
         self._context = context
         self._tracker = tracker
-        self._vote = vote
+        self._preemption = preemption
         self._watchdog = watchdog
         self._split = context.recipe.evaluation.split
         self._last: tuple[int, Metrics] = -1, {}
@@ -47,7 +47,7 @@ class Evaluator(Callback):
 
         def before_batch() -> None:
             self._watchdog.heartbeat(f"after step {self.trainer.train_state.step}: a batch of {split}")
-            self._vote.poll()
+            self._preemption.poll()
 
         context = self._context
         batch_size = context.recipe.evaluation.batch_size

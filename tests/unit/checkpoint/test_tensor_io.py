@@ -106,3 +106,25 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sha256_on_disk(tmp_path / "none")
     assert process.num_fds() == before
+
+
+def test_the_digest_is_of_the_tensors_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bit that flips on the way to the disk is found when the file is verified."""
+    path = tmp_path / "file"
+
+    def flips(handle: int) -> None:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+    monkeypatch.setattr(os, "fsync", flips)
+    assert write_tensors(path, {"a": torch.ones(2)}) != sha256_on_disk(path)
+
+
+def test_a_file_has_the_mode_that_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "file", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640

@@ -194,3 +194,32 @@ def test_nothing_is_started_by_a_dry_run(capsys: pytest.CaptureFixture[str], rec
     dry_run(capsys, recipe, "--engine", "cpu")
     assert not (Path(recipe).parent / "run").exists()
     assert os.environ.get("TORCHELASTIC_RUN_ID") is None
+
+
+def test_a_recipe_file_may_have_an_equals_sign_in_its_path(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recipe: str
+) -> None:
+    """Sweeps name folders so."""
+    path = tmp_path / "lr=1" / "recipe.yaml"
+    path.parent.mkdir()
+    path.write_bytes(Path(recipe).read_bytes())
+    assert dry_run(capsys, str(path), "--engine", "cpu")[-2:] == ["--config", str(path)]
+
+
+@pytest.mark.parametrize(("words", "engine"), [((), "cpu"), (("--num-processes", "2"), "multi_cpu")])
+def test_the_default_engine_fits_the_number_of_processes(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: str,
+    words: tuple[str, ...],
+    engine: str,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["train", recipe, *words, "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert f"--config_file {ENGINES / engine}.yaml " in printed.out
+    assert printed.err == f"engine: {engine} (CUDA_VISIBLE_DEVICES hides all GPUs); --engine chooses another\n"
+
+
+def test_a_mistake_without_an_engine_is_one_line(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    assert refused(capsys, recipe, "--num-processes", "0") == "--num-processes: 0 is not at least 1"

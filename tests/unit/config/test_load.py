@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_dist.config import recipe as schema
-from mtl_dist.config.load import parse, resolved_yaml
+from mtl_dist.config.load import parse, parse_recipe_of_run, resolved_yaml
 from mtl_dist.config.recipe import PhaseConfig, Recipe, TaskConfig, UntilConfig
 from mtl_dist.errors import UserError
 
@@ -448,3 +448,19 @@ def test_two_lengths_of_a_phase_on_the_command_line_are_refused(tmp_path: Path) 
     path.write_text("tasks: {t: {path: csv, data_files: {train: a, test: b}}}\n")
     with pytest.raises(UserError, match=r"phases\[0\]: give either epochs or steps"):
         parse(["--config", str(path), "phases.0.steps=5", "phases.0.epochs=2"])
+
+
+def test_the_recipe_that_an_older_version_wrote_is_read_under_todays_names(tmp_path: Path) -> None:
+    """In a run folder; what a user writes is answered with the new name."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "tasks: {t: {path: csv, data_files: {train: a, test: b}}}\noptimizer: {thaw_warmup_steps: 7, lr: 1.0}\n"
+    )
+    recipe = parse_recipe_of_run(path)
+    assert (recipe.optimizer.unfreeze_warmup_steps, recipe.optimizer.lr) == (7, 1.0)
+    with pytest.raises(UserError, match=r"it is called optimizer\.unfreeze_warmup_steps now"):
+        parse(["--config", str(path)])
+    other = tmp_path / "other.yaml"
+    other.write_text("optimizer: {thaw_warmup_steps: 7}\n")
+    with pytest.raises(UserError, match=r"it is called optimizer\.unfreeze_warmup_steps now"):
+        parse_recipe_of_run(path, str(other))

@@ -119,7 +119,7 @@ def test_second_start_neither_tokenizes_nor_writes(
     monkeypatch.setattr(fingerprint, "TIMESTAMP_SETTLING_NS", 0)
     first, lines = prepared(recipe)
     assert lines == [
-        f"tasks.{task}: {split}: tokenising {rows} rows"
+        f"tasks.{task}: {split}: tokenizing {rows} rows"
         for task in ("topic", "mood")
         for split, rows in (("train", 48), ("test", 12))
     ]
@@ -137,7 +137,7 @@ def test_only_a_changed_task_is_tokenized_again(recipe: Recipe) -> None:
     prepared(recipe)
     recipe.tasks["mood"].max_rows = 20
     data, lines = prepared(recipe)
-    assert lines == ["tasks.mood: train: tokenising 20 rows", "tasks.mood: test: tokenising 12 rows"]
+    assert lines == ["tasks.mood: train: tokenizing 20 rows", "tasks.mood: test: tokenizing 12 rows"]
     assert len(data.tasks["mood"].splits["train"].lengths) == 20
 
 
@@ -149,7 +149,7 @@ def test_overwritten_file_is_tokenized_again(recipe: Recipe, tmp_path: Path) -> 
     # Of the same size, immediately after the first.
     put(recipe, "mood", "train", [*rows[1:], rows[0]], path)
     second, lines = prepared(recipe)
-    assert lines[0] == "tasks.mood: train: tokenising 48 rows"
+    assert lines[0] == "tasks.mood: train: tokenizing 48 rows"
     assert second.digest != first.digest
     labels = second.tasks["mood"].splits["train"].rows[:]["label"].to_pylist()
     assert labels == [row["label"] for row in [*rows[1:], rows[0]]]
@@ -161,9 +161,9 @@ def test_corrupt_entry_is_logged_and_rebuilt(recipe: Recipe, tmp_path: Path) -> 
     (meta.parent / "train.arrow").unlink()
     second, lines = prepared(recipe)
     assert lines == [
-        f"tasks.topic: {meta.parent} is damaged; tokenising again",
-        "tasks.topic: train: tokenising 48 rows",
-        "tasks.topic: test: tokenising 12 rows",
+        f"tasks.topic: {meta.parent} is corrupt; tokenizing again",
+        "tasks.topic: train: tokenizing 48 rows",
+        "tasks.topic: test: tokenizing 12 rows",
     ]
     assert second.digest == first.digest
     assert prepared(recipe)[1] == []

@@ -92,7 +92,7 @@ def test_changed_files_of_the_same_size_and_mtime_are_read_again(recipe: Recipe,
     make, expected = CHANGES[change]
     make(tmp_path / "train.json")
     data, lines = prepared(recipe)
-    assert lines[0] == f"tasks.mood: train: tokenising {len(expected)} rows"
+    assert lines[0] == f"tasks.mood: train: tokenizing {len(expected)} rows"
     assert texts_of(data) == expected
 
 
@@ -156,7 +156,7 @@ def test_missing_entry_is_rebuilt_despite_its_memo(recipe: Recipe, tmp_path: Pat
     (meta,) = (tmp_path / "cache").glob("*/meta.json")
     shutil.rmtree(meta.parent)
     second, lines = prepared(recipe)
-    assert lines[0] == "tasks.mood: train: tokenising 4 rows"
+    assert lines[0] == "tasks.mood: train: tokenizing 4 rows"
     assert second.digest == first.digest
 
 

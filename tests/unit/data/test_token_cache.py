@@ -109,7 +109,7 @@ def test_progress_is_shown_for_every_split(tmp_path: Path) -> None:
 
     splits = SPLITS | {"train": rows_of(TRAIN * 60)}
     write_entry(tmp_path / "entry", KEY, examples_of(splits), tokenize_with(tiny_tokenizer()), recorded)
-    assert calls == [("tasks.t: train: tokenising", "rows", 1200), ("tasks.t: test: tokenising", "rows", 2)]
+    assert calls == [("tasks.t: train: tokenizing", "rows", 1200), ("tasks.t: test: tokenizing", "rows", 2)]
     assert advanced == [1000, 200, 2]
 
 

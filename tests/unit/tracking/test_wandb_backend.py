@@ -242,7 +242,7 @@ def test_a_run_that_is_stopped_sends_an_alert_and_its_exit_code(tmp_path: Path) 
     found = records_in(tmp_path / "run")
     (alert,) = of_kind(found, "alert")
     assert (alert.title, alert.text.split(";")[0]) == (
-        "Stopped, and can go on",
+        "Stopped, and can resume",
         "stopped by SIGTERM after step 3 of 12",
     )
     assert [ended.exit_code for ended in of_kind(found, "exit")] == [75]

@@ -1,4 +1,4 @@
-"""Metrics of an evaluation against scikit-learn and against a plain loop over rows."""
+"""Metrics of an evaluation against a plain loop over rows."""
 
 import json
 from collections.abc import Iterator
@@ -7,48 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from mtl_dist.tasks.classification import ClassificationMetrics
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics
+from tests.utils.confusions import confusion_of
 from tests.utils.in_process import setup_here
 from tests.utils.tiny import MOODS, TOPICS, tiny_recipe
-
-
-def confusion_of(pairs: list[tuple[int, int]], num_labels: int) -> np.ndarray:
-    confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
-    for label, prediction in pairs:
-        confusion[label, prediction] += 1
-    return confusion
-
-
-@settings(deadline=None)
-@given(st.integers(2, 6), st.data())
-def test_metrics_equal_those_of_scikit_learn(num_labels: int, data: st.DataObject) -> None:
-    """This includes classes that occur neither as label nor as prediction, or only as one of them."""
-    classes = st.sampled_from(data.draw(st.lists(st.integers(0, num_labels - 1), min_size=1)))
-    pairs = data.draw(st.lists(st.tuples(classes, classes), min_size=1, max_size=30))
-    labels, predictions = zip(*pairs, strict=True)
-    metrics = ClassificationMetrics(confusion_of(pairs, num_labels), 0.5)
-    assert metrics.as_dict() == {
-        "loss": 0.5,
-        "accuracy": pytest.approx(accuracy_score(labels, predictions), rel=1e-12),
-        "macro_f1": pytest.approx(f1_score(labels, predictions, average="macro"), rel=1e-12),
-    }
-
-
-def test_macro_f1_leaves_out_classes_that_do_not_occur() -> None:
-    # Class 0: 2 true positives, 1 false positive. Class 1: 1 true positive, 1 false negative. Classes 2 and 3: none.
-    metrics = ClassificationMetrics(confusion_of([(0, 0), (0, 0), (1, 0), (1, 1)], 4), 0.0)
-    assert metrics.macro_f1 == pytest.approx((4 / 5 + 2 / 3) / 2)
-    # A class that is predicted but never right counts with 0.
-    metrics = ClassificationMetrics(confusion_of([(0, 0), (0, 3)], 4), 0.0)
-    assert metrics.macro_f1 == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_metric_names_have_split_task_and_metric() -> None:

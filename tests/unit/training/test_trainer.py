@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from torch.nn.functional import cross_entropy, linear, relu
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.distributed.consistency import tensor_digest
-from mtl_dist.errors import TrainingError
+from mtl_dist.errors import Interrupted, TrainingError
 from mtl_dist.models.encoder import load_encoder, load_encoder_config
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from mtl_dist.train_state import TrainState
+from mtl_dist.training import trainer as trainer_module
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.step_result import StepResult
-from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, dropout_seed
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer, Stopwatch, dropout_seed
 from tests.utils.in_process import setup_here
 from tests.utils.tiny import TOPICS, tiny_recipe_file, tiny_tokenizer
 
@@ -349,3 +351,20 @@ def test_bf16_computes_in_bf16_in_every_phase_and_keeps_weights_in_fp32(build: B
         logits = setup.engine.logits(batch)["topic"]
     assert seen[TOTAL_STEPS:] == [torch.bfloat16]
     assert logits.dtype == torch.float32
+
+
+def test_a_stopwatch_leaves_out_what_an_exception_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal during an evaluation must not count the evaluation as training time."""
+    clock = [0.0]
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    watch = Stopwatch()
+    clock[0] = 1.0
+
+    def evaluate() -> None:
+        with watch.stopped():
+            clock[0] = 100.0
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        evaluate()
+    assert watch.seconds == 1.0
