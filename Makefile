@@ -6,7 +6,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# Files in the order given, long ones first, so that both processes are busy to the end.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
 .PHONY: help setup train sweep test test-cluster test-all faults bench bench-engines lint format clean
@@ -28,7 +29,7 @@ sweep: setup  ## Make a W&B sweep of recipes/sweep.yaml and run it here; needs a
 	$(BIN)/python launch/sweep.py recipes/sweep.yaml $(RUNS)
 
 test: lint setup  ## Lint, type checks, unit tests, a sample of all faults, tests on several processes
-	$(PYTEST) -m "not repeat" tests/unit tests/faults tests/distributed
+	$(PYTEST) -m "not repeat" tests/distributed tests/faults tests/unit
 
 test-cluster: $(INSTALLED)  ## Jobs on a real Slurm of this machine's, and task files read by SkyPilot
 	tests/cluster/install.sh

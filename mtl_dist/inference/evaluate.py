@@ -43,7 +43,7 @@ class Evaluation:
     """Figures of a finished run's model."""
 
     metrics: Mapping[str, ClassificationMetrics]
-    """By task."""
+    """Metrics by task."""
     labels: Mapping[str, Sequence[str]]
     """Class names by task."""
     comparison: str | None

@@ -1,1 +1,1 @@
-"""What differs between kinds of tasks: head, loss and metrics."""
+"""Types of tasks: the head, the loss and the metrics of each."""

@@ -17,7 +17,7 @@ from mtl_dist.train_state import TrainState
 
 @dataclass(frozen=True)
 class RunContext:
-    """What stays the same over a run; what changes is its TrainState.
+    """Parts of a run that stay the same while it trains; its TrainState is what changes.
 
     The tracker is not among it: it is opened when the run is known to resume or to start anew, and callbacks hold it.
     """

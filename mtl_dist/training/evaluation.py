@@ -36,7 +36,7 @@ class Evaluable(Protocol):
     @property
     def device(self) -> torch.device: ...
     def evaluating(self) -> AbstractContextManager[None]:
-        """Around forward passes that need no gradient."""
+        """Context manager for forward passes that need no gradient."""
 
     def logits(self, batch: Batch, prefix: PrefixState | None = None) -> dict[str, Tensor]:
         """Logits [its rows, num_labels] of every task; `prefix` as in `MultitaskTransformer.forward`."""

@@ -1,4 +1,4 @@
-"""What a finished run leaves in its folder: the model with its card, the summary and the report."""
+"""Results of a finished run: the model with its card, the summary and the report."""
 
 import json
 import logging

@@ -1,1 +1,1 @@
-"""What happens around the steps of a run: logging, evaluation, early stopping, replica checks, checkpoints."""
+"""Callbacks around the steps of a run: logging, evaluation, early stopping, replica checks, checkpoints."""

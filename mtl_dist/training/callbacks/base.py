@@ -9,7 +9,7 @@ from mtl_dist.training.step_result import StepResult
 
 
 class PhaseTrainer(Protocol):
-    """What callbacks use of the trainer that calls them; `TransferLearningTrainer` is one."""
+    """The part of `TransferLearningTrainer` that callbacks use."""
 
     @property
     def train_state(self) -> TrainState: ...

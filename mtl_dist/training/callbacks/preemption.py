@@ -10,7 +10,7 @@ from mtl_dist.training.callbacks.base import Callback
 from mtl_dist.training.context import RunContext
 
 _SAVE, _STOP = 1, 2
-"""What a rank can want between two steps; the greatest wish of all ranks is carried out by all."""
+"""Wishes of a rank between two steps; the greatest one of all ranks is carried out by all."""
 
 
 def saves_checkpoints(config: CheckpointConfig) -> bool:

@@ -112,7 +112,7 @@ def test_after_a_rollback_no_state_of_the_lost_weights_is_read(tmp_path: Path, m
                 folder.rename(folder.with_name(f"hidden-{folder.name}"))
         return newest(root)
 
-    monkeypatch.setattr(checkpoint, "newest", of_step_4)
+    monkeypatch.setattr(checkpoint, "newest_valid", of_step_4)
     inject_nonfinite(range(8, 10), put=monkeypatch.setattr)
     common = ("model.dtype=float64", "checkpoint.every_steps=4", "checkpoint.keep=9", "optimizer.max_nonfinite_steps=2")
     for mode in ("always", "never"):
