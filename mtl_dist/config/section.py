@@ -13,7 +13,8 @@ class Section(BaseModel):
     to an attribute is not checked; `check_recipe` checks a changed recipe.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+    # Validators are built when they are first used, so that `--help` does not wait for them.
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
 
 @dataclass(frozen=True)
