@@ -46,10 +46,10 @@ def files_of(config: BertConfig) -> Files:
     """The parameters of a model and the AdamW state for them, by file name."""
     torch.manual_seed(0)
     weights = {name: parameter.detach() for name, parameter in BertModel(config).named_parameters()}
-    moments = {
+    optimizer_state = {
         f"{key}/{name}": torch.randn_like(one) for key in ("exp_avg", "exp_avg_sq") for name, one in weights.items()
     }
-    return {"model.safetensors": weights, "optimizer.safetensors": moments}
+    return {"model.safetensors": weights, "optimizer.safetensors": optimizer_state}
 
 
 def save_direct(path: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -85,8 +85,8 @@ class ModelState:
         self.optimizer.state.clear()
         for name, parameter in self.model.named_parameters():
             if f"{ADAMW_STATE[0]}/{name}" in optimizer_state:
-                step, *moments = (optimizer_state[f"{key}/{name}"] for key in ADAMW_STATE)
-                shards = [step.to(parameter.device), *(self.shard_like(moment, parameter) for moment in moments)]
+                step, *averages = (optimizer_state[f"{key}/{name}"] for key in ADAMW_STATE)
+                shards = [step.to(parameter.device), *(self.shard_like(average, parameter) for average in averages)]
                 self.optimizer.state[parameter] = dict(zip(ADAMW_STATE, shards, strict=True))
 
     def unsharded_parameters(self) -> Iterator[tuple[str, Tensor]]:

@@ -18,11 +18,11 @@ Figures = dict[str, dict[str, float]]
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of two parameters, and moments of one of them: the other has never had a gradient."""
+    """Weights of two parameters, and optimizer state of one of them: the other has never had a gradient."""
     torch.manual_seed(seed)
     weights = {"unfrozen": torch.randn(2, 3, dtype=dtype), "frozen": torch.randn(2, 2, dtype=dtype)}
-    moments = {f"{key}/unfrozen": torch.randn(2, 3, dtype=dtype) for key in ("exp_avg", "exp_avg_sq")}
-    return weights, moments | {"step/unfrozen": torch.tensor(3.0)}
+    optimizer_state = {f"{key}/unfrozen": torch.randn(2, 3, dtype=dtype) for key in ("exp_avg", "exp_avg_sq")}
+    return weights, optimizer_state | {"step/unfrozen": torch.tensor(3.0)}
 
 
 def like(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

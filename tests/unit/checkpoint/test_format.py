@@ -111,11 +111,11 @@ DAMAGES: dict[str, tuple[Corruption, str]] = {
         change("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
         "model.safetensors does not match its SHA-256",
     ),
-    "moments cut short": (
+    "optimizer state cut short": (
         change("optimizer.safetensors", lambda content: content[:-1]),
         "optimizer.safetensors has 275 bytes instead of 276",
     ),
-    "moments of zeros": (
+    "optimizer state of zeros": (
         change("optimizer.safetensors", lambda content: bytes(len(content))),
         "optimizer.safetensors does not match its SHA-256",
     ),
@@ -205,7 +205,7 @@ DAMAGES: dict[str, tuple[Corruption, str]] = {
         in_tensors("model.safetensors", lambda held: held | {"frozen": held["frozen"].half()}),
         "model.safetensors: 'frozen' is of type F16, not one of F32, F64",
     ),
-    "moments of no parameter": (
+    "optimizer state of no parameter": (
         in_tensors("optimizer.safetensors", lambda held: held | {"exp_avg/another": torch.ones(1)}),
         "optimizer.safetensors: there is no parameter 'another'",
     ),

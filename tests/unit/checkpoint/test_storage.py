@@ -19,12 +19,12 @@ from tests.utils.checkpoints import bits, flip_a_bit, found, like, saved, state_
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_and_moments_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    weights, moments = tensors(dtype)
+    weights, optimizer_state = tensors(dtype)
     weights["frozen"] = torch.tensor([[-0.0, 0.0], [1e-310, torch.nan]], dtype=dtype)
-    save(tmp_path, 3, weights, moments, state_at(3), CheckpointConfig())
-    loaded, its_moments = load(found(tmp_path), like(dtype))
+    save(tmp_path, 3, weights, optimizer_state, state_at(3), CheckpointConfig())
+    loaded, its_optimizer_state = load(found(tmp_path), like(dtype))
     assert bits(loaded) == bits(weights)
-    assert bits(its_moments) == bits(moments)
+    assert bits(its_optimizer_state) == bits(optimizer_state)
 
 
 def test_state_comes_back_with_the_step(tmp_path: Path) -> None:

@@ -161,24 +161,24 @@ def trained(recipe_file: Path, *overrides: str) -> RunContext:
 def test_an_engine_saves_untrimmed_tensors_and_loads_them(recipe_file: Path) -> None:
     """Bit for bit, including the decay factor, which is part of the state."""
     first, second = trained(recipe_file), trained(recipe_file, "seed=7", "optimizer.lr=3e-3")
-    weights, moments = first.engine.weights(), first.engine.optimizer_state()
+    weights, optimizer_state = first.engine.weights(), first.engine.optimizer_state()
     original = load_encoder(first.recipe.model, load_encoder_config(first.recipe.model))
     table = table_of(original).weight.detach()
     assert (
         weights[TABLE].shape
-        == moments[f"exp_avg/{TABLE}"].shape
+        == optimizer_state[f"exp_avg/{TABLE}"].shape
         == first.engine.parameter_templates[TABLE].shape
         == table.shape
     )
-    left = moments[f"decay/{TABLE}"]
+    left = optimizer_state[f"decay/{TABLE}"]
     assert 0.99 < left < 1
     assert torch.equal(weights[TABLE][-UNUSED:], table[-UNUSED:] * float(left))
-    assert not moments[f"exp_avg/{TABLE}"][-UNUSED:].any()
-    assert moments[f"exp_avg/{TABLE}"].any()
+    assert not optimizer_state[f"exp_avg/{TABLE}"][-UNUSED:].any()
+    assert optimizer_state[f"exp_avg/{TABLE}"].any()
     held = dict(first.engine.model.named_parameters())[TABLE]
     assert len(held) <= len(table) - UNUSED
     assert first.engine.parameter_digests() != second.engine.parameter_digests()
-    second.engine.load(weights, moments)
+    second.engine.load(weights, optimizer_state)
     assert first.engine.parameter_digests() == second.engine.parameter_digests()
     assert first.engine.optimizer_state_digests() == second.engine.optimizer_state_digests()
     assert second.engine.optimizer_state()[f"decay/{TABLE}"] == left
@@ -199,14 +199,14 @@ def test_ranks_compare_unused_rows_and_their_decay(recipe_file: Path, monkeypatc
 def test_a_checkpoint_of_another_encoder_is_refused(recipe_file: Path) -> None:
     """Unused rows are not loaded but compared with those of the encoder; if they differ, nothing is loaded."""
     setup = trained(recipe_file)
-    weights, moments = setup.engine.weights(), setup.engine.optimizer_state()
-    setup.engine.load(weights, moments)
+    weights, optimizer_state = setup.engine.weights(), setup.engine.optimizer_state()
+    setup.engine.load(weights, optimizer_state)
     before = setup.engine.parameter_digests()
     others = {name: 2 * value for name, value in weights.items()}
     others[TABLE][:-1] = weights[TABLE][:-1]
     with pytest.raises(UserError, match=f"^model.encoder: rows of {TABLE} that no text uses are not those in the chec"):
-        setup.engine.load(others, moments)
-    undecayed = {name: value for name, value in moments.items() if not name.startswith("decay/")}
+        setup.engine.load(others, optimizer_state)
+    undecayed = {name: value for name, value in optimizer_state.items() if not name.startswith("decay/")}
     with pytest.raises(UserError, match=r"^model\.encoder: "):
         setup.engine.load(weights, undecayed)
     assert setup.engine.parameter_digests() == before
