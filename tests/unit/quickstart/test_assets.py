@@ -1,7 +1,6 @@
 import hashlib
 import io
 import json
-import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from mtl_dist.errors import UserError
 from mtl_dist.quickstart.assets import ENCODER_FILES, Package, Sources, download, main, make
+from tests.utils.quickstart_archives import tar_gz
 
 # Domain, mean rating, text, with the special cases of the real files: whitespace around texts, an empty text, a rating
 # on a class boundary, characters that str.splitlines treats as line ends, and a text that occurs twice.
@@ -36,16 +36,6 @@ SPLITS = ["train", "validation", "test"]
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def tar_gz(files: dict[str, bytes]) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as members:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            members.addfile(member, io.BytesIO(content))
-    return archive.getvalue()
 
 
 def texts_archive(rated: list[tuple[str, float, str]]) -> bytes:
