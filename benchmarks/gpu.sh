@@ -5,8 +5,9 @@
 # fails does not stop the others. The last lines, also in $OUT/summary.txt, are a table of seconds and exit codes.
 #   --tiny              the same lines with the smallest settings on a CPU
 #   --list              prints the commands and runs nothing; after --tiny, those of --tiny
-#   --packages VERSION  on a machine with network: downloads the packages that a machine with only PyTorch and
-#                       transformers lacks, for Python VERSION (3.12), to build/gpu-packages; copy that folder along
+#   --packages VERSION  on a machine with network: downloads the packages that a machine with only PyTorch,
+#                       transformers and pytest-xdist lacks, for Python VERSION (3.12), to build/gpu-packages, and adds
+#                       DeepSpeed from .venv, which is pure Python; copy that folder along
 # PYTHON names the interpreter (python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,6 +24,9 @@ download() {
   done
   "$python" -m pip --disable-pip-version-check install --target "$packages" --no-deps --only-binary :all: \
     --python-version "$1" "${pinned[@]}"
+  for name in deepspeed hjson; do
+    cp -r .venv/lib/python3*/site-packages/"$name"* "$packages"
+  done
 }
 
 tiny=
@@ -43,14 +47,14 @@ fi
 
 # Name, limit in seconds, arguments of Python. The figures of greatest worth come first.
 lines() {
-  line tests 140 -m pytest -q -p no:cacheprovider tests/gpu
-  line hf_trainer 90 -m benchmarks.hf_trainer --against c --schedule 1+1+1 --rounds 1 "${where[@]}" "${data[@]}"
-  line loop 45 -m benchmarks.loop --rounds 1 --steps "$steps" "${where[@]}"
+  line tests 140 -m pytest -q -p no:cacheprovider -p no:benchmark -n 8 tests/gpu
+  line hf_trainer 120 -m benchmarks.hf_trainer --against c --schedule 1+1+1 --rounds 1 "${where[@]}" "${data[@]}"
+  line loop 60 -m benchmarks.loop --rounds 1 --steps "$steps" "${where[@]}"
   line activation_cache 50 -m benchmarks.activation_cache --rounds 1 "${where[@]}"
-  line cached_epoch 45 -m benchmarks.cached_epoch --rounds 1 "${where[@]}" "${data[@]}"
+  line cached_epoch 75 -m benchmarks.cached_epoch --rounds 1 "${where[@]}" "${data[@]}"
   line vocab_trimming 35 -m benchmarks.vocab_trimming --rounds 2 "${where[@]}" "${data[@]}"
   line flops 60 -m benchmarks.flops --rounds 1 "${where[@]}" "${data[@]}"
-  line torch_compile 40 -m benchmarks.torch_compile --rounds 2 "${where[@]}" "${data[@]}"
+  line torch_compile 60 -m benchmarks.torch_compile --rounds 2 "${where[@]}" "${data[@]}"
 }
 
 show() {  # name, limit, arguments

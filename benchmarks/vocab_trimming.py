@@ -18,7 +18,7 @@ from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import ModelConfig, Recipe
 from mtl_dist.models.encoder import load_encoder
 from mtl_dist.train_state import TrainState
-from mtl_dist.training import run
+from mtl_dist.training import build
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.utils.in_process import setup_here
@@ -39,9 +39,9 @@ def make_setup(recipe: Recipe, rows: int | None, whole: bool, on_cpu: bool) -> R
             encoder.resize_token_embeddings(rows, mean_resizing=False)
         return encoder
 
-    with patch.object(run, "load_encoder", load):
+    with patch.object(build, "load_encoder", load):
         if whole:
-            with patch.object(run, "trim_vocabulary", lambda *_: None):
+            with patch.object(build, "trim_vocabulary", lambda *_: None):
                 setup = setup_here(recipe, precision="bf16", on_cpu=on_cpu)
         else:
             setup = setup_here(recipe, precision="bf16", on_cpu=on_cpu)

@@ -68,7 +68,7 @@ class FlatOptimizerState:
     def _all_gather(self, shard: Tensor) -> Tensor:
         """Shards of all ranks, [world_size, shard_size]."""
         shards = shard.new_empty(self._processes.world_size, len(shard))
-        dist.all_gather_single(shards.view(-1), shard)
+        dist.all_gather(list(shards), shard)
         return shards
 
     def load(self, optimizer_state: Mapping[str, Tensor], device: torch.device) -> None:

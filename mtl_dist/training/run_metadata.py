@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mtl_dist import __version__
 from mtl_dist.engines.base import Engine
 from mtl_dist.io import write_text_atomically
 from mtl_dist.run_layout import SETUP
@@ -21,12 +22,13 @@ from mtl_dist.schedule.phases import Phase
 from mtl_dist.schedule.plan_table import peak_and_final_rates
 from mtl_dist.training.context import RunContext
 
-LIBRARIES = ("mtl_dist", "torch", "transformers", "accelerate", "datasets")
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets")
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that determine what a run computes."""
-    return {library: version(library) for library in LIBRARIES}
+    """Returns the versions of this package and of the libraries that determine what a run computes."""
+    # A copy of the repository that is not installed has no metadata.
+    return {"mtl_dist": __version__} | {library: version(library) for library in LIBRARIES}
 
 
 def describe(context: RunContext) -> dict[str, Any]:
