@@ -6,6 +6,7 @@ with a value that its own rules exclude raises pydantic's ValidationError; rules
 once.
 """
 
+import codecs
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
@@ -49,6 +50,35 @@ class ModelConfig(Section):
     """Data type of the weights; float64 is for comparing runs without float32 rounding."""
     trust_remote_code: bool = False
     """Run code that comes with the encoder's folder. Leave off for folders you have not read."""
+
+
+class ReadConfig(Section):
+    """How text files are written: for CSV all keys, for JSON and plain text the encoding."""
+
+    delimiter: str | None = None
+    """Character between the fields of a CSV file; null finds it in the header."""
+    encoding: str = "utf-8"
+    """Encoding of a text file, as Python names it, e.g. cp1252 or utf-16."""
+    quotechar: str | None = '"'
+    """Character around a CSV field that contains delimiters or line ends; null takes quotes as ordinary characters."""
+    header: bool = True
+    """Whether the first line of a CSV file names its columns; otherwise they are called 0, 1, 2 and so on."""
+
+    @field_validator("delimiter", "quotechar")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or value in "\r\n"):
+            raise ValueError(f"{value!r} is not one character")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError(f"no encoding {value!r}; e.g. utf-8, cp1252, utf-16") from None
+        return value
 
 
 class TaskConfig(Section):
