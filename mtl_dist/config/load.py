@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from mtl_dist.config.fields import Location, filled, type_at
+from mtl_dist.config.fields import Location, expanded, filled, type_at, without_replaced
 from mtl_dist.config.help import recipe_help
 from mtl_dist.config.messages import is_interpolation, join, recipe_error, type_error
 from mtl_dist.config.recipe import RENAMED_KEYS, Recipe
@@ -154,7 +154,8 @@ def _merged(config: dict[str, Any], layer: Any) -> dict[str, Any]:
     except ValidationError as error:
         if problem := type_error(error, layer):
             raise problem from None
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(config, layer))
+    kept = without_replaced(config, layer, Recipe)
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(kept, expanded(layer, Recipe)))
     return filled(merged, Recipe)
 
 
@@ -269,8 +270,9 @@ def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 def _refuse_unknown_task(path: Sequence[str], config: Any, known: Sequence[str]) -> None:
-    """Raises UserError for a task that only overrides name, unless they give it a `path`: it is a typing mistake."""
+    """Raises UserError for a task that only overrides name, unless they say where its rows are: a typing mistake."""
     if not known or path[0] != "tasks" or len(path) == 1 or path[1] in known:
         return
-    if config["tasks"][path[1]]["path"] == MISSING:
+    task = config["tasks"][path[1]]
+    if task["path"] is None and task["source"] is None:
         raise UserError(f"{'.'.join(path)}: no task {path[1]}{did_you_mean(path[1], known)}")

@@ -1,5 +1,6 @@
 """Base class of a recipe's sections, and the field types that several sections share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,13 +25,24 @@ class Allowed:
     words: str
 
 
+@dataclass(frozen=True)
+class Shorthand:
+    """Annotation of a type of which recipes may have a shorter form."""
+
+    expand: Callable[[Any], Any]
+    """Returns the full form of a value; any other value unchanged."""
+    replaces: bool = False
+    """Whether a value in a later file or override always replaces an earlier one, instead of being merged with it; a
+    value in the shorter form always does."""
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 RequiredText = Annotated[str, Field(min_length=1)]
 """Text that has no default and must not be empty."""
-Strings = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+Strings = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Shorthand(_as_list)]
 """A list of strings; a single string is a list of one."""
 
 Count = Annotated[int, Field(ge=1), Allowed("at least 1")]

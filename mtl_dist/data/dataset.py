@@ -28,19 +28,64 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ExampleSet:
+    """The tokenized rows of one source with one choice of text columns, with labels for every task that uses them."""
+
+    name: str
+    """Unique among the example sets of a run."""
+    tasks: tuple[str, ...]
+    """In the order of the recipe."""
+    splits: dict[str, Split]
+    """By name of the split; rows without a label for any task are not among them."""
+
+
+@dataclass(frozen=True)
 class TaskData:
-    """One task: its class names in the order of their indices, and its tokenized splits by name."""
+    """One task: its class names in the order of their indices, and the numbers of its rows."""
 
     name: str
     labels: tuple[str, ...]
-    splits: dict[str, Split]
+    examples: ExampleSet
+    class_counts: dict[str, np.ndarray]
+    """Number of rows of each class, [classes] int64, by split."""
+    missing: dict[str, int]
+    """Number of rows of the source without a label for this task, by split."""
+
+    def rows(self, split: str) -> int:
+        """Number of rows of a split that have a label for this task; 0 where the split is absent."""
+        return int(self.class_counts[split].sum()) if split in self.class_counts else 0
+
+
+@dataclass(frozen=True)
+class RowPool:
+    """Training rows of an example set that are drawn together, and the tasks that a drawn row counts for.
+
+    With `sampling.rows: shared` there is one pool for each example set, with `per_task` one for each task.
+    """
+
+    name: str
+    """Name of the example set, or of the task where it is the only one of the pool."""
+    examples: ExampleSet
+    tasks: tuple[str, ...]
+    rows: np.ndarray | None
+    """Numbers of its rows in the training split, ascending, [n] int64; None for all of them."""
+
+    @property
+    def size(self) -> int:
+        """Number of training rows."""
+        return len(self.examples.splits["train"].lengths if self.rows is None else self.rows)
 
 
 @dataclass(frozen=True)
 class DataBundle:
-    """All tasks of a run, in the order of the recipe."""
+    """The data of a run."""
 
+    sets: tuple[ExampleSet, ...]
+    """In the order of their first tasks in the recipe."""
     tasks: dict[str, TaskData]
+    """In the order of the recipe."""
+    pools: tuple[RowPool, ...]
+    """In the order of their first tasks in the recipe."""
     tokenizer: PreTrainedTokenizerBase
     digest: str
     """SHA-256 of tokens and labels: the same in every process and on every machine that has the same data."""
@@ -50,18 +95,22 @@ class DataBundle:
     @cached_property
     def vocabulary(self) -> np.ndarray:
         """Distinct token IDs that batches of any split can contain, sorted, int32."""
-        of_splits = [split.vocabulary for task in self.tasks.values() for split in task.splits.values()]
+        of_splits = [split.vocabulary for one in self.sets for split in one.splits.values()]
         return reduce(np.union1d, of_splits, np.array([self.tokenizer.pad_token_id], dtype=np.int32))
 
-    @cached_property
-    def _splits(self) -> dict[str, dict[str, Split]]:
-        """Splits of all tasks, by name of the split, then by task."""
-        names = {split for task in self.tasks.values() for split in task.splits}
-        return {split: {name: task.splits[split] for name, task in self.tasks.items()} for split in names}
+    def training_batch(self, pool_ids: np.ndarray, rows: np.ndarray, with_tokens: bool = True) -> Batch:
+        """Builds a batch of training rows: example i is row `rows[i]` of the example set of pool `pool_ids[i]`.
 
-    def batch(self, split: str, task_ids: np.ndarray, rows: np.ndarray, with_tokens: bool = True) -> Batch:
-        """Builds a batch of `split`: example i is row `rows[i]` of the task with index `task_ids[i]` in the recipe."""
-        return collate(self._splits[split], task_ids, rows, int(self.tokenizer.pad_token_id), with_tokens)
+        It counts for the tasks of that pool whose label it has.
+        """
+        parts = [(pool.examples.splits["train"], pool.tasks) for pool in self.pools]
+        return collate(parts, pool_ids, rows, list(self.tasks), int(self.tokenizer.pad_token_id), with_tokens)
+
+    def evaluation_batch(self, examples: ExampleSet, split: str, rows: np.ndarray) -> Batch:
+        """Builds a batch of `rows` of one split of an example set, for all its tasks."""
+        ids = np.zeros(len(rows), dtype=np.int64)
+        parts = [(examples.splits[split], examples.tasks)]
+        return collate(parts, ids, rows, list(self.tasks), int(self.tokenizer.pad_token_id))
 
 
 def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:

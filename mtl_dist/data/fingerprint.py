@@ -7,7 +7,7 @@ import datasets
 from datasets.data_files import DataFilesList, resolve_pattern
 
 from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.config.validation import FILE_BUILDERS
+from mtl_dist.config.sources import FILE_BUILDERS
 
 FileStates = list[str]
 """One line per file, with its path and metadata that change whenever the file is changed."""

@@ -10,7 +10,7 @@ import datasets
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.config.validation import FILE_BUILDERS
+from mtl_dist.config.sources import FILE_BUILDERS
 from mtl_dist.data.diagnostics import find_faulty_line_of_split
 from mtl_dist.data.fingerprint import local_files
 from mtl_dist.errors import UserError, did_you_mean, root_cause

@@ -23,7 +23,7 @@ from mtl_dist.data.validation import LabeledTask
 from mtl_dist.errors import UserError
 from mtl_dist.progress import Progress, no_progress
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file format; increased with every change of what is written, so that older entries are not used."""
 META = "meta.json"
 
@@ -32,8 +32,8 @@ META = "meta.json"
 class Entry:
     """One tokenized task in the cache."""
 
-    labels: tuple[str, ...]
-    """Class names in the order of their indices."""
+    labels: dict[str, tuple[str, ...]]
+    """Class names in the order of their indices, by task."""
     splits: dict[str, Split]
     digests: dict[str, str]
     """SHA-256 of each split's tokens and labels."""
@@ -96,10 +96,11 @@ def open_entry(folder: Path) -> Entry | None:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             return None
-        splits = {split: open_split(folder / split) for split in meta["digests"]}
+        splits = {split: open_split(folder / split, list(meta["labels"])) for split in meta["digests"]}
     except (OSError, ValueError):
         return None
-    return Entry(tuple(meta["labels"]), splits, meta["digests"], tuple(meta["warnings"]))
+    labels = {task: tuple(names) for task, names in meta["labels"].items()}
+    return Entry(labels, splits, meta["digests"], tuple(meta["warnings"]))
 
 
 def write_entry(

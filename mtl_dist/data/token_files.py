@@ -2,7 +2,7 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +20,10 @@ from mtl_dist.data.validation import LabeledSplit
 from mtl_dist.errors import UserError
 from mtl_dist.progress import Progress, no_progress
 
-ROWS, LENGTHS, LABELS, HASHES, VOCABULARY = ".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy", ".vocabulary.npy"
+ROWS, LENGTHS, HASHES, VOCABULARY = ".arrow", ".lengths.npy", ".hashes.npy", ".vocabulary.npy"
 """Suffixes of the files of a split; the fields of Split describe their content."""
+NO_LABEL = -1
+"""In place of a class index: the row has no label for the task."""
 BATCH_ROWS = 1000
 """Rows tokenized at a time; the digest of a split depends on it."""
 MIN_RECORD_BATCH_BYTES = 1 << 25
@@ -58,15 +60,15 @@ class ListColumn:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of one task, tokenized and memory-mapped."""
+    """One split of an example set, tokenized and memory-mapped."""
 
     rows: datasets.Dataset
-    """In arrow format: `input_ids` (list of int32), `label` (class index), `row` (row in the source, from 0) and, for
-    sentence pairs if the tokenizer returns them, `token_type_ids` (list of int32)."""
+    """In arrow format: `input_ids` (list of int32), `row` (row in the source, from 0) and, for sentence pairs if the
+    tokenizer returns them, `token_type_ids` (list of int32)."""
     lengths: np.ndarray
     """Number of tokens of each row, [rows] int32."""
-    labels: np.ndarray
-    """Class index of each row, [rows] int64."""
+    labels: Mapping[str, np.ndarray]
+    """Class index of each row, [rows] int64, by task; NO_LABEL where a row has no label for it."""
     hashes: np.ndarray
     """128-bit hash of each row's tokens, [rows, 2] uint64."""
     vocabulary: np.ndarray
@@ -88,11 +90,20 @@ class Split:
         return ListColumn(self.rows.data.column("token_type_ids"))
 
 
-def open_split(stem: Path) -> Split:
+def labels_file(stem: Path, task: str) -> Path:
+    """Name of the file with the class indices of one task."""
+    return Path(f"{stem}.labels.{task}.npy")
+
+
+def open_split(stem: Path, tasks: Sequence[str]) -> Split:
     """Opens a split that `write_split` wrote, memory-mapped. Raises OSError or ValueError if a file is not usable."""
+    lengths, hashes, vocabulary = (np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, HASHES, VOCABULARY))
     return Split(
         datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
-        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES, VOCABULARY)),
+        lengths,
+        {task: np.load(labels_file(stem, task), mmap_mode="r") for task in tasks},
+        hashes,
+        vocabulary,
     )
 
 
@@ -115,7 +126,6 @@ def write_split(
     with (
         _RecordBatchWriter(Path(f"{stem}{ROWS}")) as record_batches,
         _npy_writer(lengths, np.int32, (count,)) as add_lengths,
-        _npy_writer(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
         _npy_writer(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
         _npy_writer(text_hashes, np.uint64, (count,)) as add_text_hashes,
         progress(f"{location}: tokenizing", "rows", count) as advance,
@@ -124,12 +134,16 @@ def write_split(
             record_batches.add(batch)
             vocabulary.add(batch["input_ids"].values.to_numpy())
             add_lengths(batch["input_ids"].value_lengths().to_numpy())
-            add_labels(batch["label"].to_numpy())
             add_token_hashes(_token_hashes(batch))
             add_text_hashes(hashes)
             for column in batch.columns:
                 digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
             advance(len(batch))
+    for task, labels in split.labels.items():
+        with _npy_writer(labels_file(stem, task), np.int64, (count,)) as add_labels:
+            for chunk in _chunks(labels):
+                add_labels(chunk)
+                digest.update(np.ascontiguousarray(chunk, dtype=np.int64).tobytes())
     vocabulary.save(Path(f"{stem}{VOCABULARY}"))
     for chunk in npy_chunks(lengths):
         digest.update(chunk.tobytes())
@@ -143,7 +157,7 @@ def _tokenized_batches(
     for start in range(0, len(split.rows), BATCH_ROWS):
         rows = split.rows[start : start + BATCH_ROWS]
         tokens, hashes = tokenize(split.columns[rows])
-        batch = pa.record_batch(tokens | {"label": split.labels[start : start + BATCH_ROWS], "row": rows})
+        batch = pa.record_batch(tokens | {"row": rows})
         lengths = batch["input_ids"].value_lengths().to_numpy()
         if not lengths.all():
             raise UserError(f"{location} row {rows[lengths.argmin()]} (from 0): the tokenizer makes no token of it")
@@ -238,5 +252,8 @@ def _npy_writer(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Ite
 
 def npy_chunks(path: Path) -> Iterator[np.ndarray]:
     """Yields the rows of a .npy file, READ_CHUNK at a time."""
-    rows = np.load(path, mmap_mode="r")
+    return _chunks(np.load(path, mmap_mode="r"))
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + READ_CHUNK] for start in range(0, len(rows), READ_CHUNK))

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from mtl_dist.config.load import resolved_yaml
 from mtl_dist.config.recipe import Recipe, TaskConfig
-from mtl_dist.config.validation import FILE_BUILDERS
+from mtl_dist.config.sources import FILE_BUILDERS
 
 CARD = "README.md"
 """File name of a model card on the Hugging Face hub."""

@@ -54,6 +54,9 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     [
         "phases: [{name: a, train: all, steps: 1}]",
         "tasks: {a: {text: body, labels: [x, y]}}",
+        "tasks: {a: {labels: [0, 1]}, b: {labels: {0: low, 1: high}}}",
+        "sources: {s: {path: csv, data_files: s.csv, split: {test: 0.2}}}",
+        "sources: {s: {data_files: [a.csv, b.csv]}, t: {data_files: {train: a, test: [b, c]}}}",
         "phases: [{name: a, train: [all], steps: 1, until: null}]",
         "optimizer: {lr: 1, warmup_steps: '${batch_size}', max_grad_norm: null}",
         "optimizer: {lr: '${oc.env:LR}', schedule: '${oc.env:SCHEDULE}'}",
@@ -83,7 +86,6 @@ def test_what_the_loader_accepts_is_valid(tmp_path: Path, monkeypatch: pytest.Mo
         "phases: '${oc.env:PHASES}'",
         "phases: [{name: a, train: all, steps: 0}]",
         "phases: [{name: a, train: all, steps: 1, until: {metrc: loss}}]",
-        "tasks: {a: {labels: [0, 1]}}",
         "tasks: {a: {wieght: 1}}",
         "phases: [{name: '', train: all, steps: 1}]",
         "model: {pooling: men}",
