@@ -4,20 +4,23 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import EvaluationConfig, Recipe
+from mtl_dist.config.sources import example_sets, text_of
 from mtl_dist.data.collate import Batch, collate
 from mtl_dist.data.fingerprint import files_state, rows_state
 from mtl_dist.data.sources import load_rows
 from mtl_dist.data.startup_memo import StartupMemo
 from mtl_dist.data.token_cache import Entry, entry_name, make_root, open_entry, write_entry
-from mtl_dist.data.token_files import Split
+from mtl_dist.data.token_files import NO_LABEL, Split
 from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer
 from mtl_dist.data.validation import check_rows
 from mtl_dist.distributed.process_group import ProcessGroup
@@ -129,13 +132,43 @@ def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:
     folders = processes.all_gather(folders)[processes.rank - processes.local_rank]
     with processes.raise_together():
         entries = {name: _open(folder) for name, folder in folders.items()}
+    configs = example_sets(recipe)
+    sets = tuple(ExampleSet(one.name, tuple(one.tasks), entries[one.name].splits) for one in configs)
+    tasks = {
+        task: TaskData(task, entries[one.name].labels[task], one, _class_counts(one, task, entries[one.name]), {})
+        for one in sets
+        for task in one.tasks
+    }
     digests = {name: [entry.labels, entry.digests] for name, entry in entries.items()}
     return DataBundle(
-        tasks={name: TaskData(name, entry.labels, entry.splits) for name, entry in entries.items()},
+        sets,
+        {task: tasks[task] for task in recipe.tasks},
+        row_pools(sets, recipe.sampling.rows),
         tokenizer=tokenizer,
         digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         warnings=tuple(f"tasks.{name}: {line}" for name, entry in entries.items() for line in entry.warnings),
     )
+
+
+def row_pools(sets: Sequence[ExampleSet], sampling_rows: Literal["shared", "per_task"]) -> tuple[RowPool, ...]:
+    """The pools that a run draws its training rows from."""
+    pools = []
+    for one in sets:
+        if sampling_rows == "shared" or len(one.tasks) == 1:
+            pools.append(RowPool(one.name if len(one.tasks) > 1 else one.tasks[0], one, one.tasks, None))
+            continue
+        for task in one.tasks:
+            labelled = np.flatnonzero(np.asarray(one.splits["train"].labels[task]) != NO_LABEL)
+            pools.append(RowPool(task, one, (task,), labelled))
+    return tuple(pools)
+
+
+def _class_counts(examples: ExampleSet, task: str, entry: Entry) -> dict[str, np.ndarray]:
+    size = len(entry.labels[task])
+    return {
+        split: np.bincount(part.labels[task][part.labels[task] != NO_LABEL], minlength=size)
+        for split, part in examples.splits.items()
+    }
 
 
 def split_names(evaluation: EvaluationConfig) -> list[str]:
@@ -151,7 +184,8 @@ def _fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Pr
     # All tasks are validated before the first is tokenized, which can take long.
     for name, task in recipe.tasks.items():
         key = f"tasks.{name}"
-        tokenize = ColumnTokenizer(tokenizer, task.text, recipe.data.max_length)
+        task = task.model_copy(update={"text": text_of(recipe, name)})
+        tokenize = ColumnTokenizer(tokenizer, list(task.text or ()), recipe.data.max_length)
         state, splits = files_state(task, names), None
         if state is None:
             splits = {split: load_rows(key, task, split) for split in names}
@@ -169,7 +203,7 @@ def _fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Pr
                 logger.info(f"{key}: {folders[name]} is corrupt; tokenizing again")
             missing[name] = check_rows(key, task, splits, recipe.data.empty_text), tokenize
     for name, (labeled, tokenize) in missing.items():
-        write_entry(folders[name], f"tasks.{name}", labeled, tokenize, progress)
+        write_entry(folders[name], f"tasks.{name}", name, labeled, tokenize, progress)
     for name, (memo, state) in memos.items():
         memo.save(folders[name].name, state)
     return folders

@@ -16,7 +16,7 @@ INT64 = range(-(2**63), 2**63)
 
 def find_faulty_line_of_split(task: TaskConfig, split: str) -> str | None:
     """Location and fault of the first faulty line of a task's split, as `find_faulty_line` returns them."""
-    return find_faulty_line(task.path, task.data_files.get(split, ""), [*task.text, task.label])
+    return find_faulty_line(task.path, "".join(task.data_files.get(split, [])[:1]), [*(task.text or ()), task.label])
 
 
 def find_faulty_line(builder: str, pattern: str, columns: list[str]) -> str | None:

@@ -25,11 +25,11 @@ def local_files(task: TaskConfig, split: str) -> DataFilesList | None:
     `datasets` caches what it has read by path and modification time. Given this list, it uses the whole state instead,
     and thus notices a change that kept the modification time.
     """
-    pattern = task.data_files.get(split, "")
-    if task.path not in FILE_BUILDERS or not pattern or "://" in pattern:
+    patterns = task.data_files.get(split, [])
+    if task.path not in FILE_BUILDERS or not patterns or any("://" in pattern for pattern in patterns):
         return None
     try:
-        paths = resolve_pattern(pattern, str(Path.cwd()))
+        paths = [path for pattern in patterns for path in resolve_pattern(pattern, str(Path.cwd()))]
         return DataFilesList(paths, [(_state_of_file(path),) for path in paths])
     except OSError:
         return None  # the reader of the files reports the error

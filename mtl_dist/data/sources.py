@@ -45,7 +45,7 @@ def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
         raise UserError(f"{key}: cannot load the {split} split: {root_cause(error)}") from error
     rows = cast(datasets.Dataset, loaded)
     _check_columns(key, task, split, rows.column_names)
-    wanted = list(dict.fromkeys([*task.text, task.label]))
+    wanted = list(dict.fromkeys([*(task.text or ()), task.label]))
     return cast(datasets.Dataset, rows.select_columns(wanted).with_format("arrow"))
 
 
@@ -53,15 +53,15 @@ def _files_of(key: str, task: TaskConfig, split: str) -> dict[str, Any] | None:
     """The argument `data_files` of `datasets.load_dataset`. Raises UserError if no local file matches."""
     if not task.data_files:
         return None
-    pattern = task.data_files[split]
-    if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):  # noqa: PTH207
-        raise UserError(f"{key}.data_files.{split}: there is no file {pattern}")
-    return {split: local_files(task, split) or pattern}
+    for pattern in task.data_files[split]:
+        if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):  # noqa: PTH207
+            raise UserError(f"{key}.data_files.{split}: there is no file {pattern}")
+    return {split: local_files(task, split) or task.data_files[split]}
 
 
 def _check_columns(key: str, task: TaskConfig, split: str, names: list[str]) -> None:
     """Raises UserError if a text column or the label column of `task` is not among `names`."""
-    for field, columns in (("text", task.text), ("label", [task.label])):
+    for field, columns in (("text", task.text or []), ("label", [task.label])):
         for column in columns:
             if column not in names:
                 hint = did_you_mean(column, names)

@@ -104,7 +104,7 @@ def open_entry(folder: Path) -> Entry | None:
 
 
 def write_entry(
-    folder: Path, key: str, task: LabeledTask, tokenize: ColumnTokenizer, progress: Progress = no_progress
+    folder: Path, key: str, name: str, task: LabeledTask, tokenize: ColumnTokenizer, progress: Progress = no_progress
 ) -> None:
     """Tokenizes `task` into `folder`, replacing a corrupt entry; `key` (`tasks.<name>`) begins messages.
 
@@ -120,9 +120,11 @@ def write_entry(
         new.mkdir()
         for split, rows in task.splits.items():
             text_hashes[split] = Path(scratch) / f"{split}.hashes.npy"
-            digests[split] = write_split(new / split, f"{key}: {split}", rows, tokenize, text_hashes[split], progress)
+            digests[split] = write_split(
+                new / split, f"{key}: {split}", name, rows, tokenize, text_hashes[split], progress
+            )
         meta = {
-            "labels": task.labels,
+            "labels": {name: task.labels},
             "warnings": [*task.warnings, *_overlaps(text_hashes)],
             "digests": digests,
             "files": {file.name: file.stat().st_size for file in sorted(new.iterdir())},

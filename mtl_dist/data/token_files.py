@@ -110,6 +110,7 @@ def open_split(stem: Path, tasks: Sequence[str]) -> Split:
 def write_split(
     stem: Path,
     location: str,
+    name: str,
     split: LabeledSplit,
     tokenize: ColumnTokenizer,
     text_hashes: Path,
@@ -139,7 +140,7 @@ def write_split(
             for column in batch.columns:
                 digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
             advance(len(batch))
-    for task, labels in split.labels.items():
+    for task, labels in {name: split.labels}.items():
         with _npy_writer(labels_file(stem, task), np.int64, (count,)) as add_labels:
             for chunk in _chunks(labels):
                 add_labels(chunk)

@@ -102,7 +102,7 @@ class _CheckedSplit:
         self._find_fault = partial(find_faulty_line_of_split, task, split)
         self.usable = map_chunks(
             rows,
-            lambda chunk, _: rows_with_text(self.location, task.text, chunk, empty_text),
+            lambda chunk, _: rows_with_text(self.location, list(task.text or ()), chunk, empty_text),
             concatenate_on_disk,
         )
         """Mask of the rows that are used."""
@@ -148,7 +148,7 @@ class _CheckedSplit:
 def _class_names(key: str, task: TaskConfig, splits: Mapping[str, _CheckedSplit]) -> tuple[str, ...]:
     """Class names in order: the recipe's, else those of the column's feature, else the labels of the training rows."""
     if task.labels is not None:
-        return tuple(task.labels)
+        return tuple(task.labels.values())
     train = splits["train"]
     for split, part in splits.items():
         if is_string(part.label_type) != is_string(train.label_type):
