@@ -71,7 +71,7 @@ class RowPool:
     examples: ExampleSet
     tasks: tuple[str, ...]
     rows: np.ndarray | None
-    """Numbers of its rows in the training split, ascending, [n] int64; None for all of them."""
+    """Numbers of its rows in the training split, ascending, [n] of integers; None for all of them."""
 
     @property
     def size(self) -> int:
@@ -100,6 +100,11 @@ class DataBundle:
         """Distinct token IDs that batches of any split can contain, sorted, int32."""
         of_splits = [split.vocabulary for one in self.sets for split in one.splits.values()]
         return reduce(np.union1d, of_splits, np.array([self.tokenizer.pad_token_id], dtype=np.int32))
+
+    @cached_property
+    def pool_of(self) -> dict[str, RowPool]:
+        """The pool that each task's training rows are drawn from, by task."""
+        return {task: pool for pool in self.pools for task in pool.tasks}
 
     def training_batch(self, pool_ids: np.ndarray, rows: np.ndarray, with_tokens: bool = True) -> Batch:
         """Builds a batch of training rows: example i is row `rows[i]` of the example set of pool `pool_ids[i]`.
@@ -158,8 +163,10 @@ def row_pools(sets: Sequence[ExampleSet], sampling_rows: Literal["shared", "per_
             pools.append(RowPool(one.name if len(one.tasks) > 1 else one.tasks[0], one, one.tasks, None))
             continue
         for task in one.tasks:
-            labelled = np.flatnonzero(np.asarray(one.splits["train"].labels[task]) != NO_LABEL)
-            pools.append(RowPool(task, one, (task,), labelled))
+            labelled = one.splits["train"].labels[task] != NO_LABEL
+            # Numbers of a type that is just large enough: there can be 10^7 of them.
+            rows = np.flatnonzero(labelled).astype(np.min_scalar_type(len(labelled)))
+            pools.append(RowPool(task, one, (task,), None if len(rows) == len(labelled) else rows))
     return tuple(pools)
 
 
