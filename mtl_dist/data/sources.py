@@ -146,7 +146,8 @@ class _DatasetSource:
         """Options that keep the CSV reader of `datasets` from guessing the types of columns."""
         if not isinstance(builder, Csv) or builder.info.features:
             return {}
-        return {"converters": dict.fromkeys([*self._config.text, *value_columns(self._config)], str)}
+        columns = [*self._config.text, *value_columns(self._config)]
+        return {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "na_values": [""]}
 
     def _batches(self, split: str, rows: datasets.Dataset) -> Iterator[pa.RecordBatch]:
         wanted = Wanted(tuple(self._config.text), tuple(value_columns(self._config)))
