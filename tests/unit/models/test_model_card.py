@@ -41,7 +41,7 @@ def test_the_recipe_in_it_names_no_folder_of_the_machine(tmp_path: Path) -> None
     (tmp_path / "again.yaml").write_text(written)
     again = parse(["--config", str(tmp_path / "again.yaml")]).recipe
     assert (again.seed, again.phases, again.optimizer) == (77, recipe.phases, recipe.optimizer)
-    assert again.tasks["mood"].data_files["test"] == "mood.test.json"
+    assert again.tasks["mood"].data_files["test"] == ["mood.test.json"]
 
 
 def test_what_came_from_the_hub_is_named(tmp_path: Path) -> None:
