@@ -5,7 +5,6 @@ torch nor transformers, so that help and errors appear at once.
 """
 
 import argparse
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,11 @@ from mtl_dist.config.help import recipe_help
 from mtl_dist.config.messages import is_interpolation, join, recipe_error, type_error
 from mtl_dist.config.recipe import RENAMED_KEYS, Recipe
 from mtl_dist.config.validation import check_recipe
+from mtl_dist.environment import expand_home, is_rank_0
 from mtl_dist.errors import UserError, did_you_mean
+
+HOME_KEYS = ("output_dir", "cache.folder", "data.cache_dir", "model.encoder")
+"""Keys whose paths may begin with `~`; those of data files are expanded where the files are found."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _print_and_exit(text: str) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
+    if is_rank_0():
         print(text.rstrip())
     raise SystemExit(0)
 
@@ -119,7 +122,7 @@ def _load(files: Sequence[str], overrides: Sequence[str], written_by_a_run: str 
     with _messages_from(""):
         if missing := sorted(OmegaConf.missing_keys(OmegaConf.create(config))):
             raise UserError(f"{', '.join(missing)}: missing")
-        return _validated(_resolved(config))
+        return _with_home(_validated(_resolved(config)))
 
 
 def _with_todays_names(layer: Any) -> Any:
@@ -196,6 +199,22 @@ def _validated(config: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(config)
     except ValidationError as error:
         raise recipe_error(error, config) from None
+
+
+def _with_home(recipe: Recipe) -> Recipe:
+    """`recipe` with a leading `~` in the keys of HOME_KEYS replaced by the home folder. Raises UserError.
+
+    Here rather than where they are used, so that all that reads the recipe, also later and by another user, has the
+    same folders.
+    """
+    for key in HOME_KEYS:
+        section, _, name = key.rpartition(".")
+        owner = getattr(recipe, section) if section else recipe
+        path = getattr(owner, name)
+        if path is not None and path.startswith("~"):
+            changed = owner.model_copy(update={name: expand_home(key, path)})
+            recipe = recipe.model_copy(update={section: changed}) if section else changed
+    return recipe
 
 
 @contextmanager
