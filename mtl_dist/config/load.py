@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from mtl_dist.config.fields import Location, filled, type_at
+from mtl_dist.config.files_read import check_run_folder
 from mtl_dist.config.help import recipe_help
 from mtl_dist.config.messages import is_interpolation, join, recipe_error, type_error
 from mtl_dist.config.recipe import RENAMED_KEYS, Recipe
@@ -36,6 +37,8 @@ class Command:
     recipe: Recipe
     plan_only: bool
     """Print the compiled plan and stop."""
+    files: tuple[str, ...] = ()
+    """The recipe files, as they were named."""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -67,9 +70,10 @@ def parse(argv: Sequence[str]) -> Command:
         _print_and_exit(parser.format_help())
     recipe = _load(arguments.config, arguments.overrides)
     check_recipe(recipe)
+    check_run_folder(recipe, arguments.config)
     if arguments.print_config:
         _print_and_exit(resolved_yaml(recipe))
-    return Command(recipe, plan_only=arguments.plan)
+    return Command(recipe, plan_only=arguments.plan, files=tuple(arguments.config))
 
 
 def parse_recipe_of_run(file: Path, *more: str) -> Recipe:
