@@ -5,7 +5,6 @@ torch nor transformers, so that help and errors appear at once.
 """
 
 import argparse
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from mtl_dist.config.fields import Location, expanded, filled, type_at, without_replaced
+from mtl_dist.config.files_read import check_run_folder
 from mtl_dist.config.help import recipe_help
 from mtl_dist.config.messages import is_interpolation, join, recipe_error, type_error
 from mtl_dist.config.recipe import RENAMED_KEYS, Recipe
 from mtl_dist.config.validation import check_recipe
+from mtl_dist.environment import expand_home, is_rank_0
 from mtl_dist.errors import UserError, did_you_mean
+
+HOME_KEYS = ("output_dir", "cache.folder", "data.cache_dir", "model.encoder")
+"""Keys whose paths may begin with `~`; those of data files are expanded where the files are found."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Command:
     recipe: Recipe
     plan_only: bool
     """Print the compiled plan and stop."""
+    files: tuple[str, ...] = ()
+    """The recipe files, as they were named."""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -64,9 +70,10 @@ def parse(argv: Sequence[str]) -> Command:
         _print_and_exit(parser.format_help())
     recipe = _load(arguments.config, arguments.overrides)
     check_recipe(recipe)
+    check_run_folder(recipe, arguments.config)
     if arguments.print_config:
         _print_and_exit(resolved_yaml(recipe))
-    return Command(recipe, plan_only=arguments.plan)
+    return Command(recipe, plan_only=arguments.plan, files=tuple(arguments.config))
 
 
 def parse_recipe_of_run(file: Path, *more: str) -> Recipe:
@@ -91,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _print_and_exit(text: str) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
+    if is_rank_0():
         print(text.rstrip())
     raise SystemExit(0)
 
@@ -119,7 +126,7 @@ def _load(files: Sequence[str], overrides: Sequence[str], written_by_a_run: str 
     with _messages_from(""):
         if missing := sorted(OmegaConf.missing_keys(OmegaConf.create(config))):
             raise UserError(f"{', '.join(missing)}: missing")
-        return _validated(_resolved(config))
+        return _with_home(_validated(_resolved(config)))
 
 
 def _with_todays_names(layer: Any) -> Any:
@@ -197,6 +204,22 @@ def _validated(config: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(config)
     except ValidationError as error:
         raise recipe_error(error, config) from None
+
+
+def _with_home(recipe: Recipe) -> Recipe:
+    """`recipe` with a leading `~` in the keys of HOME_KEYS replaced by the home folder. Raises UserError.
+
+    Here rather than where they are used, so that all that reads the recipe, also later and by another user, has the
+    same folders.
+    """
+    for key in HOME_KEYS:
+        section, _, name = key.rpartition(".")
+        owner = getattr(recipe, section) if section else recipe
+        path = getattr(owner, name)
+        if path is not None and path.startswith("~"):
+            changed = owner.model_copy(update={name: expand_home(key, path)})
+            recipe = recipe.model_copy(update={section: changed}) if section else changed
+    return recipe
 
 
 @contextmanager

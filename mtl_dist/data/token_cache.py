@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from mtl_dist.config.recipe import DataConfig, TaskConfig
 from mtl_dist.data.token_files import BATCH_ROWS, Split, npy_chunks, open_split, write_split
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledTask
+from mtl_dist.environment import CACHE_VARIABLE, cache_root
 from mtl_dist.errors import UserError
+from mtl_dist.io import apply_umask
 from mtl_dist.progress import Progress, no_progress
 
 FORMAT = 4
@@ -42,7 +43,7 @@ class Entry:
 
 def make_root(data: DataConfig) -> Path:
     """Creates the cache folder if it does not exist, and returns it. Raises UserError if it cannot be created."""
-    root = Path(data.cache_dir or os.environ.get("MTL_DIST_CACHE") or "~/.cache/mtl_dist").expanduser()
+    root = cache_root(data.cache_dir)
     with _reporting_write_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     return root
@@ -53,7 +54,10 @@ def _reporting_write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"data.cache_dir: cannot write {root} ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise UserError(
+            f"data.cache_dir: cannot write {root} ({reason}); name a folder there, or by {CACHE_VARIABLE}"
+        ) from error
 
 
 def entry_name(
@@ -130,6 +134,7 @@ def write_entry(
             "files": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
         }
         (new / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        apply_umask(new)
         _publish(new, folder)
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from mtl_dist.config.files_read import data_paths
 from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import Recipe, TaskConfig
 from mtl_dist.data.collate import Batch
@@ -29,6 +30,7 @@ from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
 from mtl_dist.progress import show_progress
+from mtl_dist.run_files import check_output
 from mtl_dist.run_layout import RECIPE, SUMMARY
 from mtl_dist.tasks.classification import ClassificationMetrics
 from mtl_dist.training.evaluation import evaluate, flat_metrics
@@ -75,15 +77,20 @@ def evaluate_run(
     data: str | None = None,
     text: Sequence[str] | None = None,
     label: str | None = None,
+    to: Path | None = None,
 ) -> Evaluation:
     """Evaluates the model of the finished run in folder `run`.
 
     Without `data`, on the run's own test split, else on a file of labelled rows of one task, with text columns `text`
     and label column `label` (those of the recipe by default), or on the test splits that a recipe names. `task` limits
-    this to one task. Raises UserError and TrainingError.
+    this to one task. `to` is where the figures will be written (`Evaluation.write_json`), which must not be what is
+    read. Raises UserError and TrainingError.
     """
     finished = open_run(run)
     tasks = _tasks_to_evaluate(finished, task, data, text, label)
+    if to is not None:
+        read = data_paths({"tasks": {name: one.model_dump() for name, one in tasks.items()}})
+        check_output("--to", to, [*(path for _, path in read), *([Path(data)] if data else [])], finished.folder)
     model = finished.load_model()
     metrics = evaluate_tasks(finished, model, tasks)
     comparison = None if data is not None else _comparison(flat_metrics(metrics, SPLIT), finished.summary)

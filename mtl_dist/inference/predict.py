@@ -26,6 +26,7 @@ from mtl_dist.inference.text_reader import ENDINGS, FORMATS, TextSource
 from mtl_dist.io import fsync, reporting_write_errors
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.progress import show_progress
+from mtl_dist.run_files import check_output
 
 WINDOW_BATCHES = 32
 """Batches per window; rows are sorted by length within a window."""
@@ -60,6 +61,8 @@ def predict_file(
     finished.check_task(task)
     source = _text_source(finished, task, file, format, text)
     out_format = _output_format(to)
+    if to is not None:
+        check_output("--to", to, [Path(file)], finished.folder)
     # The whole file is checked before the model is loaded, so that a bad row far down costs no hours.
     total = sum(1 for _ in _read_rows(file, source)) if Path(file).is_file() else None
     predictor = Predictor(finished, task, source.columns, batch_size)

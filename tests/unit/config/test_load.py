@@ -351,6 +351,7 @@ def test_other_ranks_print_nothing(
     base: str, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     with pytest.raises(SystemExit) as done:
         parse(["--config", base, flag])
     assert (done.value.code, capsys.readouterr().out) == (0, "")
