@@ -11,16 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_dist.config import data_recipe
 from mtl_dist.config import recipe as schema
+from mtl_dist.config.data_recipe import ReadConfig, SourceConfig, SplitConfig
 from mtl_dist.config.load import parse, parse_recipe_of_run, resolved_yaml
 from mtl_dist.config.recipe import PhaseConfig, Recipe, TaskConfig, UntilConfig
 from mtl_dist.errors import UserError
 
-SECTIONS = [section for name, section in vars(schema).items() if name.endswith("Config")]
+SECTIONS = [
+    section for module in (schema, data_recipe) for name, section in vars(module).items() if name.endswith("Config")
+]
 WEIGHTED = ["sampling.strategy=weighted"]
 ROOT = Path(__file__).parents[3]
 BASE = """
 output_dir: runs/x
+sources:
+  tickets: {path: csv, data_files: tickets.csv, split: {validation: 0.1, test: 0.2}}
 tasks:
   sentiment: {path: hub/sentiment, labels: ["no", "yes"]}
   topic: {path: hub/topic}
@@ -61,8 +67,13 @@ def test_importing_leaves_the_heavy_libraries_out() -> None:
 def test_file_over_defaults(base: str) -> None:
     assert recipe_of("--config", base) == Recipe(
         output_dir="runs/x",
+        sources={
+            "tickets": SourceConfig(
+                path="csv", data_files={"train": ["tickets.csv"]}, split=SplitConfig(validation=0.1, test=0.2)
+            )
+        },
         tasks={
-            "sentiment": TaskConfig(path="hub/sentiment", labels=["no", "yes"]),
+            "sentiment": TaskConfig(path="hub/sentiment", labels={"no": "no", "yes": "yes"}),
             "topic": TaskConfig(path="hub/topic"),
         },
         phases=[
@@ -76,7 +87,7 @@ def test_later_files_win_key_by_key_and_replace_lists(base: str, tmp_path: Path)
     second = "{tasks: {topic: {weight: 2}}, phases: [{name: one, train: all, steps: 5}], optimizer: {lr: 3e-5}}"
     recipe = recipe_of("--config", base, "--config", written(tmp_path / "second.yaml", second))
     assert recipe.tasks["topic"] == TaskConfig(path="hub/topic", weight=2.0)
-    assert recipe.tasks["sentiment"].labels == ["no", "yes"]
+    assert recipe.tasks["sentiment"].labels == {"no": "no", "yes": "yes"}
     assert recipe.phases == [PhaseConfig(name="one", train=["all"], steps=5)]
     assert recipe.optimizer.lr == 3e-5
 
@@ -96,7 +107,7 @@ def test_plan_flag(base: str) -> None:
         ("tasks.topic.weight=2", lambda recipe: recipe.tasks["topic"].weight, 2.0),
         ("tasks.topic.text=body", lambda recipe: recipe.tasks["topic"].text, ["body"]),
         ("tasks.topic.text=[premise, claim]", lambda recipe: recipe.tasks["topic"].text, ["premise", "claim"]),
-        ("tasks.topic.labels=['0', '1']", lambda recipe: recipe.tasks["topic"].labels, ["0", "1"]),
+        ("tasks.topic.labels=['0', '1']", lambda recipe: recipe.tasks["topic"].labels, {"0": "0", "1": "1"}),
         ("tasks.topic.path=a=b", lambda recipe: recipe.tasks["topic"].path, "a=b"),
         ("model.freeze=[all]", lambda recipe: recipe.model.freeze, ["all"]),
         ("model.freeze=all", lambda recipe: recipe.model.freeze, ["all"]),
@@ -175,9 +186,53 @@ KEY_MISTAKES = [
     ("model: {pooling: [mean]}", "model.pooling: ['mean'] is not one of first_token, mean"),
     ("model: {freeze: {all: 1}}", "model.freeze: {'all': 1} is not a list"),
     ("model: {freeze: [1]}", "model.freeze[0]: 1 is not text; quote it"),
-    ("tasks: {topic: {labels: [no, yes]}}", "tasks.topic.labels[0]: False is not text; quote it"),
-    ("tasks: {topic: {data_files: {train: [a, b]}}}", "tasks.topic.data_files.train: ['a', 'b'] is not text"),
-    ("tasks: {topic: {data_files: x}}", "tasks.topic.data_files: 'x' is not a mapping"),
+    ("tasks: {topic: {labels: 5}}", "tasks.topic.labels: 5 is not a list of values, or a mapping of values to "),
+    ("tasks: {topic: {labels: x}}", "tasks.topic.labels: 'x' is not a list of values, or a mapping of "),
+    ("tasks: {topic: {labels: '${seed}'}}", "tasks.topic.labels: '${seed}' is not a list of values, or a mapping of "),
+    ("tasks: {topic: {labels: [[a], b]}}", "tasks.topic.labels[0]: ['a'] is not text or a number"),
+    ("tasks: {topic: {labels: [a, null]}}", "tasks.topic.labels[1]: null is not text or a number"),
+    ("tasks: {topic: {labels: [a, .nan]}}", "tasks.topic.labels[1]: nan is not text or a number"),
+    ("tasks: {topic: {labels: [a, .inf]}}", "tasks.topic.labels[1]: inf is not text or a number"),
+    ("tasks: {topic: {labels: {.nan: a, b: c}}}", "tasks.topic.labels.nan: nan is not text or a number"),
+    ("tasks: {topic: {labels: [a, ' ']}}", "tasks.topic.labels[1]: ' ' is blank; such a label is a missing one"),
+    ("tasks: {topic: {labels: [a, '${seed}']}}", "tasks.topic.labels[1]: '${seed}' is an interpolation, and values "),
+    ("tasks: {topic: {labels: {'${seed}': a, b: c}}}", "tasks.topic.labels.${seed}: '${seed}' is an interpolation"),
+    ("tasks: {topic: {labels: [a, b, a]}}", "tasks.topic.labels: 'a' stands twice"),
+    ("tasks: {topic: {labels: [1, b, '1']}}", "tasks.topic.labels: '1' stands twice"),
+    ("tasks: {topic: {labels: [true, b, 'true']}}", "tasks.topic.labels: 'true' stands twice"),
+    ("tasks: {topic: {labels: {a: [x], b: y}}}", "tasks.topic.labels.a: ['x'] is not text"),
+    ("tasks: {topic: {labels: {a: {b: c}}}}", "tasks.topic.labels.a: {'b': 'c'} is not text"),
+    ("tasks: {topic: {labels: {a: x, b: null}}}", "tasks.topic.labels.b: null is not text"),
+    ("tasks: {topic: {labels: {0: a, 1: b, true: c}}}", "line 1: 1 and true are one key"),
+    ("tasks: {topic: {labels: {1: a, 1.0: b, 2: c}}}", "line 1: 1 and 1.0 are one key"),
+    ("tasks: {topic: {labels: {1: a, '1': b}}}", "tasks.topic.labels.1: Conflicting integer and string keys: 1 "),
+    ("tasks: {topic: {labels: {null: a, b: c}}}", "tasks.topic.labels: Incompatible key type 'NoneType'"),
+    ("tasks: {topic: {data_files: 5}}", "tasks.topic.data_files: 5 is not a file, a list of files, or a mapping of "),
+    ("tasks: {topic: {data_files: null}}", "tasks.topic.data_files: null is not a file, a list of files, or a "),
+    ("tasks: {topic: {data_files: [a, 5]}}", "tasks.topic.data_files[1]: 5 is not text; quote it"),
+    ("tasks: {topic: {data_files: [[a]]}}", "tasks.topic.data_files[0]: ['a'] is not text"),
+    ("tasks: {topic: {data_files: {train: 5}}}", "tasks.topic.data_files.train: 5 is not a list of text or a single "),
+    ("tasks: {topic: {data_files: {train: [a, [b]]}}}", "tasks.topic.data_files.train[1]: ['b'] is not text"),
+    ("tasks: {topic: {data_files: {train: {a: b}}}}", "tasks.topic.data_files.train: {'a': 'b'} is not a list of "),
+    ("tasks: {topic: {data_files: {1: a}}}", "tasks.topic.data_files.1: the key 1 is not text; quote it"),
+    ("tasks: {topic: {data_files: {yes: a}}}", "tasks.topic.data_files.True: the key True is not text; quote it"),
+    ("tasks: {topic: {data_files: ''}}", "tasks.topic.data_files: empty; name a file"),
+    ("tasks: {topic: {data_files: []}}", "tasks.topic.data_files: empty; name a file"),
+    ("tasks: {topic: {data_files: {train: [a, '']}}}", "tasks.topic.data_files.train: empty; name a file"),
+    ("tasks: {topic: {text: 5}}", "tasks.topic.text: 5 is not a list of text or a single text"),
+    ("tasks: {topic: {text: [a, 5]}}", "tasks.topic.text[1]: 5 is not text; quote it"),
+    ("tasks: {topic: {missing: drop}}", "tasks.topic.missing: 'drop' is not one of skip, error"),
+    ("tasks: {topic: {read: csv}}", "tasks.topic.read: 'csv' is not a mapping"),
+    ("tasks: {topic: {read: {delimiter: 5}}}", "tasks.topic.read.delimiter: 5 is not text; quote it"),
+    ("tasks: {topic: {read: {encoding: null}}}", "tasks.topic.read.encoding: null is not text"),
+    ("tasks: {topic: {read: {header: 0}}}", "tasks.topic.read.header: 0 is not true or false"),
+    ("tasks: {topic: {read: {skiprows: 1}}}", "tasks.topic.read.skiprows: unknown key; choose from delimiter, "),
+    ("tasks: {topic: {split: 0.2}}", "tasks.topic.split: 0.2 is not a mapping"),
+    ("tasks: {topic: {split: {test: 20%}}}", "tasks.topic.split.test: '20%' is not a number"),
+    ("sources: {s: null}", "sources.s: null is not a mapping"),
+    ("sources: [s]", "sources: ['s'] is not a mapping"),
+    ("sources: {s: {labels: [a, b]}}", "sources.s.labels: unknown key"),
+    ("sources: {s: {data_files: [[a]]}}", "sources.s.data_files[0]: ['a'] is not text"),
     ("tasks: {topic: null}", "tasks.topic: null is not a mapping"),
     ("tasks: [topic]", "tasks: ['topic'] is not a mapping"),
     ("phases: {a: {}}", "phases: {'a': {}} is not a list"),
@@ -253,6 +308,8 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("output_dir=${", "output_dir: "),
         ("tasks.sentimnet.weight=2", "tasks.sentimnet.weight: no task sentimnet; did you mean sentiment?"),
         ("tasks.x={weight: 2}", "tasks.x: no task x; choose from sentiment, topic"),
+        ("sources.ticket.split.test=0.2", "sources.ticket.split.test: no source ticket; did you mean tickets?"),
+        ("tasks.topic.labels={1: a, 1.0: b}", "tasks.topic.labels: line 1: 1 and 1.0 are one key"),
         ("phases.0.epoch=2", "phases[0].epoch: unknown key; did you mean phases[0].epochs?"),
         ("phases.2.epochs=2", "phases.2: no such item; phases has 2, counted from 0"),
         ("phases.-1.epochs=2", "phases.-1: no such item"),
@@ -281,6 +338,8 @@ def test_mistake_on_the_command_line(base: str, override: str, expected: str) ->
         ("output_dir=${no_such_resolver:1}", "output_dir: Unsupported interpolation type no_such_resolver"),
         ("seed=${seed}", "seed: Recursive interpolation detected"),
         ("optimizer.lr=${output_dir}", "optimizer.lr: "),
+        ("sources.s.split.test=0.2", "sources.s.path: missing"),
+        ("sources.s.path=''", "sources.s.path: missing"),
         ("optimizer=${model}", "command line: optimizer: '${model}' is not a mapping"),
     ],
 )
@@ -368,9 +427,13 @@ def test_help_has_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str])
     words = " ".join(text.split())
     assert "usage: launch/train.py [--config FILE]... " in words
     assert 'pooling: first_token | mean, default "first_token" How the last hidden states become one vector' in words
-    assert "path: str, required What `datasets.load_dataset` takes" in words
-    assert "max_grad_norm: float or null, default 1.0 Clip the norm" in words
-    assert "weights: dict of float, default {} Share of each task" in words
+    assert "read: keys as in sources.<name>.read split: keys as in sources.<name>.split" in words
+    assert "data_files: a file, a list of files, or a mapping of splits to their files, default {} Files" in words
+    assert "labels: a list of values, or a mapping of values to class names or null, default null Values of" in words
+    assert "freeze: a list of text or a single text, default [] Frozen" in words
+    assert "path: text, required What `datasets.load_dataset` takes" in words
+    assert "max_grad_norm: number or null, default 1.0 Clip the norm" in words
+    assert "weights: mapping of names to numbers, default {} Share of each task" in words
     assert "tasks.<name>: One classification task" in words
     assert "until: keys or null, default null A metric that ends the phase" in words
     assert (
@@ -384,27 +447,62 @@ TEXTS = st.text(min_size=1).filter(lambda text: "${" not in text and not text.ls
 AWKWARD_TEXTS = st.sampled_from(["yes", "null", "~", "3e-5", "1_0", "0o7", "1:30", "2024-01-01", "a: b", "#", " ", "="])
 
 
+NAMES = TEXTS | AWKWARD_TEXTS
+VALUES = NAMES.filter(str.strip)
+SHARES = st.none() | st.floats(0.001, 0.49)
+
+
+@st.composite
+def read_configs(draw: st.DrawFn) -> ReadConfig:
+    delimiter, quotechar = draw(st.permutations([",", ";", "\t", "|", " ", "'", '"', ":", "#", "ä"]))[:2]
+    return ReadConfig(
+        delimiter=draw(st.sampled_from([None, delimiter])),
+        encoding=draw(st.sampled_from(["utf-8", "cp1252", "utf-16"])),
+        quotechar=draw(st.sampled_from([None, quotechar])),
+        header=draw(st.booleans()),
+    )
+
+
+@st.composite
+def split_configs(draw: st.DrawFn) -> SplitConfig:
+    validation, column = draw(SHARES), draw(NAMES)
+    by, stratify = draw(st.sampled_from([(None, None), (column, None), (None, column)]))
+    return SplitConfig(validation=validation, test=draw(st.floats(0.001, 0.49)), by=by, stratify=stratify)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     text=TEXTS | AWKWARD_TEXTS,
-    labels=st.none() | st.lists(TEXTS | AWKWARD_TEXTS, min_size=2, unique=True),
+    labels=st.none() | st.dictionaries(VALUES, NAMES, min_size=2).filter(lambda of: len({*of.values()}) == len(of)),
+    read=read_configs(),
+    split=split_configs(),
     lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     seed=st.integers(0, 2**63 - 1),
     steps=st.integers(1),
 )
 def test_resolved_yaml_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, text: str, labels: list[str] | None, lr: float, seed: int, steps: int
+    tmp_path_factory: pytest.TempPathFactory,
+    text: str,
+    labels: dict[str, str] | None,
+    read: ReadConfig,
+    split: SplitConfig,
+    lr: float,
+    seed: int,
+    steps: int,
 ) -> None:
     recipe = Recipe(output_dir=text, seed=seed, tasks={"a": TaskConfig(path=text, data_files={}, labels=labels)})
-    recipe.tasks["a"].data_files = {"train": text, "test": text, "validation": text, text: text}
+    recipe.tasks["a"].data_files = {"train": [text, "x"], "test": [text], "validation": [text]}
+    recipe.sources["s"] = SourceConfig(path="csv", data_files={"train": [text]}, read=read, split=split, text=[text])
+    recipe.tasks["b"] = TaskConfig(source="s", label=text, text=[text, text], missing="error", labels=labels)
     recipe.optimizer.lr = lr
     until = UntilConfig(metric="a/loss", every_steps=steps, min_delta=lr)
     recipe.phases = [
         PhaseConfig(name=text, train=["heads", "blocks[-4:]"], steps=steps, until=until if labels else None)
     ]
-    recipe.evaluation.split = "validation"
     file = written(tmp_path_factory.getbasetemp() / "resolved.yaml", resolved_yaml(recipe))
-    assert recipe_of("--config", file) == recipe
+    again = recipe_of("--config", file)
+    assert again == recipe
+    assert list((again.tasks["b"].labels or {}).items()) == list((labels or {}).items())  # the order of the classes
 
 
 @pytest.mark.parametrize("name", ["quickstart.yaml", "seed.yaml"])
