@@ -8,6 +8,7 @@ import pytest
 from mtl_dist.config.data_recipe import ReadConfig, SplitConfig, value_text
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
+from mtl_dist.errors import UserError
 
 BASE = """
 sources:
@@ -177,3 +178,77 @@ def test_building_a_recipe_in_code_takes_the_short_forms_too() -> None:
     task = Recipe.model_validate({"tasks": {"a": content}}).tasks["a"]
     assert (task.data_files, task.labels, task.text) == ({"train": ["a.csv"]}, {"x": "x", "y": "y"}, ["body"])
     assert task.model_dump()["data_files"] == {"train": ["a.csv"]}
+
+
+MISTAKES = [
+    ("tasks: {a: {labels: 5}}", "tasks.a.labels: 5 is not a list of values, or a mapping of values to "),
+    ("tasks: {a: {labels: x}}", "tasks.a.labels: 'x' is not a list of values, or a mapping of "),
+    ("tasks: {a: {labels: '${seed}'}}", "tasks.a.labels: '${seed}' is not a list of values, or a mapping of "),
+    ("tasks: {a: {labels: [[a], b]}}", "tasks.a.labels[0]: ['a'] is not text or a number"),
+    ("tasks: {a: {labels: [a, null]}}", "tasks.a.labels[1]: null is not text or a number"),
+    ("tasks: {a: {labels: [a, .nan]}}", "tasks.a.labels[1]: nan is not text or a number"),
+    ("tasks: {a: {labels: [a, .inf]}}", "tasks.a.labels[1]: inf is not text or a number"),
+    ("tasks: {a: {labels: {.nan: a, b: c}}}", "tasks.a.labels.nan: nan is not text or a number"),
+    ("tasks: {a: {labels: [a, ' ']}}", "tasks.a.labels[1]: ' ' is blank; such a label is a missing one"),
+    ("tasks: {a: {labels: [a, '${seed}']}}", "tasks.a.labels[1]: '${seed}' is an interpolation, and values "),
+    ("tasks: {a: {labels: {'${seed}': a, b: c}}}", "tasks.a.labels.${seed}: '${seed}' is an interpolation"),
+    ("tasks: {a: {labels: [a, b, a]}}", "tasks.a.labels: 'a' stands twice"),
+    ("tasks: {a: {labels: [1, b, '1']}}", "tasks.a.labels: '1' stands twice"),
+    ("tasks: {a: {labels: [true, b, 'true']}}", "tasks.a.labels: 'true' stands twice"),
+    ("tasks: {a: {labels: {a: [x], b: y}}}", "tasks.a.labels.a: ['x'] is not text"),
+    ("tasks: {a: {labels: {a: {b: c}}}}", "tasks.a.labels.a: {'b': 'c'} is not text"),
+    ("tasks: {a: {labels: {a: x, b: null}}}", "tasks.a.labels.b: null is not text"),
+    ("tasks: {a: {labels: {0: a, 1: b, true: c}}}", "line 1: 1 and true are one key"),
+    ("tasks: {a: {labels: {1: a, 1.0: b, 2: c}}}", "line 1: 1 and 1.0 are one key"),
+    ("tasks: {a: {labels: {1: a, '1': b}}}", "tasks.a.labels.1: Conflicting integer and string keys: 1 "),
+    ("tasks: {a: {labels: {null: a, b: c}}}", "tasks.a.labels: Incompatible key type 'NoneType'"),
+    ("tasks: {a: {data_files: 5}}", "tasks.a.data_files: 5 is not a file, a list of files, or a mapping of "),
+    ("tasks: {a: {data_files: null}}", "tasks.a.data_files: null is not a file, a list of files, or a "),
+    ("tasks: {a: {data_files: [a, 5]}}", "tasks.a.data_files[1]: 5 is not text; quote it"),
+    ("tasks: {a: {data_files: [[a]]}}", "tasks.a.data_files[0]: ['a'] is not text"),
+    ("tasks: {a: {data_files: {train: 5}}}", "tasks.a.data_files.train: 5 is not a list of text or a single "),
+    ("tasks: {a: {data_files: {train: [a, [b]]}}}", "tasks.a.data_files.train[1]: ['b'] is not text"),
+    ("tasks: {a: {data_files: {train: {a: b}}}}", "tasks.a.data_files.train: {'a': 'b'} is not a list of "),
+    ("tasks: {a: {data_files: {1: a}}}", "tasks.a.data_files.1: the key 1 is not text; quote it"),
+    ("tasks: {a: {data_files: {yes: a}}}", "tasks.a.data_files.True: the key True is not text; quote it"),
+    ("tasks: {a: {data_files: ''}}", "tasks.a.data_files: empty; name a file"),
+    ("tasks: {a: {data_files: []}}", "tasks.a.data_files: empty; name a file"),
+    ("tasks: {a: {data_files: {train: [a, '']}}}", "tasks.a.data_files.train: empty; name a file"),
+    ("tasks: {a: {text: 5}}", "tasks.a.text: 5 is not a list of text or a single text"),
+    ("tasks: {a: {text: [a, 5]}}", "tasks.a.text[1]: 5 is not text; quote it"),
+    ("tasks: {a: {missing: drop}}", "tasks.a.missing: 'drop' is not one of skip, error"),
+    ("tasks: {a: {read: csv}}", "tasks.a.read: 'csv' is not a mapping"),
+    ("tasks: {a: {read: {delimiter: 5}}}", "tasks.a.read.delimiter: 5 is not text; quote it"),
+    ("tasks: {a: {read: {encoding: null}}}", "tasks.a.read.encoding: null is not text"),
+    ("tasks: {a: {read: {header: 0}}}", "tasks.a.read.header: 0 is not true or false"),
+    ("tasks: {a: {read: {skiprows: 1}}}", "tasks.a.read.skiprows: unknown key; choose from delimiter, "),
+    ("tasks: {a: {split: 0.2}}", "tasks.a.split: 0.2 is not a mapping"),
+    ("tasks: {a: {split: {test: 20%}}}", "tasks.a.split.test: '20%' is not a number"),
+    ("sources: {s: null}", "sources.s: null is not a mapping"),
+    ("sources: [s]", "sources: ['s'] is not a mapping"),
+    ("sources: {s: {labels: [a, b]}}", "sources.s.labels: unknown key"),
+    ("sources: {s: {data_files: [[a]]}}", "sources.s.data_files[0]: ['a'] is not text"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MISTAKES)
+def test_mistake_in_a_file(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(tmp_path, text)
+    assert str(error.value).startswith(f"{tmp_path / '1.yaml'}: {expected}")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("[x]", "1 given; a task has at least two classes"),
+        ("[]", "0 given; a task has at least two classes"),
+        ("{a: x, b: x}", "'x' stands twice"),
+        ("{a: 1, b: '1'}", "'1' stands twice"),
+    ],
+)
+def test_classes_are_two_at_least_and_have_different_names(tmp_path: Path, labels: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(tmp_path, f"tasks: {{a: {{labels: {labels}}}}}")
+    assert str(error.value) == f"tasks.a.labels: {expected}"

@@ -129,7 +129,7 @@ def test_names_of_sets_are_unique(choices: list[tuple[str | None, list[str]]]) -
 def test_splits_that_the_recipe_tells(
     files: dict[str, list[str]], split: dict[str, float], expected: tuple[str, ...] | None
 ) -> None:
-    source = SourceConfig(path="hub/t", data_files=files, split=SplitConfig(**split))
+    source = SourceConfig(path="hub/t", data_files=files, split=SplitConfig.model_validate(split))
     assert splits_by_recipe(source) == expected
 
 
