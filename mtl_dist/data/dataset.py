@@ -18,6 +18,7 @@ from mtl_dist.data.sources import load_rows
 from mtl_dist.data.startup_memo import StartupMemo
 from mtl_dist.data.token_cache import Entry, entry_name, make_root, open_entry, write_entry
 from mtl_dist.data.token_files import Split
+from mtl_dist.data.token_limits import TokenLimits
 from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer
 from mtl_dist.data.validation import check_rows
 from mtl_dist.distributed.process_group import ProcessGroup
@@ -64,14 +65,18 @@ class DataBundle:
         return collate(self._splits[split], task_ids, rows, int(self.tokenizer.pad_token_id), with_tokens)
 
 
-def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:
+def prepare(recipe: Recipe, processes: ProcessGroup, limits: TokenLimits | None = None) -> DataBundle:
     """Opens the data of `recipe` in the cache; the first process of each machine tokenizes what is missing there.
 
     Every rank calls this. Raises UserError, the same on every rank, for data that cannot be read or is not valid (see
-    `validation`), for a tokenizer that cannot be used (see `tokenization`) and for a cache that cannot be written.
+    `validation`), for a tokenizer that cannot be used (see `tokenization`), for a row that is beyond the `limits` of
+    the encoder and for a cache that cannot be written.
     """
+    limits = limits or TokenLimits()
     with processes.raise_together():
         tokenizer = load_tokenizer(recipe.model)
+        pairs = any(len(task.text) == 2 for task in recipe.tasks.values())
+        limits.fit_tokenizer(tokenizer, pairs, f"model.encoder: {recipe.model.encoder}")
     bar = processes.is_main and sys.stderr.isatty()
     progress = partial(show_progress, bar=bar, log=logger.info, first_line=True, last_line=False)
     with processes.raise_together():
@@ -80,6 +85,9 @@ def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:
     folders = processes.all_gather(folders)[processes.rank - processes.local_rank]
     with processes.raise_together():
         entries = {name: _open(folder) for name, folder in folders.items()}
+        for name, entry in entries.items():
+            for split, rows in entry.splits.items():
+                limits.check_split(f"tasks.{name}: {split}", rows, tokenizer)
     digests = {name: [entry.labels, entry.digests] for name, entry in entries.items()}
     return DataBundle(
         tasks={name: TaskData(name, entry.labels, entry.splits) for name, entry in entries.items()},

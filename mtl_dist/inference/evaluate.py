@@ -27,6 +27,7 @@ from mtl_dist.inference.finished_run import FinishedRun, device_here, open_run
 from mtl_dist.io import write_text_atomically
 from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
+from mtl_dist.models.limits import limits_of
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
 from mtl_dist.progress import show_progress
 from mtl_dist.run_layout import RECIPE, SUMMARY
@@ -97,14 +98,16 @@ def evaluate_tasks(
     recipe = run.recipe
     # All tasks are checked before the first one is tokenized.
     examples = {name: _examples(recipe, name, task, model.labels[name]) for name, task in tasks.items()}
-    tokenizer = run.load_tokenizer()
+    tokenizer, limits = run.load_tokenizer(model), limits_of(model.sentence_transformer.encoder)
     with tempfile.TemporaryDirectory() as scratch:
         data = {}
         for name, task in tasks.items():
             stem, place = Path(scratch) / name, f"tasks.{name}: {SPLIT}"
             tokenize = ColumnTokenizer(tokenizer, task.text, recipe.data.max_length)
             write_split(stem, place, examples[name], tokenize, stem.with_suffix(".texts.npy"))
-            data[name] = TaskData(name, model.labels[name], {SPLIT: open_split(stem)})
+            split = open_split(stem)
+            limits.check_split(place, split, tokenizer)
+            data[name] = TaskData(name, model.labels[name], {SPLIT: split})
         batch_size = recipe.evaluation.batch_size
         batches = sum(-(-len(one.splits[SPLIT].lengths) // batch_size) for one in data.values())
         choose_kernels(device_here(), recipe.safety.deterministic)
