@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtl_dist.data.columns import is_string, json_matches, mask_of, python_value, refuse_invalid_utf8, refuse_rows
-from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.errors import UserError, clip, did_you_mean
 
 
 def label_values(
@@ -106,7 +106,7 @@ def class_indices(location: str, labels: pa.ChunkedArray, names: tuple[str, ...]
 
     def unknown(row: int) -> str:
         label = labels[row].as_py()
-        return f"label {label!r} is not one of the classes{did_you_mean(label, names)}"
+        return f"label {clip(label)!r} is not one of the classes{did_you_mean(label, names)}"
 
     refuse_rows(location, (indices < 0) & usable, unknown)
     return indices.astype(np.int64)

@@ -18,7 +18,7 @@ from mtl_dist.data.chunked import chunk_slices, concatenate_on_disk, map_chunks
 from mtl_dist.data.columns import is_string, refuse_rows, rows_with_text
 from mtl_dist.data.diagnostics import find_faulty_line_of_split
 from mtl_dist.data.labels import class_indices, integers_of, label_values
-from mtl_dist.errors import UserError
+from mtl_dist.errors import UserError, list_some
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,7 +76,7 @@ def check_rows(
         counts += np.bincount(train[chunk], minlength=len(names))
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     if absent:
-        warnings.append(f"no training row has the label {', '.join(absent)}")
+        warnings.append(f"no training row has the label {list_some(absent)}")
     return LabeledTask(names, labeled, tuple(warnings))
 
 

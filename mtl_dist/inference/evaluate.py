@@ -1,6 +1,7 @@
 """Metrics of a finished run's model, on the run's own test split or on other labelled data."""
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,10 @@ from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledSplit, check_split
 from mtl_dist.device import choose_kernels
 from mtl_dist.distributed.process_group import ProcessGroup
-from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.errors import UserError, did_you_mean, list_some
+from mtl_dist.inference.figures_text import task_text
 from mtl_dist.inference.finished_run import FinishedRun, device_here, open_run
-from mtl_dist.io import write_text_atomically
+from mtl_dist.io import valid_json, write_text_atomically
 from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.limits import limits_of
@@ -32,7 +34,7 @@ from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
 from mtl_dist.progress import show_progress
 from mtl_dist.run_layout import RECIPE, SUMMARY
 from mtl_dist.tasks.classification import ClassificationMetrics
-from mtl_dist.training.evaluation import evaluate, flat_metrics
+from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics, nonfinite_losses
 
 SPLIT = "test"
 READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -51,22 +53,28 @@ class Evaluation:
     """How the figures compare with summary.json, in a line; None for data other than the run's own test split."""
 
     def as_text(self) -> str:
-        """Figures and confusion matrices for the terminal."""
-        parts = [_task_text(task, self.labels[task], one) for task, one in self.metrics.items()]
+        """Figures and confusion matrices for the terminal; of many classes, those that were confused most."""
+        parts = [task_text(task, self.labels[task], one) for task, one in self.metrics.items()]
+        parts += [f"warning: {line}" for line in nonfinite_losses(self.metrics)]
         return "\n".join(parts if self.comparison is None else [*parts, self.comparison])
 
     def write_json(self, path: Path) -> None:
-        """Writes the figures to a file. Raises TrainingError where the disk is full."""
-        content = {
+        """Writes the figures to a JSON file, a line for each task. Raises TrainingError where the disk is full.
+
+        `confusion` has [label, prediction, count] where the count is not 0. A loss that is not finite is null.
+        """
+        cells = flat_confusions(self.metrics, SPLIT)
+        tasks = {
             task: {
                 "rows": int(one.confusion.sum()),
                 **one.as_dict(),
                 "labels": list(self.labels[task]),
-                "confusion": one.confusion.tolist(),
+                "confusion": cells[f"{SPLIT}/{task}/confusion"],
             }
             for task, one in self.metrics.items()
         }
-        write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+        lines = [f"{json.dumps(task)}: {valid_json(content)}" for task, content in tasks.items()]
+        write_text_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def evaluate_run(
@@ -164,7 +172,7 @@ def _tasks_to_evaluate(
                 raise UserError(f"--task: {data} does not name the task {task}")
         return {name: tasks[name] for name in chosen}
     if len(chosen) > 1:
-        raise UserError(f"--task: missing; {data} has the rows of one task: choose from {', '.join(tasks)}")
+        raise UserError(f"--task: missing; {data} has the rows of one task: choose from {list_some([*tasks])}")
     reader = READERS.get(Path(data).suffix.lower())
     if reader is None:
         raise UserError(f"--data: {data}: its name ends in none of {', '.join([*READERS, '.yaml'])}")
@@ -193,26 +201,11 @@ def _tasks_in(file: str, run: FinishedRun) -> list[str]:
     return list(tasks)
 
 
-def _task_text(task: str, labels: Sequence[str], metrics: ClassificationMetrics) -> str:
-    """Figures and confusion matrix of one task."""
-    head = (
-        f"{task}: {int(metrics.confusion.sum())} rows, accuracy {metrics.accuracy:.4f},"
-        f" macro-F1 {metrics.macro_f1:.4f}, loss {metrics.loss:.4f}"
-    )
-    width = max(map(len, (*labels, *map(str, metrics.confusion.ravel())))) + 2
-    rows = [
-        ["", *labels],
-        *([label, *map(str, counts)] for label, counts in zip(labels, metrics.confusion, strict=True)),
-    ]
-    lines = ["".join(cell.rjust(width) for cell in row) for row in rows]
-    return "\n".join([head, "rows: true label, columns: prediction", *lines, ""])
-
-
 def _comparison(figures: Mapping[str, float], summary: Mapping[str, Any]) -> str:
     """How `figures` compare with those of summary.json, in a line."""
     for name, value in figures.items():
         if name not in summary:
             return f"{SUMMARY} has no figures to compare with"
-        if summary[name] != value:
+        if not (summary[name] == value or (summary[name] is None and not math.isfinite(value))):  # JSON has no NaN
             return f"not as in {SUMMARY}: {name} is {value!r} here and {summary[name]!r} there"
     return f"the same figures as in {SUMMARY}, to the last bit"

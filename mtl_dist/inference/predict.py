@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mtl_dist.data.tokenization import ColumnTokenizer
-from mtl_dist.errors import TrainingError, UserError
+from mtl_dist.errors import TrainingError, UserError, list_some
 from mtl_dist.inference.finished_run import FinishedRun, device_here, open_run
 from mtl_dist.inference.text_reader import ENDINGS, FORMATS, TextSource
 from mtl_dist.io import fsync, reporting_write_errors
@@ -56,7 +56,7 @@ def predict_file(
         raise UserError(f"--batch-size: {batch_size} is not at least 1")
     finished = open_run(run)
     if task is None and len(finished.recipe.tasks) > 1:
-        raise UserError(f"--task: missing; choose from {', '.join(finished.recipe.tasks)}")
+        raise UserError(f"--task: missing; choose from {list_some([*finished.recipe.tasks])}")
     task = task or next(iter(finished.recipe.tasks))
     finished.check_task(task)
     source = _text_source(finished, task, file, format, text)

@@ -12,6 +12,8 @@ from mtl_dist.config.validation import FILE_BUILDERS
 
 CARD = "README.md"
 """File name of a model card on the Hugging Face hub."""
+MOST_LABELS = 20
+"""Labels of a task on a card; config.json has all of them."""
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
 """Names of our metrics, and of the same metrics on the hub."""
 _RUN = """\
@@ -81,7 +83,9 @@ def model_card(
 
 
 def _row(task: str, labels: Sequence[str], config: TaskConfig, summary: Mapping[str, Any]) -> str:
-    names = ", ".join(f"`{label}`" for label in labels).replace("|", "\\|")
+    names = ", ".join(f"`{label}`" for label in labels[:MOST_LABELS]).replace("|", "\\|")
+    if len(labels) > MOST_LABELS:
+        names += f" and {len(labels) - MOST_LABELS:,} more, in config.json"
     pair = " (pair)" if len(config.text) == 2 else ""
     figures = [summary.get(f"test/{task}/{name}") for name in _METRICS]
     shown = " | ".join("" if figure is None else f"{figure:.4f}" for figure in figures)
@@ -119,12 +123,21 @@ def _last_part(name: str) -> str:
     return PurePath(name).name if _is_local(name) else name
 
 
+def _some_labels(labels: Any) -> Any:
+    """A task's labels as in its recipe; of many only the first, and how many there are beyond these."""
+    if labels is None or len(labels) <= MOST_LABELS:
+        return labels
+    first, more = list(labels)[:MOST_LABELS], f"... and {len(labels) - MOST_LABELS:,} more"
+    return {**{one: labels[one] for one in first}, "...": more} if isinstance(labels, Mapping) else [*first, more]
+
+
 def _without_folders(recipe: Recipe) -> Recipe:
     tasks = {
         name: task.model_copy(
             update={
                 "path": _last_part(task.path),
                 "data_files": {split: PurePath(file).name for split, file in task.data_files.items()},
+                "labels": _some_labels(task.labels),
             }
         )
         for name, task in recipe.tasks.items()
