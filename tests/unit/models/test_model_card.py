@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.models.model_card import run_card
+from mtl_dist.models.model_card import MOST_LABELS, run_card
 from tests.utils.tiny import tiny_recipe
 
 LABELS = {"topic": ("art", "a|b"), "mood": ("0", "1")}
@@ -54,3 +54,14 @@ def test_what_came_from_the_hub_is_named(tmp_path: Path) -> None:
     assert card.data.base_model == "roberta-base"
     assert card.data.get("datasets") == ["owner/moods"]
     assert {(one.dataset_name, one.dataset_config) for one in card.data.eval_results} == {("owner/moods", "big")}
+
+
+def test_a_card_of_many_classes_is_short(tmp_path: Path) -> None:
+    names = [f"department {index}" for index in range(2000)]
+    recipe = tiny_recipe(tmp_path)
+    tasks = {"topic": recipe.tasks["topic"].model_copy(update={"labels": names})}
+    text = run_card(recipe.model_copy(update={"tasks": tasks}), {"topic": names}, SUMMARY)
+    assert f"`{names[MOST_LABELS - 1]}` and 1,980 more, in config.json |" in text
+    assert "... and 1,980 more" in text.split("```yaml\n")[1]
+    assert names[MOST_LABELS] not in text
+    assert len(text) < 10_000

@@ -84,7 +84,7 @@ def test_many_skipped_steps_are_said_a_few_times(
     monkeypatch.setattr(metrics_logger, "MOST_SKIPS_SHOWN", 3)
     inject_nonfinite(range(0, 12, 2), put=monkeypatch.setattr)
     run_here(tiny_recipe(tmp_path))
-    lines = said(capsys, "skipped")
+    lines = said(capsys, "warning: ")
     assert [line.split()[2] for line in lines[:-1]] == ["1,", "3,", "5,"]
     assert lines[-2].endswith("skipped; further ones are counted at the end")
     assert lines[-1].startswith("warning: 6 of 12 steps were skipped")
