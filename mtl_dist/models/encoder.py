@@ -202,13 +202,18 @@ def find_encoder_layout(encoder: PreTrainedModel) -> EncoderLayout:
 
 def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
     """Raises UserError if the encoder has fewer positions than `max_length` tokens."""
+    positions = num_positions(encoder)
+    if positions is not None and max_length > positions:
+        raise UserError(f"data.max_length: {max_length} is more than the {positions} positions of the encoder")
+
+
+def num_positions(encoder: PreTrainedModel) -> int | None:
+    """Largest number of tokens in a text; None where no table limits it, as with relative and rotary positions."""
     table = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
     if not isinstance(table, nn.Embedding):
-        return  # relative and rotary positions are not limited by a table
+        return None
     # RoBERTa and models derived from it number positions from padding_idx + 1.
-    positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    if max_length > positions:
-        raise UserError(f"data.max_length: {max_length} is more than the {positions} positions of the encoder")
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
 def _is_stack(module: nn.Module) -> TypeGuard[nn.ModuleList]:
