@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtl_dist.config.recipe import ReadConfig
+from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.inspection.column_profile import ColumnProfile
 from mtl_dist.inspection.column_roles import kind_of
 from mtl_dist.inspection.encoder_choice import EncoderChoice

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from mtl_dist.config.recipe import ReadConfig
+from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.files import format_of, open_file
 from mtl_dist.data.reading.table import TableFile
 from mtl_dist.errors import UserError
