@@ -13,7 +13,9 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", show_default=False, help="Texts: .txt (one a line), .jsonl or .csv; - is standard input."
+            metavar="FILE",
+            show_default=False,
+            help="Texts: .txt (one a line), .csv, .tsv, .jsonl, .json, .parquet or .arrow; - is standard input.",
         ),
     ],
     task: Annotated[
@@ -23,7 +25,8 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help=".jsonl or .csv; by default JSON lines on standard output.")
     ] = None,
     format: Annotated[
-        Literal["text", "jsonl", "csv"] | None, typer.Option(help="Format of FILE, where its name does not tell it.")
+        Literal["csv", "json", "jsonl", "parquet", "arrow", "text"] | None,
+        typer.Option(help="Format of FILE, where its name does not tell it."),
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="Text column of FILE; twice for a pair.")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from pathlib import Path
@@ -13,19 +13,17 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mtl_dist.config.recipe import EvaluationConfig, Recipe
-from mtl_dist.config.sources import example_sets, text_of
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.sources import example_sets
+from mtl_dist.data.chunked import rows_where
 from mtl_dist.data.collate import Batch, collate
-from mtl_dist.data.fingerprint import files_state, rows_state
-from mtl_dist.data.sources import load_rows
-from mtl_dist.data.startup_memo import StartupMemo
-from mtl_dist.data.token_cache import Entry, entry_name, make_root, open_entry, write_entry
+from mtl_dist.data.preparation import fill_cache
+from mtl_dist.data.token_cache import Entry, open_entry
 from mtl_dist.data.token_files import NO_LABEL, Split
-from mtl_dist.data.tokenization import ColumnTokenizer, load_tokenizer
-from mtl_dist.data.validation import check_rows
+from mtl_dist.data.tokenization import load_tokenizer
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
-from mtl_dist.progress import Progress, show_progress
+from mtl_dist.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +51,8 @@ class TaskData:
     """Number of rows of each class, [classes] int64, by split."""
     missing: dict[str, int]
     """Number of rows of the source without a label for this task, by split."""
+    kind: str = ""
+    """What its label column holds, for people to read, e.g. `whole numbers`."""
 
     def rows(self, split: str) -> int:
         """Number of rows of a split that have a label for this task; 0 where the split is absent."""
@@ -127,27 +127,42 @@ def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:
     bar = processes.is_main and sys.stderr.isatty()
     progress = partial(show_progress, bar=bar, log=logger.info, first_line=True, last_line=False)
     with processes.raise_together():
-        folders = _fill_cache(recipe, tokenizer, progress) if processes.is_local_main else {}
+        folders = fill_cache(recipe, tokenizer, progress) if processes.is_local_main else {}
     # Launchers number the ranks of a machine consecutively, so this is the first rank of this machine.
     folders = processes.all_gather(folders)[processes.rank - processes.local_rank]
     with processes.raise_together():
         entries = {name: _open(folder) for name, folder in folders.items()}
+    return _bundle(recipe, tokenizer, entries)
+
+
+def _bundle(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: Mapping[str, Entry]) -> DataBundle:
+    """The data of a run from the entries of its example sets."""
     configs = example_sets(recipe)
     sets = tuple(ExampleSet(one.name, tuple(one.tasks), entries[one.name].splits) for one in configs)
-    tasks = {
-        task: TaskData(task, entries[one.name].labels[task], one, _class_counts(one, task, entries[one.name]), {})
-        for one in sets
-        for task in one.tasks
-    }
-    digests = {name: [entry.labels, entry.digests] for name, entry in entries.items()}
+    tasks = {task: _task_data(task, one, entries[one.name]) for one in sets for task in one.tasks}
     return DataBundle(
         sets,
         {task: tasks[task] for task in recipe.tasks},
         row_pools(sets, recipe.sampling.rows),
         tokenizer=tokenizer,
-        digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
-        warnings=tuple(f"tasks.{name}: {line}" for name, entry in entries.items() for line in entry.warnings),
+        digest=_digest(entries),
+        warnings=tuple(line for entry in entries.values() for line in entry.warnings),
     )
+
+
+def _task_data(task: str, examples: ExampleSet, entry: Entry) -> TaskData:
+    return TaskData(
+        task, entry.labels[task], examples, entry.class_counts[task], entry.missing[task], entry.kinds[task]
+    )
+
+
+def _digest(entries: Mapping[str, Entry]) -> str:
+    """SHA-256 of the tokens and labels of all entries."""
+    digests = {
+        name: [next(iter(entry.labels.values())) if len(entry.labels) == 1 else entry.labels, entry.digests]
+        for name, entry in entries.items()
+    }
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def row_pools(sets: Sequence[ExampleSet], sampling_rows: Literal["shared", "per_task"]) -> tuple[RowPool, ...]:
@@ -158,55 +173,9 @@ def row_pools(sets: Sequence[ExampleSet], sampling_rows: Literal["shared", "per_
             pools.append(RowPool(one.name if len(one.tasks) > 1 else one.tasks[0], one, one.tasks, None))
             continue
         for task in one.tasks:
-            labelled = np.flatnonzero(np.asarray(one.splits["train"].labels[task]) != NO_LABEL)
+            labelled = rows_where(one.splits["train"].labels[task] != NO_LABEL)
             pools.append(RowPool(task, one, (task,), labelled))
     return tuple(pools)
-
-
-def _class_counts(examples: ExampleSet, task: str, entry: Entry) -> dict[str, np.ndarray]:
-    size = len(entry.labels[task])
-    return {
-        split: np.bincount(part.labels[task][part.labels[task] != NO_LABEL], minlength=size)
-        for split, part in examples.splits.items()
-    }
-
-
-def split_names(evaluation: EvaluationConfig) -> list[str]:
-    """Names of the splits that a run reads."""
-    return ["train", *(["validation"] if evaluation.split == "validation" else []), "test"]
-
-
-def _fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> dict[str, Path]:
-    """Tokenizes the tasks that the cache does not have; returns the folder of each task's entry."""
-    root = make_root(recipe.data)
-    names = split_names(recipe.evaluation)
-    folders, missing, memos = {}, {}, {}
-    # All tasks are validated before the first is tokenized, which can take long.
-    for name, task in recipe.tasks.items():
-        key = f"tasks.{name}"
-        task = task.model_copy(update={"text": text_of(recipe, name)})
-        tokenize = ColumnTokenizer(tokenizer, list(task.text or ()), recipe.data.max_length)
-        state, splits = files_state(task, names), None
-        if state is None:
-            splits = {split: load_rows(key, task, split) for split in names}
-            state = rows_state(splits)
-        memo = StartupMemo(root, task, recipe.data, tokenizer, state)
-        known = memo.load()
-        if known is not None and open_entry(root / known) is not None:
-            folders[name] = root / known
-            continue
-        splits = splits or {split: load_rows(key, task, split) for split in names}
-        folders[name] = root / entry_name(task, recipe.data, tokenizer, splits)
-        memos[name] = memo, files_state(task, names) or rows_state(splits)
-        if open_entry(folders[name]) is None:
-            if folders[name].exists():
-                logger.info(f"{key}: {folders[name]} is corrupt; tokenizing again")
-            missing[name] = check_rows(key, task, splits, recipe.data.empty_text), tokenize
-    for name, (labeled, tokenize) in missing.items():
-        write_entry(folders[name], f"tasks.{name}", name, labeled, tokenize, progress)
-    for name, (memo, state) in memos.items():
-        memo.save(folders[name].name, state)
-    return folders
 
 
 def _open(folder: Path) -> Entry:

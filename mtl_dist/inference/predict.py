@@ -10,25 +10,31 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mtl_dist.config.recipe import ReadConfig
+from mtl_dist.data.reading.files import FORMATS, format_of
+from mtl_dist.data.reading.table import TableFile, read_stream
+from mtl_dist.data.reading.values import Block
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.inference.finished_run import FinishedRun, device_here, open_run
-from mtl_dist.inference.text_reader import ENDINGS, FORMATS, TextSource
 from mtl_dist.io import fsync, reporting_write_errors
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.progress import show_progress
 
 WINDOW_BATCHES = 32
 """Batches per window; rows are sorted by length within a window."""
+_OUTPUT_FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 Texts = tuple[str, ...]
 """The texts of one row: one, or two for a pair."""
 
@@ -45,7 +51,7 @@ def predict_file(
 ) -> None:
     """Writes label and scores of `task` for every row of `file`, in its order.
 
-    `file` is a path, or `-` for standard input, in `format` (see FORMATS), which the ending of its name tells by
+    `file` is a path, or `-` for standard input, in `format` (one of FORMATS), which the ending of its name tells by
     default. `text` names its text columns, by default those of the recipe. `task` may be None where the run has one.
     `to` is a .jsonl or .csv file; None writes JSON lines to standard output.
 
@@ -58,14 +64,14 @@ def predict_file(
         raise UserError(f"--task: missing; choose from {', '.join(finished.recipe.tasks)}")
     task = task or next(iter(finished.recipe.tasks))
     finished.check_task(task)
-    source = _text_source(finished, task, file, format, text)
+    rows = _rows_of(finished, task, file, format, text)
     out_format = _output_format(to)
     # The whole file is checked before the model is loaded, so that a bad row far down costs no hours.
-    total = sum(1 for _ in _read_rows(file, source)) if Path(file).is_file() else None
-    predictor = Predictor(finished, task, source.columns, batch_size)
+    total = rows.count()
+    predictor = Predictor(finished, task, rows.columns, batch_size)
     with _output(to) as out, show_progress("predict", "rows", total) as advance:
         write = _writer(out, out_format, predictor.labels)
-        for scores in predictor.scores(_read_rows(file, source)):
+        for scores in predictor.scores(rows):
             write(scores)
             advance(len(scores))
 
@@ -131,42 +137,79 @@ class Predictor:
         return logits.double().softmax(dim=-1).cpu().numpy()
 
 
-def _text_source(run: FinishedRun, task: str, name: str, format: str | None, text: Sequence[str] | None) -> TextSource:
-    """How rows are read from the file `name`. Raises UserError where that is not known, and where there is no file."""
+@dataclass(frozen=True)
+class _Rows:
+    """The texts of a file, or of standard input for `-`, row by row."""
+
+    file: str
+    table: TableFile
+    columns: Sequence[str]
+    """Text columns: one, or two for a pair."""
+    empty: Literal["error", "skip"]
+    """Whether a row without text is an error, or None."""
+
+    def __iter__(self) -> Iterator[Texts | None]:
+        """Raises UserError for the first row that cannot be used."""
+        for batch, place in self._blocks():
+            texts = [batch.column(name).to_pylist() for name in self.columns]
+            for row, values in enumerate(zip(*texts, strict=True)):
+                if not any(map(_is_blank, values)):
+                    yield values
+                elif self.empty == "skip":
+                    yield None
+                else:
+                    empty = next(name for name, value in zip(self.columns, values, strict=True) if _is_blank(value))
+                    raise UserError(
+                        f"{place(row)}: text is empty in column {empty!r}; data.empty_text=skip leaves such rows out"
+                    )
+
+    def count(self) -> int | None:
+        """Number of rows, each of which is checked; None for a stream, which can be read once only."""
+        return sum(1 for _ in self) if self._is_regular() else None
+
+    def _is_regular(self) -> bool:
+        return self.file != "-" and Path(self.file).is_file()
+
+    def _blocks(self) -> Iterator[Block]:
+        if self._is_regular():
+            yield from self.table.blocks(self.columns, [])
+        elif self.file == "-":
+            yield from read_stream(cast(BufferedReader, sys.stdin.buffer), self.table, self.columns, [])
+        else:  # a pipe
+            with Path(self.file).open("rb") as stream:
+                yield from read_stream(stream, self.table, self.columns, [])
+
+
+def _rows_of(run: FinishedRun, task: str, file: str, format: str | None, text: Sequence[str] | None) -> _Rows:
+    """How rows are read from `file`. Raises UserError where that is not known, and where there is no file."""
     config = run.recipe.tasks[task]
-    kind = format or ("text" if name == "-" else ENDINGS.get(Path(name).suffix.lower()))
+    kind = format or ("text" if file == "-" else format_of(file))
     if kind is None:
-        raise UserError(f"{name}: its name does not say what it is; give --format {', '.join(FORMATS)}")
+        raise UserError(f"{file}: its name does not say what it is; give --format {', '.join(FORMATS)}")
+    kind = "json" if kind == "jsonl" else kind
     columns = text or config.text
     if len(columns) != len(config.text):
         raise UserError(f"--text: {len(columns)} columns, and task {task} has learnt from {len(config.text)}")
     if kind == "text" and len(columns) > 1:
-        raise UserError(f"{name}: task {task} needs pairs of texts, and a plain text has one a line; use jsonl or csv")
-    if name != "-" and not Path(name).exists():
-        raise UserError(f"{name}: there is no such file")
-    return TextSource("standard input" if name == "-" else name, kind, columns, run.recipe.data.empty_text)
+        raise UserError(f"{file}: task {task} needs pairs of texts, and a plain text has one a line; use json or csv")
+    if file != "-" and not Path(file).exists():
+        raise UserError(f"{file}: there is no such file")
+    table = TableFile(file, kind, ReadConfig(), "standard input" if file == "-" else file)
+    return _Rows(file, table, columns, run.recipe.data.empty_text)
+
+
+def _is_blank(text: str | None) -> bool:
+    return not (text and text.strip())
 
 
 def _output_format(to: Path | None) -> str:
     """The format of the results: jsonl or csv. Raises UserError."""
-    kind = "jsonl" if to is None else ENDINGS.get(to.suffix.lower())
-    if kind not in ("jsonl", "csv"):
+    kind = "jsonl" if to is None else _OUTPUT_FORMATS.get(to.suffix.lower())
+    if kind is None:
         raise UserError(f"--to: {to}: its name ends neither in .jsonl nor in .csv")
     if to is not None and not to.absolute().parent.is_dir():
         raise UserError(f"--to: {to}: there is no folder {to.parent}")
     return kind
-
-
-def _read_rows(name: str, source: TextSource) -> Iterator[Texts | None]:
-    """Rows of the file, or of standard input for `-`; None for a row without text. Raises UserError."""
-    if name == "-":
-        yield from source.rows(sys.stdin.buffer)
-        return
-    try:
-        with Path(name).open("rb") as file:
-            yield from source.rows(file)
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtl_dist.data.reading.files import open_file
-from mtl_dist.data.reading.values import Wanted
+from mtl_dist.data.reading.values import Block, Wanted
 from mtl_dist.errors import UserError, did_you_mean
 
-_BATCH_ROWS = 8192
+_BATCH_ROWS = 2048
 _IPC_FILE_MAGIC = b"ARROW1"
 _ERRORS = (pa.ArrowException, OSError)
 
@@ -28,11 +28,11 @@ class ParquetFile:
             self._file = pq.ParquetFile(file, pre_buffer=False)  # which would hold the whole file in memory
             self.schema: pa.Schema = self._file.schema_arrow
 
-    def batches(self, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-        """Yields the wanted columns, batch by batch. Raises UserError."""
+    def blocks(self, wanted: Wanted) -> Iterator[Block]:
+        """The wanted columns, batch by batch. Raises UserError."""
         _check_columns(self._name, self.schema, wanted)
         found = self._file.iter_batches(_BATCH_ROWS, columns=wanted.names)
-        yield from _strings(self._name, "parquet", found, self.schema, wanted)
+        return _blocks(self._name, "parquet", found, self.schema, wanted)
 
 
 class ArrowFile:
@@ -45,10 +45,10 @@ class ArrowFile:
             self._is_stream = file.read(len(_IPC_FILE_MAGIC)) != _IPC_FILE_MAGIC
             self.schema: pa.Schema = self._open(None).schema
 
-    def batches(self, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-        """Yields the wanted columns, batch by batch. Raises UserError."""
+    def blocks(self, wanted: Wanted) -> Iterator[Block]:
+        """The wanted columns, batch by batch. Raises UserError."""
         _check_columns(self._name, self.schema, wanted)
-        yield from _strings(self._name, "arrow", self._slices(wanted), self.schema, wanted)
+        return _blocks(self._name, "arrow", self._slices(wanted), self.schema, wanted)
 
     def _open(self, fields: list[int] | None) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
         self._file.seek(0)
@@ -105,9 +105,9 @@ def _check_columns(name: str, schema: pa.Schema, wanted: Wanted) -> None:
             raise UserError(f"{name}: several columns have the name {column!r}")
 
 
-def _strings(
+def _blocks(
     name: str, kind: str, batches: Iterator[pa.RecordBatch], schema: pa.Schema, wanted: Wanted
-) -> Iterator[pa.RecordBatch]:
+) -> Iterator[Block]:
     classes = class_names(schema)
     start = 0
     while True:
@@ -121,7 +121,7 @@ def _strings(
 
         columns = [wanted.arrow_column(one, batch.column(one), classes.get(one), place) for one in wanted.names]
         start += batch.num_rows
-        yield wanted.batch(columns)
+        yield Block(wanted.batch(columns), place)
 
 
 @contextmanager

@@ -4,10 +4,11 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import IO, Any
 
 import pyarrow as pa
@@ -19,21 +20,20 @@ _BUFFER = 1 << 20
 _READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException)
 
 
-def decompressed(file: IO[bytes], path: str) -> AbstractContextManager[IO[bytes]]:
-    """The decompressed bytes of an open file that can seek; `path` is its name in error messages.
+def decompressed(file: io.BufferedReader, path: str) -> AbstractContextManager[IO[bytes]]:
+    """The decompressed bytes of an open file; `path` is its name in error messages.
 
     Raises UserError, here or on reading, if the file is broken, cut off, or a zip archive of several files.
     """
-    begin = file.read(6)
-    file.seek(0)
+    begin = file.peek(16)
     for magic, (kind, opened) in _KINDS.items():
-        if begin.startswith(magic):
+        if re.match(magic, begin, re.DOTALL):
             try:
                 inner = opened(file, path)
             except _READ_ERRORS as error:
                 raise _broken(path, kind, error) from error
             return closing(io.BufferedReader(_Archive(inner, path, kind), _BUFFER))
-    return closing(file)
+    return nullcontext(file)
 
 
 def _unzipped(file: IO[bytes], path: str) -> IO[bytes]:
@@ -52,15 +52,14 @@ def _by_arrow(codec: str) -> Callable[[IO[bytes], str], Any]:
 
 
 _KINDS: dict[bytes, tuple[str, Callable[[IO[bytes], str], Any]]] = {
-    b"\x1f\x8b": ("gzip", lambda file, path: gzip.GzipFile(fileobj=file)),
-    b"BZh": ("bz2", lambda file, path: bz2.BZ2File(file)),
-    b"\xfd7zXZ\x00": ("xz", lambda file, path: lzma.open(file)),  # noqa: SIM115
-    b"PK\x03\x04": ("zip", _unzipped),
-    b"PK\x05\x06": ("zip", _unzipped),
-    b"\x28\xb5\x2f\xfd": ("zstd", _by_arrow("zstd")),
-    b"\x04\x22\x4d\x18": ("lz4", _by_arrow("lz4")),
+    rb"\x1f\x8b": ("gzip", lambda file, path: gzip.GzipFile(fileobj=file)),
+    rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": ("bz2", lambda file, path: bz2.BZ2File(file)),
+    rb"\xfd7zXZ\x00": ("xz", lambda file, path: lzma.open(file)),  # noqa: SIM115
+    rb"PK(\x03\x04|\x05\x06)": ("zip", _unzipped),
+    rb"\x28\xb5\x2f\xfd": ("zstd", _by_arrow("zstd")),
+    rb"\x04\x22\x4d\x18": ("lz4", _by_arrow("lz4")),
 }
-"""First bytes of a file: the name of its compression, and the function that opens it."""
+"""Patterns of the first bytes of a file: the name of its compression, and the function that opens it."""
 
 
 class _Archive(io.RawIOBase):

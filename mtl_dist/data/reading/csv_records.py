@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
 from typing import IO
@@ -10,11 +11,11 @@ import pyarrow as pa
 
 from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.delimiter import csv_reader, find_delimiter
-from mtl_dist.data.reading.lines import LINE_END, line_blocks
-from mtl_dist.data.reading.values import STRING, Wanted
+from mtl_dist.data.reading.lines import LINE_END, line_blocks, text_blocks
+from mtl_dist.data.reading.values import STRING, Block, Wanted
 from mtl_dist.errors import UserError, did_you_mean
 
-_BLOCK_RECORDS = 2048
+_MIN_RECORDS, _MAX_RECORDS = 64, 2048
 _MAX_FIELD = 2**27
 """Characters of a field: far more than a text has, and few enough for the memory if a quote never closes."""
 csv.field_size_limit(_MAX_FIELD)
@@ -28,21 +29,29 @@ class CsvFile:
         self._name = name
         self._has_header = read.header
         self._fault: UserError | None = None
-        blocks = line_blocks(file, name, read.encoding)
+        blocks = line_blocks(text_blocks(file, name, read.encoding))
         lines = next(blocks, [])
+        # As many records as there are lines in the first block, so that long records make no large blocks.
+        self._block_records = min(max(_MIN_RECORDS, len(lines)), _MAX_RECORDS)
         delimiter = read.delimiter or ("\t" if tabs else find_delimiter(name, lines, read.quotechar))
         self._reader = csv_reader(chain.from_iterable(chain([lines], blocks)), delimiter, read.quotechar)
         self._first, self._first_line = self._first_record()
         self.columns: list[str] = self._first if read.header else [str(index) for index in range(len(self._first))]
         """Names of the columns, in order."""
 
-    def batches(self, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    def blocks(self, wanted: Wanted) -> Iterator[Block]:
         """Yields the wanted columns, block by block. Raises UserError."""
         fields = [itemgetter(self._position(name)) for name in wanted.names]
-        for records, first_line in self._blocks():
+        for records, first_line in self._records():
             self._check_widths(records, first_line)
             filled = list(filter(None, records))  # an empty line is no record
-            yield wanted.batch([pa.array(list(map(field, filled)), STRING) for field in fields])
+            batch = wanted.batch([pa.array(list(map(field, filled)), STRING) for field in fields])
+            yield Block(batch, partial(self._place, records, first_line))
+
+    def _place(self, records: Sequence[list[str]], first_line: int, row: int) -> str:
+        """Place of the row `row` of a block, which counts no empty lines."""
+        index = [index for index, record in enumerate(records) if record][row]
+        return f"{self._name} line {first_line + sum(map(_lines_of, records[:index]))}"
 
     def _position(self, name: str) -> int:
         if name not in self.columns:
@@ -53,18 +62,18 @@ class CsvFile:
 
     def _first_record(self) -> tuple[list[str], int]:
         """The first record of the file and its line."""
-        records, line = self._read(1)
-        while records == [[]]:
-            records, line = self._read(1)
+        while (first := self._read(1))[0] == [[]]:
+            pass
+        records, line = first
         if not records:
             raise UserError(f"{self._name}: the file is empty; a CSV file begins with the names of its columns")
         return records[0], line
 
-    def _blocks(self) -> Iterator[tuple[list[list[str]], int]]:
+    def _records(self) -> Iterator[tuple[list[list[str]], int]]:
         """Blocks of records and the line where each block begins."""
         if not self._has_header:
             yield [self._first], self._first_line
-        while (block := self._read(_BLOCK_RECORDS))[0]:
+        while (block := self._read(self._block_records))[0]:
             yield block
 
     def _read(self, count: int) -> tuple[list[list[str]], int]:

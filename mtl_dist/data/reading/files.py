@@ -28,7 +28,7 @@ def find_files(key: str, patterns: Sequence[str]) -> list[str]:
     a pattern names no file.
     """
     found = [path for pattern in patterns for path in _matches(key, pattern)]
-    return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
+    return list({Path(path).absolute(): path for path in reversed(found)}.values())[::-1]
 
 
 def format_of(path: str) -> str | None:

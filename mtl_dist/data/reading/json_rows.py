@@ -1,22 +1,23 @@
 """Reading of JSON files: an object on each line, or one array of objects."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import IO, Any
 
-import pyarrow as pa
-
-from mtl_dist.data.reading.lines import line_at, line_blocks
-from mtl_dist.data.reading.values import Wanted
+from mtl_dist.data.reading.lines import line_at, line_blocks, text_blocks
+from mtl_dist.data.reading.values import Block, Wanted
 from mtl_dist.errors import UserError, did_you_mean
 
-_BLOCK_ROWS = 2048
+_BLOCK_ROWS = 1024
 _SPACE = " \t\r\n"
+_SPACES = re.compile(f"[{_SPACE}]*")
 _NAMES_FROM_ROWS = 1000
+_MAX_NAMES = 1000
 _EXPECTED = "a file has one object on each line, or is one array of objects"
-Block = tuple[list[Any], Callable[[int], int]]
-"""Values, and a function that gives the line where a value of the block begins."""
+Values = tuple[list[Any], Callable[[int], int]]
+"""Values that follow each other, and a function that gives the line where one of them begins."""
 
 
 class JsonFile:
@@ -24,7 +25,7 @@ class JsonFile:
 
     def __init__(self, file: IO[bytes], name: str, encoding: str) -> None:
         self._name = name
-        self._lines = line_blocks(file, name, encoding)
+        self._text = text_blocks(file, name, encoding)
 
     @property
     def columns(self) -> list[str]:
@@ -32,25 +33,30 @@ class JsonFile:
         rows = chain.from_iterable(rows for rows, _ in self._rows())
         return list(dict.fromkeys(chain.from_iterable(islice(rows, _NAMES_FROM_ROWS))))
 
-    def batches(self, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-        """Yields the wanted columns, block by block; a row without a key has null. Raises UserError."""
+    def check_columns(self, wanted: Wanted) -> None:
+        """Reads until each wanted column has occurred. Raises UserError for one that no row has."""
         unseen = wanted.names
         known: dict[str, None] = {}
-        count = 0
-        for rows, line_of in self._rows():
-            known |= dict.fromkeys(chain.from_iterable(rows[: max(0, _NAMES_FROM_ROWS - count)]))
-            count += len(rows)
+        for rows, _ in self._rows():
             unseen = [name for name in unseen if not any(name in row for row in rows)]
+            if not unseen:
+                return
+            if len(known) < _MAX_NAMES:
+                known |= dict.fromkeys(chain.from_iterable(rows))
+        if known:
+            raise UserError(f"{self._name}: no column {unseen[0]!r}{did_you_mean(unseen[0], known)}")
+
+    def blocks(self, wanted: Wanted) -> Iterator[Block]:
+        """Yields the wanted columns, block by block; a row without a key has null. Raises UserError."""
+        for rows, line_of in self._rows():
 
             def place(row: int, line_of: Callable[[int], int] = line_of) -> str:
                 return f"{self._name} line {line_of(row)}"
 
             columns = [wanted.python_column(name, [row.get(name) for row in rows], place) for name in wanted.names]
-            yield wanted.batch(columns)
-        if count and unseen:
-            raise UserError(f"{self._name}: no column {unseen[0]!r}{did_you_mean(unseen[0], known)}")
+            yield Block(wanted.batch(columns), place)
 
-    def _rows(self) -> Iterator[Block]:
+    def _rows(self) -> Iterator[Values]:
         """Objects of the file. Raises UserError for a value that is none, and for an object with a key twice."""
         for values, line_of in self._values():
             if set(map(type, values)) != {dict}:
@@ -59,18 +65,17 @@ class JsonFile:
                 raise UserError(f"{self._name} line {line_of(index)}: {found}")
             yield values, line_of
 
-    def _values(self) -> Iterator[Block]:
-        first: list[str] = []
-        begin = ""
-        while not begin and (lines := next(self._lines, None)) is not None:
-            first += lines
-            begin = next((line.strip(_SPACE) for line in lines if line.strip(_SPACE)), "")
-        if begin.startswith("["):
-            yield from self._array("".join(chain(first, chain.from_iterable(self._lines))))
+    def _values(self) -> Iterator[Values]:
+        begin = next(self._text, "")
+        while not begin.strip(_SPACE) and (text := next(self._text, "")):
+            begin += text
+        whole = chain([begin], self._text)
+        if begin.startswith("[", _skip(begin, 0)):
+            yield from self._array("".join(whole))
         else:
-            yield from self._values_of_lines(chain([first], self._lines))
+            yield from self._values_of_lines(line_blocks(whole))
 
-    def _values_of_lines(self, blocks: Iterable[list[str]]) -> Iterator[Block]:
+    def _values_of_lines(self, blocks: Iterable[list[str]]) -> Iterator[Values]:
         """Values of a file with one on each line; blank lines are skipped."""
         before = 0
         for lines in blocks:
@@ -94,7 +99,7 @@ class JsonFile:
             raise UserError(f"{self._name} line {line}: more than one JSON value; {_EXPECTED}")
         return value
 
-    def _array(self, text: str) -> Iterator[Block]:
+    def _array(self, text: str) -> Iterator[Values]:
         """Values of a file that is one array; the text is in memory, its values are not."""
         position = _skip(text, _skip(text, 0) + 1)
         closed = text.startswith("]", position)
@@ -106,18 +111,18 @@ class JsonFile:
                 try:
                     value, position = _DECODER.raw_decode(text, position)
                 except (ValueError, RecursionError) as error:
-                    raise self._invalid(line_at(text[: getattr(error, "pos", position)]), error) from error
+                    raise self._invalid(line_at(text, getattr(error, "pos", position)), error) from error
                 values.append(value)
                 position = _skip(text, position)
                 closed = text.startswith("]", position)
                 if not closed:
                     if not text.startswith(",", position):
-                        raise UserError(f"{self._name} line {line_at(text[:position])}: no comma or ] behind a value")
+                        raise UserError(f"{self._name} line {line_at(text, position)}: no comma or ] behind a value")
                     position = _skip(text, position + 1)
-            yield values, lambda row, starts=starts: line_at(text[: starts[row]])
+            yield values, lambda row, starts=starts: line_at(text, starts[row])
         rest = _skip(text, position + 1)
         if rest != len(text):
-            raise UserError(f"{self._name} line {line_at(text[:rest])}: more behind the array; {_EXPECTED}")
+            raise UserError(f"{self._name} line {line_at(text, rest)}: more behind the array; {_EXPECTED}")
 
     def _invalid(self, line: int, error: ValueError | RecursionError) -> UserError:
         what = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
@@ -145,6 +150,5 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 def _skip(text: str, position: int) -> int:
     """The first position from `position` that is no white space."""
-    while text[position : position + 1] in _SPACE and position < len(text):
-        position += 1
-    return position
+    found = _SPACES.match(text, position)
+    return found.end() if found else position

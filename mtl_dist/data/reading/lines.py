@@ -1,15 +1,17 @@
-"""Decoding of text files into lines, block by block."""
+"""Decoding of text files, and their lines, block by block."""
 
 import codecs
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
 from typing import IO
 
 from mtl_dist.errors import UserError
 
 LINE_END = re.compile(r"\r\n|\r|\n")
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 17
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
     codecs.BOM_UTF32_BE: "utf-32",
@@ -20,41 +22,57 @@ _MARKS = {
 """Byte order marks, and the encodings that they tell."""
 
 
-def line_blocks(file: IO[bytes], name: str, encoding: str) -> Iterator[list[str]]:
-    """Yields the lines of a file in lists of about a MiB; lines keep their ends, which are LF, CR LF or CR.
+def text_blocks(file: IO[bytes], name: str, encoding: str) -> Iterator[str]:
+    """Yields the decoded text of a file in blocks, none of which ends between a CR and its LF.
 
     A byte order mark is dropped. `name` begins error messages. Raises UserError, with the line, for bytes that are not
-    in `encoding` and for NUL characters. Memory grows with the longest line only.
+    in `encoding` and for NUL characters.
     """
     decoder = _decoder(encoding)
-    data = begin = file.read(_BLOCK_BYTES)
-    _check_mark(name, encoding, begin)
-    before, parts = 0, [""]
-    while True:
+    line, held, begin = 1, "", None
+    for data in chain(iter(partial(file.read, _BLOCK_BYTES), b""), [b""]):
         try:
-            text = decoder.decode(data, final=not data)
+            text = held + decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            good = "".join(parts) + error.object[: error.start].decode(error.encoding, "replace")
-            raise _undecodable(f"{name} line {before + line_at(good)}", error, encoding, begin) from error
-        parts.append(text if before or len(parts) > 1 else text.removeprefix("\ufeff"))
+            good = held + error.object[: error.start].decode(error.encoding, "replace")
+            raise _undecodable(f"{name} line {line + _line_ends(good)}", error, encoding, begin or data) from error
+        if begin is None:
+            begin = data
+            _check_mark(name, encoding, begin)
+            text = text.removeprefix("\ufeff")
         if "\0" in text:
-            good = "".join(parts).partition("\0")[0]
-            raise UserError(f"{name} line {before + line_at(good)}: has a NUL character{_other_encoding(begin)}")
-        if not data or LINE_END.search(text, 0, len(text) - 1) or text.endswith("\n"):
+            good = text.partition("\0")[0]
+            raise UserError(f"{name} line {line + _line_ends(good)}: has a NUL character{_other_encoding(begin)}")
+        held = "\r" if data and text.endswith("\r") else ""
+        text = text.removesuffix(held)
+        line += _line_ends(text)
+        if text:
+            yield text
+
+
+def line_blocks(blocks: Iterable[str]) -> Iterator[list[str]]:
+    """Yields the lines of the text of `text_blocks` in lists; lines keep their ends, which are LF, CR LF or CR.
+
+    Memory grows with the longest line only.
+    """
+    parts: list[str] = []
+    for text in blocks:
+        parts.append(text)
+        if LINE_END.search(text):
             lines = io.StringIO("".join(parts), newline="").readlines()
-            # The LF of a CR LF may be in the next block.
-            parts = [lines.pop()] if data and not lines[-1].endswith("\n") else []
-            before += len(lines)
-            if lines:
-                yield lines
-        if not data:
-            return
-        data = file.read(_BLOCK_BYTES)
+            parts = [] if lines[-1].endswith(("\n", "\r")) else [lines.pop()]
+            yield lines
+    if parts:
+        yield ["".join(parts)]
 
 
-def line_at(text: str) -> int:
-    """Number of the line, from 1, on which what follows `text` is."""
-    return 1 + (len(LINE_END.findall(text)) if "\r" in text else text.count("\n"))
+def line_at(text: str, position: int) -> int:
+    """Number of the line, from 1, on which a position of a text is."""
+    return 1 + _line_ends(text[:position])
+
+
+def _line_ends(text: str) -> int:
+    return len(LINE_END.findall(text)) if "\r" in text else text.count("\n")
 
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:

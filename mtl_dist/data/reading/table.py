@@ -1,5 +1,6 @@
 """Tables in files of any format, as columns of strings."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,11 +10,12 @@ import pyarrow as pa
 
 from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.arrow_tables import ArrowFile, ParquetFile, class_names, open_seekable
+from mtl_dist.data.reading.compression import decompressed
 from mtl_dist.data.reading.csv_records import CsvFile
 from mtl_dist.data.reading.files import FORMATS, is_tab_separated, open_file
 from mtl_dist.data.reading.json_rows import JsonFile
 from mtl_dist.data.reading.plain_text import TextFile
-from mtl_dist.data.reading.values import Wanted
+from mtl_dist.data.reading.values import Block, Wanted
 from mtl_dist.errors import UserError
 
 
@@ -56,9 +58,17 @@ class TableFile:
         too; their blank values become null. Batches, and the memory that they need, are bounded, except that a JSON
         file that is one array is held as text. Raises UserError, with line or row, for whatever cannot be read.
         """
+        return (block.batch for block in self.blocks(text, values))
+
+    def blocks(self, text: Sequence[str], values: Sequence[str]) -> Iterator[Block]:
+        """Yields what `batches` does, each batch with a function that gives the place of a row of it, for messages."""
         wanted = Wanted(tuple(text), tuple(values))
+        if self.format == "json":
+            with self._open() as file:
+                assert isinstance(file, JsonFile)
+                file.check_columns(wanted)
         with self._open() as file:
-            yield from file.batches(wanted)
+            yield from file.blocks(wanted)
 
     @contextmanager
     def _open(self) -> Iterator[CsvFile | JsonFile | TextFile | ParquetFile | ArrowFile]:
@@ -71,12 +81,16 @@ class TableFile:
 
 
 def read_stream(
-    file: IO[bytes], table: TableFile, text: Sequence[str], values: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    """Yields what `TableFile.batches` does, from an open stream of CSV, JSON or plain text. Raises UserError."""
+    file: io.BufferedReader, table: TableFile, text: Sequence[str], values: Sequence[str]
+) -> Iterator[Block]:
+    """Yields what `TableFile.blocks` does, from an open stream of CSV, JSON or plain text. Raises UserError.
+
+    A column that no row of a JSON stream has is all null, since that is known at its end only.
+    """
     if table.format in ("parquet", "arrow"):
         raise UserError(f"{table.name}: a stream cannot be read as {table.format}; write it to a file")
-    yield from _text_reader(file, table).batches(Wanted(tuple(text), tuple(values)))
+    with decompressed(file, table.name) as opened:
+        yield from _text_reader(opened, table).blocks(Wanted(tuple(text), tuple(values)))
 
 
 def _text_reader(file: IO[bytes], table: TableFile) -> CsvFile | JsonFile | TextFile:

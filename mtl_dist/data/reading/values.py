@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,16 @@ from mtl_dist.errors import UserError
 
 STRING = pa.large_string()
 Place = Callable[[int], str]
-"""Place in its file of a row of a block, for messages."""
+"""Name and place in its file of a row of a block, for messages."""
+
+
+class Block(NamedTuple):
+    """Rows that follow each other in a file."""
+
+    batch: pa.RecordBatch
+    """The wanted columns."""
+    place: Place
+    """Place of a row of the batch."""
 
 
 @dataclass(frozen=True)
@@ -156,4 +165,6 @@ def _class_name(name: str, classes: Sequence[str], value: int, place: Place, ind
         return None
     if not 0 <= value < len(classes):
         raise UserError(f"{place(index)}: column {name!r} holds class {value}, and there are {len(classes)} classes")
+    if not classes[value].strip():
+        raise UserError(f"{place(index)}: column {name!r} holds class {value}, which has no name")
     return classes[value]

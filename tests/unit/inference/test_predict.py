@@ -57,6 +57,10 @@ def of_json(text: str) -> tuple[np.ndarray, list[str]]:
     return np.array([list(row["scores"].values()) for row in rows]), [row["label"] for row in rows]
 
 
+def standard_input(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
+
+
 def predicted(*arguments: str | Path) -> int:
     return main(["predict", *map(str, arguments)])
 
@@ -90,7 +94,7 @@ def test_pairs_are_read_from_two_columns_and_written_to_csv(run: Path, tmp_path:
 def test_standard_input_and_rows_without_text(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = io.TextIOWrapper(io.BytesIO(b"text,id\ngood1,1\n,2\nbad1 bad2,3\n"))
+    given = standard_input(b"text,id\ngood1,1\n,2\nbad1 bad2,3\n")
     monkeypatch.setattr("sys.stdin", given)
     assert predicted(run, "--task", "mood", "-", "--format", "csv") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -111,11 +115,11 @@ def test_a_bad_row_far_down_is_found_before_the_model_is_loaded(
 def test_no_file_is_left_by_a_stream_that_ends_early(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"good1\n" * 40 + b"\xff\n")))
+    monkeypatch.setattr("sys.stdin", standard_input(b"good1\n" * 40 + b"\xff\n"))
     (tmp_path / "out.csv").write_text("from before")
     options = ["--task", "mood", "-", "--to", tmp_path / "out.csv", "--batch-size", "4"]
     assert predicted(run, *options) == UserError.exit_code
-    assert "standard input line 41: byte 0 of its line is not UTF-8" in capsys.readouterr().err
+    assert "standard input line 41: byte 0xff is not valid utf-8" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
     assert (tmp_path / "out.csv").read_text() == "from before"
 
@@ -152,7 +156,10 @@ def test_each_mistake_is_reported_on_one_line(run: Path, tmp_path: Path, capsys:
         ((run, tmp_path / "in.txt"), "--task: missing; choose from topic, mood"),
         ((run, "--task", "moot", tmp_path / "in.txt"), "has no task 'moot'; did you mean mood?"),
         ((*mood, tmp_path / "no.txt"), "no.txt: there is no such file"),
-        ((*mood, tmp_path / "in.xls"), "its name does not say what it is; give --format text, jsonl, csv"),
+        (
+            (*mood, tmp_path / "in.xls"),
+            "its name does not say what it is; give --format csv, json, parquet, arrow, text",
+        ),
         ((*mood, tmp_path / "in.txt", "--to", "o.xml"), "--to: o.xml: its name ends neither in .jsonl nor in .csv"),
         ((*mood, tmp_path / "in.txt", "--to", tmp_path / "no/o.csv"), "there is no folder"),
         ((*mood, tmp_path / "in.txt", "--batch-size", "0"), "--batch-size: 0 is not at least 1"),
