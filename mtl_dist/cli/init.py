@@ -14,11 +14,14 @@ def init(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE", show_default=False, help="Tables: CSV, TSV, JSON, JSON lines, parquet, arrow; compressed too."
+            metavar="FILE",
+            show_default=False,
+            help="Tables: CSV, TSV, JSON, JSON lines, parquet, arrow; compressed too.",
         ),
     ],
     to: Annotated[
-        Path | None, typer.Option(metavar="RECIPE", help="The recipe; by default FILE's name with .yaml in this folder.")
+        Path | None,
+        typer.Option(metavar="RECIPE", help="The recipe; by default FILE's name with .yaml in this folder."),
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="Text column; twice for a pair. By default found.")

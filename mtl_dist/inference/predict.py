@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mtl_dist.config.recipe import ReadConfig
+from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.files import FORMATS, format_of
 from mtl_dist.data.reading.table import TableFile, read_stream
 from mtl_dist.data.reading.values import Block

@@ -1,7 +1,7 @@
 """What a column of a table is used for, by its values and its name: text, label, or nothing, and why."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,14 +70,6 @@ def choose_texts(columns: Mapping[str, ColumnProfile], candidates: Sequence[str]
     return [max(named or candidates, key=lambda name: columns[name].mean_characters)] if candidates else []
 
 
-def nearly_equal(values: Iterable[str]) -> list[list[str]]:
-    """Groups of values that differ only in case or in the white space around them."""
-    groups: dict[str, list[str]] = {}
-    for value in values:
-        groups.setdefault(value.strip().casefold(), []).append(value)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def _plain(name: str) -> str:
     """A column's name in lower case with `_` between its words."""
     parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
@@ -106,9 +98,9 @@ def _no_label_by_name(column: ColumnProfile) -> Role | None:
         return Role("none", "numbers of rows")
     if _DATE_NAMES.search(name) and (_is_typed(column) or column.share("date") > 0.9):
         return Role("none", "dates or times")
-    repeated = column.distinct is None or column.distinct > _FEW or column.distinct_share > 0.5
-    if _ID_NAMES.search(name) and repeated and column.share("spaced") < 0.5:
-        return Role("none", "ids by its name; split: {by: ...} can keep rows with equal ones on one side")
+    many = column.distinct is None or column.distinct > _FEW
+    if _ID_NAMES.search(name) and many and column.distinct_share < 0.95 and column.share("spaced") < 0.5:
+        return Role("none", "ids by its name; split.by can keep rows with equal ones on one side")
     return None
 
 
@@ -140,7 +132,7 @@ def _role_of_strings(column: ColumnProfile) -> Role:
     if distinct is not None and _repeats(column, distinct):
         return Role("label", "strings")
     if column.distinct_share > 0.5:
-        return Role("none", "strings without spaces that are mostly different, as ids are")
+        return Role("none", "strings that are mostly different and no texts, as ids are")
     return Role("none", f"strings with {_many(distinct)} different values, too many for classes and too few for texts")
 
 

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.config.sources import example_sets
-from mtl_dist.data.dataset import DataBundle, ExampleSet, TaskData, prepare
-from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.data.dataset import DataBundle, ExampleSet, TaskData
 from mtl_dist.inspection.repeated_texts import Repeated, TextRows, count_leaks, find_repeated
 from mtl_dist.inspection.token_facts import LengthFigures, UnknownFigures, token_facts
 from mtl_dist.progress import show_progress
@@ -22,6 +20,8 @@ class TaskFigures:
     name: str
     source: str
     """Name of its example set."""
+    kind: str
+    """What its label column holds, for people to read."""
     classes: tuple[str, ...]
     counts: dict[str, np.ndarray]
     """Rows of each class, [classes] int64, by split."""
@@ -89,21 +89,11 @@ class DataFigures:
         return [split for split in ("train", "validation", "test") if any(split in one.rows for one in self.sources)]
 
 
-def data_figures(recipe: Recipe) -> DataFigures:
-    """Reads, splits and tokenizes the data of `recipe` as training does, and counts.
-
-    Raises UserError for whatever training would refuse.
-    """
-    bundle = prepare(recipe, ProcessGroup())
-    return figures_of(recipe, bundle)
-
-
 def figures_of(recipe: Recipe, bundle: DataBundle) -> DataFigures:
-    """The figures of data that are prepared."""
-    progress = partial(show_progress, last_line=False)
+    """The figures of the data of `recipe`, which are prepared. Raises UserError if a file has gone since."""
     sources = []
     for config, examples in zip(example_sets(recipe), bundle.sets, strict=True):
-        lengths, unknown = token_facts(config, examples.splits, bundle.tokenizer, recipe.data.max_length, progress)
+        lengths, unknown = token_facts(config, examples.splits, bundle.tokenizer, recipe.data.max_length, show_progress)
         sources.append(
             SourceFigures(
                 examples.name,
@@ -126,7 +116,9 @@ def figures_of(recipe: Recipe, bundle: DataBundle) -> DataFigures:
 
 
 def _task_figures(task: TaskData) -> TaskFigures:
-    return TaskFigures(task.name, task.examples.name, task.labels, dict(task.class_counts), dict(task.missing))
+    return TaskFigures(
+        task.name, task.examples.name, task.kind, task.labels, dict(task.class_counts), dict(task.missing)
+    )
 
 
 def _leaks(sets: Sequence[ExampleSet]) -> list[Leak]:

@@ -91,8 +91,8 @@ def text_lines(source: SourceFigures, figures: DataFigures) -> list[str]:
     share = lengths.cut / lengths.rows
     lines = [
         f"rows: {', '.join(f'{rows:,} {split}' for split, rows in source.rows.items())}; text: {columns}",
-        f"tokens: median {lengths.median:,}, 95 % at most {lengths.percentile_95:,}, longest {lengths.longest:,};"
-        f" {lengths.cut:,} rows ({share:.1%}) are cut at max_length {figures.max_length:,}",
+        f"tokens: median {lengths.median:,}, 95 % at most {lengths.percentile_95:,}, longest {lengths.longest:,}",
+        f"cut at max_length {figures.max_length:,}: {lengths.cut:,} rows ({share:.1%})",
     ]
     if repeated.rows:
         lines.append(f"duplicates: {repeated.rows:,} rows share {repeated.texts:,} texts")
@@ -108,9 +108,7 @@ def unknown_lines(unknown: UnknownFigures) -> list[str]:
     """What the tokenizer does not know; one line, or none where it knows everything."""
     if not unknown.rows:
         return ["unknown characters: none"]
-    parts = [
-        f"{character_name(one)} {count:,}x" for one, count in unknown.characters.most_common(SHOWN_CHARACTERS)
-    ]
+    parts = [f"{character_name(one)} {count:,}x" for one, count in unknown.characters.most_common(SHOWN_CHARACTERS)]
     more = len(unknown.characters) - len(parts)
     lines = [f"unknown characters: in {unknown.rows:,} rows" + (f": {', '.join(parts)}" if parts else "")]
     lines[0] += f" and {more:,} more" if more > 0 else ""

@@ -42,7 +42,7 @@ class EncoderChoice:
 
 
 def choose_encoder(asked: str | None, folders: Sequence[Path]) -> EncoderChoice:
-    """The encoder `asked` for, else the first of `folders` that has one, else one in the cache of the hub, else DEFAULT.
+    """The encoder `asked` for, else the first of `folders` that is one, else one in the hub's cache, else DEFAULT.
 
     Nothing is downloaded. Raises UserError for an encoder asked for that cannot be used.
     """
@@ -60,7 +60,8 @@ def choose_encoder(asked: str | None, folders: Sequence[Path]) -> EncoderChoice:
     for name in _cached():
         return _examined(name, name, "the one last used in the cache of the Hugging Face hub")
     return EncoderChoice(
-        DEFAULT, "none is on this machine; the first start downloads this one (`mtl-dist quickstart DIR` gets a small one)"
+        DEFAULT,
+        "none is on this machine; the first start downloads this one (`mtl-dist quickstart DIR` gets a small one)",
     )
 
 

@@ -64,7 +64,7 @@ def _cut(value: str) -> str:
 
 def _head(parts: RecipeParts) -> list[str]:
     lines = [
-        f"# Written by mtl-dist init: read it, change what you like, then run mtl-dist train {comment(parts.path.name)}.",
+        f"# Written by mtl-dist init. Change what you like, then: mtl-dist train {comment(parts.path.name)}",
         "# `mtl-dist config --keys` lists every key; paths are relative to the folder that commands run in.",
     ]
     if (parts.path.parent / SCHEMA).is_file():
@@ -116,8 +116,8 @@ def _split(source: SourcePlan) -> list[str]:
         return []
     shares = ", ".join(f"{split}: {share}" for split, share in source.shares.items())
     return [
-        "    # Shares of the rows that do not train, by a hash of the text; equal texts stay on one side. With",
-        "    # by: COLUMN, all rows of e.g. a customer do; with stratify: COLUMN, each side gets its share of each class.",
+        "    # Shares of the rows that are held out; equal texts stay on one side. by: COLUMN keeps e.g. all rows of a",
+        "    # customer on one side; stratify: COLUMN gives each side its share of every class.",
         f"    split: {{{shares}}}",
     ]
 
@@ -153,12 +153,12 @@ def _commented(line: str, text: str) -> list[str]:
 
 
 def _data(parts: RecipeParts) -> list[str]:
-    lengths, about = parts.lengths, "about " if parts.lengths.estimated else ""
+    lengths, about = parts.lengths, " of a text, estimated from characters" if parts.lengths.estimated else " of a text"
     lines = [
         "",
         "data:",
-        f"  # Tokens of a text: median {about}{lengths.median}, 95 % have at most {about}{lengths.percentile_95}, longest"
-        f" {about}{lengths.longest}. Longer ones are cut; time grows with it.",
+        f"  # Tokens{about}: median {lengths.median}, 95 % at most {lengths.percentile_95}, longest {lengths.longest}.",
+        "  # Longer texts are cut here; time and memory grow with it.",
         f"  max_length: {parts.settings.max_length}",
     ]
     if parts.blank:
@@ -167,7 +167,7 @@ def _data(parts: RecipeParts) -> list[str]:
 
 
 def _model(encoder: EncoderChoice) -> list[str]:
-    pooling = "mean: what this encoder was trained with" if encoder.pooling == "mean" else "or mean"
+    pooling = "what this encoder was trained with; or first_token" if encoder.pooling == "mean" else "or mean"
     return [
         "",
         "model:",
@@ -180,7 +180,10 @@ def _training(parts: RecipeParts) -> list[str]:
     settings = parts.settings
     trained = {
         "heads": ("[heads]", "the encoder is frozen"),
-        "upper": (f'[heads, "blocks[-{settings.upper}:]"]', f"the upper {settings.upper} of {parts.encoder.blocks} blocks"),
+        "upper": (
+            f'[heads, "blocks[-{settings.upper}:]"]',
+            f"the upper {settings.upper} of {parts.encoder.blocks} blocks",
+        ),
         "all": ("[all]", "everything"),
     }
     phases = [
@@ -196,8 +199,14 @@ def _training(parts: RecipeParts) -> list[str]:
         *phases,
         "",
         "optimizer:",
-        f"  lr: {settings.lr:.1e}  # of the encoder; heads take 5 times as much (head_lr_multiplier)",
+        f"  lr: {_rate(settings.lr)}  # of the encoder; heads take 5 times as much (head_lr_multiplier)",
         f"  warmup_steps: {settings.warmup_steps}  # of about {settings.total_steps:,} steps",
         "",
         f"output_dir: {word(parts.output_dir)}  # model, metrics, report and checkpoints; the same command resumes",
     ]
+
+
+def _rate(value: float) -> str:
+    """A learning rate as recipes write it: 2.0e-5."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -6,6 +6,7 @@ of rows.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def _ranges(rows: int) -> Iterator[tuple[np.uint64, np.uint64]]:
     """First and last hash of ranges that divide all 64-bit numbers evenly, each with about ROWS_AT_A_TIME of `rows`."""
     parts = max(1, -(-rows // ROWS_AT_A_TIME))
     bounds = [part * 2**64 // parts for part in range(parts + 1)]
-    return ((np.uint64(low), np.uint64(high - 1)) for low, high in zip(bounds, bounds[1:], strict=False))
+    return ((np.uint64(low), np.uint64(high - 1)) for low, high in pairwise(bounds))
 
 
 def _rows_in(hashes: np.ndarray, low: np.uint64, high: np.uint64) -> np.ndarray:

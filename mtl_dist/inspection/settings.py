@@ -45,7 +45,9 @@ def lengths_of(tokens: Sequence[int], estimated: bool = False) -> Lengths:
     return Lengths(int(median), int(high), max(tokens), estimated)
 
 
-def settings_for(rows: int, lengths: Lengths, blocks: int, positions: int | None, small: bool, sources: int) -> Settings:
+def settings_for(
+    rows: int, lengths: Lengths, blocks: int, positions: int | None, small: bool, sources: int
+) -> Settings:
     """Settings for `rows` training rows of `sources` sources and an encoder of `blocks` blocks."""
     max_length = max(_MIN_LENGTH, _MULTIPLE * math.ceil(lengths.percentile_95 / _MULTIPLE))
     max_length = min(max_length, _UNLIMITED if positions is None else positions)

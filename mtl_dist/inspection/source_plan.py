@@ -131,15 +131,19 @@ def _set_roles(
         elif name in labels:
             roles[name] = role if role.use == "label" else Role("label", kind_of(columns[name]))
         elif role.use == "text":
-            roles[name] = Role("none", f"another text; text: [{', '.join([*text, name][:2])}] would read both as a pair")
+            roles[name] = Role(
+                "none", f"another text; text: [{', '.join([*text, name][:2])}] would read both as a pair"
+            )
         elif role.use == "label":
             roles[name] = Role("none", "not among those given by --label")
 
 
 def _listed(roles: Mapping[str, Role]) -> str:
     """Columns and what they were taken for, in one line."""
-    shown = [f"{name} ({role.use}: {role.why})" if role.use != "none" else f"{name} ({role.why})" for name, role in
-             list(roles.items())[:_LISTED]]
+    shown = [
+        f"{name} ({role.use}: {role.why})" if role.use != "none" else f"{name} ({role.why})"
+        for name, role in list(roles.items())[:_LISTED]
+    ]
     more = len(roles) - len(shown)
     return " ".join((", ".join(shown) + (f" and {more} more" if more else "")).split())
 

@@ -99,7 +99,9 @@ def _encoding(found: Scan) -> ReadConfig:
             return ReadConfig()
         except UnicodeDecodeError as error:
             word = _word_at(before[-_SHOWN:] + data, error.object[error.start : error.start + 1])
-    found.notes.append(f"encoding: {_WESTERN}, because it is not UTF-8 and has e.g. {word!r}; check that it reads right")
+    found.notes.append(
+        f"encoding: {_WESTERN}, because it is not UTF-8 and has e.g. {word!r}; check that it reads right"
+    )
     return ReadConfig(encoding=_WESTERN)
 
 
@@ -118,15 +120,11 @@ def _csv_format(found: Scan) -> ReadConfig:
     first_error = _fault(path, read)
     if first_error is None:
         return read
-    fitting = []
-    for quotechar in ('"', None):
-        for delimiter in _DELIMITERS:
-            choice = read.model_copy(update={"delimiter": delimiter, "quotechar": quotechar})
-            if _fault(path, choice) is None and len(TableFile(path, "csv", choice).columns()) > 1:
-                fitting.append(choice)
-        if fitting:
-            break
-    if len(fitting) != 1:
+    # A quote that never closes is a mistake where quotes are needed for commas in texts; between tabs it is a character.
+    choices = [*((delimiter, '"') for delimiter in _DELIMITERS), ("\t", None)]
+    copies = [read.model_copy(update={"delimiter": one, "quotechar": quotechar}) for one, quotechar in choices]
+    fitting = [one for one in copies if _fault(path, one) is None and len(TableFile(path, "csv", one).columns()) > 1]
+    if len(fitting) > 1 or not fitting:
         raise first_error
     (choice,) = fitting
     found.notes.append(f"delimiter: {choice.delimiter!r}, the only one that divides all rows into equally many fields")

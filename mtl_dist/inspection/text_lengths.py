@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
+from mtl_dist.data.columns import have_text
 from mtl_dist.data.reading.table import TableFile
 from mtl_dist.inspection.settings import Lengths, lengths_of
 
@@ -36,23 +37,16 @@ def read_texts(tables: Sequence[TableFile], text: Sequence[str], advance: Callab
     for table in tables:
         for batch in table.batches(text, []):
             columns = [batch.column(name) for name in text]
-            usable = pa.array([True] * len(batch))
-            for column in columns:
-                usable = pc.and_(usable, _has_text(column))
-            blank += len(batch) - (pc.sum(usable).as_py() or 0)
+            usable = have_text([pa.chunked_array([column]) for column in columns])
+            blank += len(batch) - int(np.count_nonzero(usable))
             # Every stride-th row, with a stride that doubles: spread over a table of unknown length.
-            picked = [index for index in range(-row % stride, len(batch), stride) if usable[index].as_py()]
+            picked = [index for index in range(-row % stride, len(batch), stride) if usable[index]]
             sample += zip(*([column[index].as_py() for index in picked] for column in columns), strict=True)
             row += len(batch)
             while len(sample) >= 2 * SAMPLE:
                 sample, stride = sample[::2], 2 * stride
             advance(len(batch))
     return Texts([tuple(one[:_MAX_CHARACTERS] for one in texts) for texts in sample], blank)
-
-
-def _has_text(column: pa.Array) -> pa.Array:
-    """Mask of values with more than white space, as `data.empty_text` defines them."""
-    return pc.fill_null(pc.invert(pc.or_(pc.equal(column, ""), pc.utf8_is_space(column))), False)
 
 
 def token_lengths(texts: Sequence[Texts], tokenizer: PreTrainedTokenizerBase | None) -> Lengths:

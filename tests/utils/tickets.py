@@ -10,7 +10,12 @@ ROWS = 2400
 TEAMS = {
     "billing": ("the invoice of {month}", "the refund for {product}", "a payment by card", "the price of {product}"),
     "technical": ("the login of {product}", "a crash of {product}", "the export to PDF", "sync with my phone"),
-    "sales": ("an offer for {product}", "licences for {number} users", "a trial of {product}", "a discount for schools"),
+    "sales": (
+        "an offer for {product}",
+        "licences for {number} users",
+        "a trial of {product}",
+        "a discount for schools",
+    ),
     "shipping": ("the parcel of {month}", "the delivery of {product}", "a damaged box", "our new address"),
 }
 """What a ticket of each team is about."""
@@ -36,8 +41,8 @@ _WORDS = {
 def tickets(rows: int = ROWS, seed: int = 0) -> list[dict[str, str]]:
     """Rows of the table with the columns COLUMNS, equal for equal arguments.
 
-    The words of a text tell its labels. A missing label is the empty string: 5 % of the teams, 20 % of the urgencies
-    and 35 % of the moods. One row in 40 repeats the text of an earlier row, a quarter of these with another mood.
+    The words of a text tell its labels. A missing label is the empty string: about 5 % of the teams, 20 % of the
+    urgencies and 35 % of the moods. One row in 40 repeats an earlier row's text, a quarter of these with another mood.
     """
     source = random.Random(seed)
     table: list[dict[str, str]] = []
@@ -50,9 +55,8 @@ def tickets(rows: int = ROWS, seed: int = 0) -> list[dict[str, str]]:
         text = _text(source, labels)
         if number >= 40 and source.random() < 1 / 40:
             earlier = table[source.randrange(number)]
-            labels = {name: earlier[name] or labels[name] for name in labels}
-            text = earlier["text"]
-            if source.random() < 0.25:
+            labels, text = {name: earlier[name] for name in labels}, earlier["text"]
+            if labels["mood"] and source.random() < 0.25:
                 labels["mood"] = "calm" if labels["mood"] == "angry" else "angry"
         for name, holes in (("team", 0.05), ("urgency", 0.2), ("mood", 0.35)):
             if source.random() < holes:
