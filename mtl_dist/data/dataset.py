@@ -4,28 +4,32 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.config.sources import example_sets
-from mtl_dist.data.chunked import rows_where
+from mtl_dist.config.sources import ExampleSetConfig, example_sets
+from mtl_dist.data.chunked import class_counts
 from mtl_dist.data.collate import Batch, collate
+from mtl_dist.data.labels import NO_LABEL, cut
+from mtl_dist.data.leaks import Leaks, find_leaks, open_leaks
 from mtl_dist.data.preparation import fill_cache
 from mtl_dist.data.token_cache import Entry, open_entry
-from mtl_dist.data.token_files import NO_LABEL, Split
+from mtl_dist.data.token_files import Split
 from mtl_dist.data.tokenization import load_tokenizer
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
-from mtl_dist.progress import show_progress
+from mtl_dist.progress import Progress, show_progress
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,21 @@ class TaskData:
         """Number of rows of a split that have a label for this task; 0 where the split is absent."""
         return int(self.class_counts[split].sum()) if split in self.class_counts else 0
 
+    def summary(self) -> str:
+        """Kind and number of classes, their rows in each split, and the rows without a label, in a line."""
+        splits = list(self.class_counts)
+        rows = np.stack([self.class_counts[split] for split in splits], axis=1).tolist()
+        classes = [f"{name}: {'/'.join(map(str, counts))}" for name, counts in zip(self.labels, rows, strict=True)]
+        line = f"tasks.{self.name}: {len(classes)} classes, {self.kind}; rows in {'/'.join(splits)}: {cut(classes)}"
+        missing = [str(self.missing[split]) for split in splits]
+        return f"{line}; without a label: {'/'.join(missing)}" if any(self.missing.values()) else line
+
+    def warnings(self) -> list[str]:
+        """One line per finding about the classes' training rows."""
+        train = self.class_counts["train"]
+        absent = [name for name, count in zip(self.labels, train, strict=True) if not count]
+        return [f"tasks.{self.name}: no training row has the label {cut(absent)}"] if absent else []
+
 
 @dataclass(frozen=True)
 class RowPool:
@@ -71,7 +90,7 @@ class RowPool:
     examples: ExampleSet
     tasks: tuple[str, ...]
     rows: np.ndarray | None
-    """Numbers of its rows in the training split, ascending, [n] int64; None for all of them."""
+    """Numbers of its rows in the training split, ascending, [n] of integers; None for all of them."""
 
     @property
     def size(self) -> int:
@@ -126,63 +145,118 @@ def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:
         tokenizer = load_tokenizer(recipe.model)
     bar = processes.is_main and sys.stderr.isatty()
     progress = partial(show_progress, bar=bar, log=logger.info, first_line=True, last_line=False)
-    with processes.raise_together():
-        folders = fill_cache(recipe, tokenizer, progress) if processes.is_local_main else {}
-    # Launchers number the ranks of a machine consecutively, so this is the first rank of this machine.
-    folders = processes.all_gather(folders)[processes.rank - processes.local_rank]
-    with processes.raise_together():
-        entries = {name: _open(folder) for name, folder in folders.items()}
-    return _bundle(recipe, tokenizer, entries)
-
-
-def _bundle(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, entries: Mapping[str, Entry]) -> DataBundle:
-    """The data of a run from the entries of its example sets."""
     configs = example_sets(recipe)
-    sets = tuple(ExampleSet(one.name, tuple(one.tasks), entries[one.name].splits) for one in configs)
-    tasks = {task: _task_data(task, one, entries[one.name]) for one in sets for task in one.tasks}
+    with processes.raise_together():
+        folders = _fill_cache(recipe, tokenizer, progress) if processes.is_local_main else []
+    # Launchers number the ranks of a machine consecutively, so this is the first rank of this machine.
+    *folders, leaks_folder = processes.all_gather(folders)[processes.rank - processes.local_rank]
+    with processes.raise_together():
+        entries = [_open(folder, open_entry) for folder in folders]
+        leaks = _open(leaks_folder, open_leaks)
+        data = _bundle(recipe, tokenizer, configs, entries, leaks)
+    if processes.is_main:
+        for task in data.tasks.values():
+            logger.info("%s", task.summary())
+    return data
+
+
+def _fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> list[Path]:
+    """Makes what the cache does not have; returns the folder of each example set, and that of the leaks among them."""
+    folders = fill_cache(recipe, tokenizer, progress)
+    return [*folders, find_leaks(folders[0].parent, [_open(folder, open_entry) for folder in folders])]
+
+
+def _bundle(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    configs: Sequence[ExampleSetConfig],
+    entries: Sequence[Entry],
+    leaks: Leaks,
+) -> DataBundle:
+    """The data of a run from the entries of its example sets. Raises UserError for leaks that the recipe excludes."""
+    handling = recipe.data.leaks
+    lines = [leak.line(configs) for leak in leaks.found]
+    if handling == "error" and lines:
+        raise UserError(f"{lines[0]}; data.leaks: drop leaves out such training rows, and warn only counts them")
+    sets = tuple(
+        ExampleSet(one.name, tuple(one.tasks), entry.splits) for one, entry in zip(configs, entries, strict=True)
+    )
+    left_out = {one.name: rows for one, rows in zip(sets, leaks.rows, strict=True) if handling == "drop" and len(rows)}
+    tasks = {
+        task: _task_data(task, one, entry, left_out.get(one.name))
+        for one, entry in zip(sets, entries, strict=True)
+        for task in one.tasks
+    }
+    if handling == "drop":
+        lines = [
+            f"{one.key}: {len(left_out[one.name])} train rows are left out, whose texts are also in other splits"
+            for one in configs
+            if one.name in left_out
+        ]
+    warnings = [line for entry in entries for line in entry.warnings]
+    warnings += [line for task in recipe.tasks for line in tasks[task].warnings()]
     return DataBundle(
         sets,
         {task: tasks[task] for task in recipe.tasks},
-        row_pools(sets, recipe.sampling.rows),
+        row_pools(sets, recipe.sampling.rows, left_out),
         tokenizer=tokenizer,
-        digest=_digest(entries),
-        warnings=tuple(line for entry in entries.values() for line in entry.warnings),
+        digest=_digest(sets, entries, left_out),
+        warnings=(*warnings, *lines),
     )
 
 
-def _task_data(task: str, examples: ExampleSet, entry: Entry) -> TaskData:
-    return TaskData(
-        task, entry.labels[task], examples, entry.class_counts[task], entry.missing[task], entry.kinds[task]
-    )
+def _task_data(task: str, examples: ExampleSet, entry: Entry, left_out: np.ndarray | None) -> TaskData:
+    """A task of an example set of whose training rows `left_out` are not used. Raises UserError if none is used."""
+    labels, counts, missing = entry.labels[task], entry.class_counts[task], entry.missing[task]
+    if left_out is not None:
+        found = examples.splits["train"].labels[task][left_out]
+        counts = counts | {"train": counts["train"] - class_counts(found, len(labels))}
+        missing = missing | {"train": missing["train"] - int(np.count_nonzero(found == NO_LABEL))}
+        if not counts["train"].any():
+            raise UserError(f"tasks.{task}: data.leaks: drop leaves no training row; all texts are in other splits too")
+    return TaskData(task, labels, examples, counts, missing, entry.kinds[task])
 
 
-def _digest(entries: Mapping[str, Entry]) -> str:
-    """SHA-256 of the tokens and labels of all entries."""
-    digests = {
-        name: [next(iter(entry.labels.values())) if len(entry.labels) == 1 else entry.labels, entry.digests]
-        for name, entry in entries.items()
-    }
+def _digest(sets: Sequence[ExampleSet], entries: Sequence[Entry], left_out: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the tokens and labels of all entries, and of the numbers of the rows that are left out."""
+    digests: dict[str, list[Any]] = {}
+    for one, entry in zip(sets, entries, strict=True):
+        labels = entry.labels[one.tasks[0]] if len(one.tasks) == 1 else entry.labels
+        digests[one.name] = [labels, entry.digests]
+        if one.name in left_out:
+            digests[one.name].append(hashlib.sha256(left_out[one.name].tobytes()).hexdigest())
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def row_pools(sets: Sequence[ExampleSet], sampling_rows: Literal["shared", "per_task"]) -> tuple[RowPool, ...]:
-    """The pools that a run draws its training rows from."""
+def row_pools(
+    sets: Sequence[ExampleSet],
+    sampling_rows: Literal["shared", "per_task"],
+    left_out: Mapping[str, np.ndarray] | None = None,
+) -> tuple[RowPool, ...]:
+    """The pools that a run draws its training rows from; `left_out` are rows of example sets that are in none."""
     pools = []
     for one in sets:
+        used = np.ones(len(one.splits["train"].lengths), dtype=bool)
+        used[(left_out or {}).get(one.name, [])] = False
         if sampling_rows == "shared" or len(one.tasks) == 1:
-            pools.append(RowPool(one.name if len(one.tasks) > 1 else one.tasks[0], one, one.tasks, None))
+            pools.append(RowPool(one.name if len(one.tasks) > 1 else one.tasks[0], one, one.tasks, _numbers(used)))
             continue
         for task in one.tasks:
-            labelled = rows_where(one.splits["train"].labels[task] != NO_LABEL)
-            pools.append(RowPool(task, one, (task,), labelled))
+            labelled = one.splits["train"].labels[task] != NO_LABEL
+            pools.append(RowPool(task, one, (task,), _numbers(used & labelled)))
     return tuple(pools)
 
 
-def _open(folder: Path) -> Entry:
-    """Opens the entry in `folder`. Raises UserError if this rank cannot read it."""
-    entry = open_entry(folder)
-    if entry is None:
+def _numbers(mask: np.ndarray) -> np.ndarray | None:
+    """Numbers of the rows of a mask, of a type just large enough: there can be 10^7 of them. None for all rows."""
+    return None if mask.all() else np.flatnonzero(mask).astype(np.min_scalar_type(len(mask)))
+
+
+def _open(folder: Path, opened: Callable[[Path], T | None]) -> T:
+    """Opens what is in `folder` of the cache. Raises UserError if this rank cannot read it."""
+    content = opened(folder)
+    if content is None:
         raise UserError(
             f"data.cache_dir: {folder} cannot be read here; name a folder that all of a machine's ranks see"
         )
-    return entry
+    return content

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from mtl_dist.errors import did_you_mean
+from mtl_dist.errors import UserError, did_you_mean
 
 NO_LABEL = -1
 """In place of a class index: the row has no label for the task."""
@@ -130,11 +130,18 @@ def decide_classes(class_names: Sequence[str], train: Set[str], others: Set[str]
     return LabelClasses(names, names, STRINGS)
 
 
-def classes_of_model(names: Sequence[str], labels: Mapping[str, str] | None) -> LabelClasses:
-    """The classes of a trained model, whose recipe says `labels`, as data of any format has them."""
-    if labels is not None and tuple(labels.values()) == tuple(names):
-        return LabelClasses(tuple(names), tuple(labels), NAMED)
-    return LabelClasses(tuple(names), tuple(names), STRINGS)
+def classes_of_model(key: str, names: Sequence[str], labels: Mapping[str, str] | None) -> LabelClasses:
+    """The classes of a trained model with the class names `names`, as data of any format has them.
+
+    `labels` are those of the recipe of the data, `key` that of the task in it. Raises UserError if they name other
+    classes than the model has.
+    """
+    if labels is None:
+        return LabelClasses(tuple(names), tuple(names), STRINGS)
+    values = {name: value for value, name in labels.items()}
+    if values.keys() != set(names):
+        raise UserError(f"{key}.labels: the model's classes are {cut(names)}, and these {cut(list(values))}")
+    return LabelClasses(tuple(names), tuple(values[name] for name in names), NAMED)
 
 
 def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:

@@ -25,7 +25,7 @@ def split_names(evaluation: EvaluationConfig) -> tuple[str, ...]:
     return ("train", "test") if evaluation.split == "test" else SPLITS
 
 
-def fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> dict[str, Path]:
+def fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> list[Path]:
     """Tokenizes the example sets that the cache does not have; returns the folder of each set's entry.
 
     Raises UserError for data that cannot be read or is not valid, and for a cache that cannot be written.
@@ -38,7 +38,7 @@ def fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Pro
             one.validate(scratch)
         for one in sets:
             one.tokenize(progress)
-    return {one.config.name: one.folder for one in sets}
+    return [one.folder for one in sets]
 
 
 class _Preparation:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 import datasets
 import pyarrow as pa
+from datasets.packaged_modules.csv.csv import Csv
 
 from mtl_dist.config.sources import FILE_BUILDERS, ExampleSetConfig
 from mtl_dist.data.fingerprint import FileStates, files_state, rows_state
@@ -22,8 +23,6 @@ from mtl_dist.errors import UserError, did_you_mean, root_cause
 _NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
 _UNKNOWN_SPLIT = "Unknown split"
 _ROWS_AT_A_TIME = 8192
-_CSV_OPTIONS = {"dtype": "str", "keep_default_na": False, "na_values": [""]}
-"""Options of the CSV reader of `datasets`, which by default guesses the type of a column."""
 ClassNames = dict[str, tuple[str, ...]]
 """Names of the classes of ClassLabel columns, by column."""
 
@@ -132,9 +131,7 @@ class _DatasetSource:
         try:
             with _quiet_datasets():
                 builder = datasets.load_dataset_builder(source.path, source.name, data_files=files)
-                options: dict[str, Any] = (
-                    _CSV_OPTIONS if type(builder).__name__ == "Csv" and not builder.info.features else {}
-                )
+                options = self._options(builder)
                 loaded = datasets.load_dataset(source.path, source.name, data_files=files, split=split, **options)
         except Exception as error:  # each reader has exception classes of its own
             cause = root_cause(error)
@@ -144,6 +141,13 @@ class _DatasetSource:
                 raise UserError(f"{key}: the {split} split has no rows") from error
             raise UserError(f"{key}: cannot load the {split} split: {cause}") from error
         return cast(datasets.Dataset, loaded)
+
+    def _options(self, builder: datasets.DatasetBuilder) -> dict[str, Any]:
+        """Options that keep the CSV reader of `datasets` from guessing the types of columns."""
+        if not isinstance(builder, Csv) or builder.info.features:
+            return {}
+        columns = [*self._config.text, *value_columns(self._config)]
+        return {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "na_values": [""]}
 
     def _batches(self, split: str, rows: datasets.Dataset) -> Iterator[pa.RecordBatch]:
         wanted = Wanted(tuple(self._config.text), tuple(value_columns(self._config)))

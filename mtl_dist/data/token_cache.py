@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +154,7 @@ def write_entry(
             "files": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
         }
         (new / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        _publish(new, folder)
+        publish(new, folder, lambda other: open_entry(other) is not None)
 
 
 @contextmanager
@@ -164,11 +164,11 @@ def scratch_folder(root: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _publish(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`, unless that is an intact entry already."""
+def publish(new: Path, folder: Path, is_intact: Callable[[Path], bool]) -> None:
+    """Renames `new` to `folder`, unless another process has put an intact one there already."""
     try:
         new.rename(folder)
     except OSError:
-        if open_entry(folder) is None:
+        if not is_intact(folder):
             folder.rename(new.with_name("damaged"))
             new.rename(folder)

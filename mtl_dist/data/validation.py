@@ -98,8 +98,16 @@ def check_rows(
             missing[task][split] = sum(
                 int(np.count_nonzero(mask[chunk] & (found[chunk] == NO_LABEL))) for chunk in chunk_slices(len(found))
             )
-        max_rows = config.source.max_rows if split == "train" else None
-        labeled[split] = _selected(part.table, origin, mask & part.labelled, indices[origin], max_rows)
+        chosen = mask & part.labelled
+        if chosen.any():
+            max_rows = config.source.max_rows if split == "train" else None
+            labeled[split] = _selected(part.table, origin, chosen, indices[origin], max_rows)
+        elif split in config.source.split.held_out:
+            raise UserError(
+                f"{config.key}.split.{split}: none of the {len(chosen)} rows falls into it; raise the share"
+            )
+        elif split != "validation":
+            raise UserError(f"{config.key}: the {split} split has no rows with a label")
     counts = {task: _class_counts(config, task, labeled, len(classes[task].names)) for task in config.tasks}
     warnings = [line for part in checked.values() for line in part.warnings]
     if not known:

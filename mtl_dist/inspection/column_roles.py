@@ -98,8 +98,7 @@ def _no_label_by_name(column: ColumnProfile) -> Role | None:
         return Role("none", "numbers of rows")
     if _DATE_NAMES.search(name) and (_is_typed(column) or column.share("date") > 0.9):
         return Role("none", "dates or times")
-    many = column.distinct is None or column.distinct > _FEW
-    if _ID_NAMES.search(name) and many and column.distinct_share < 0.95 and column.share("spaced") < 0.5:
+    if _ID_NAMES.search(name) and column.distinct_share < 0.95 and column.share("spaced") < 0.5:
         return Role("none", "ids by its name; split.by can keep rows with equal ones on one side")
     return None
 
@@ -142,8 +141,9 @@ def _is_text(column: ColumnProfile) -> bool:
     if not words or column.share("date") > 0.9:
         return False
     named = _TEXT_NAMES.search(_plain(column.name)) is not None
-    prose = column.mean_characters >= 40 and (column.distinct is None or column.distinct > _FEW)
-    return column.distinct_share >= (0.05 if prose else 0.2 if named else 0.5)
+    many = column.distinct is None or column.distinct > _FEW
+    least = 0.5 if not many else 0.05 if column.mean_characters >= 40 else 0.2 if named else 0.5
+    return column.distinct_share >= least
 
 
 def _repeats(column: ColumnProfile, distinct: int) -> bool:

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
+from mtl_dist.data.labels import STRINGS
 from mtl_dist.inspection.data_figures import DataFigures, Leak, SourceFigures, TaskFigures
 from mtl_dist.inspection.token_facts import UnknownFigures
 
@@ -58,10 +59,13 @@ def imbalance(task: TaskFigures) -> str:
 
 
 def shown_classes(task: TaskFigures, most: int) -> list[int | None]:
-    """Indices of the classes that are listed, by their training rows; None stands for those left out."""
+    """Indices of the classes that are listed, the most frequent first; None stands for those left out.
+
+    Numbers, and true and false, keep their order where all are listed.
+    """
     order = task.order
     if len(order) <= most:
-        return list(order)
+        return list(order) if task.kind == STRINGS else [*range(len(order))]
     last = max(1, most // 4)
     return [*order[: most - last - 1], None, *order[-last:]]
 
@@ -143,7 +147,7 @@ def printable(text: str, most: int | None = _NAME) -> str:
 def _indented(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table with aligned columns: names to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numbers = [all(row[column][:1].isdigit() for row in rows[1:]) for column in range(len(rows[0]))]
+    numbers = [column > 0 and all(row[column][:1].isdigit() for row in rows[1:]) for column in range(len(rows[0]))]
     return [
         "  "
         + "  ".join(

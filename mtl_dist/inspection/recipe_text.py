@@ -51,8 +51,9 @@ def recipe_text(parts: RecipeParts) -> str:
 
 
 def describe_classes(column: ColumnProfile) -> str:
-    """The classes of a label column with their rows, the most frequent first, cut where there are many."""
-    counts = sorted((column.counts or {}).items(), key=lambda one: -one[1])
+    """The classes of a label column with their rows, cut where there are many: numbers in order, else by frequency."""
+    numeric = kind_of(column) == "whole numbers"
+    counts = sorted((column.counts or {}).items(), key=lambda one: float(one[0]) if numeric else -one[1])
     shown = [f"{comment(_cut(value))} ({count:,})" for value, count in counts[:_CLASSES]]
     more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
     return ", ".join(shown) + more
@@ -77,7 +78,7 @@ def _sources(sources: Sequence[SourcePlan]) -> list[str]:
     for source in sources:
         first = source.group.splits["train"][0]
         lines += [
-            f"  {source.name}:",
+            f"  {word(source.name)}:",
             f"    path: {first.table.format}",
             *_files(source),
             *_read(first.table.read),
@@ -133,8 +134,8 @@ def _tasks(parts: RecipeParts) -> list[str]:
         classes = f"{len(column.counts or {}):,} classes ({kind_of(column)})"
         missing = f"; {column.missing:,} rows have none" if column.missing else ""
         lines += [
-            f"  {name}:",
-            f"    source: {source.name}",
+            f"  {word(name)}:",
+            f"    source: {word(source.name)}",
             *_commented(f"    label: {word(label)}", f"{classes}: {describe_classes(column)}{missing}"),
         ]
     lines += [

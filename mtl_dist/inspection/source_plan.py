@@ -76,9 +76,10 @@ def task_names(plans: Sequence[SourcePlan]) -> list[tuple[str, SourcePlan, str]]
 
 
 def slug(name: str, otherwise: str) -> str:
-    """A name of letters, digits, _ and - as sources and tasks have; `otherwise` where nothing is left of `name`."""
+    """A name as sources and tasks have, of ASCII letters, digits, _ and -; `otherwise` is for names without letters."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", plain).strip("_-") or otherwise
+    found = re.sub(r"[^A-Za-z0-9_-]+", "_", plain).strip("_-")
+    return f"{otherwise}_{found}" if found.isdigit() else found or otherwise
 
 
 def _unique(name: str, taken: Sequence[str]) -> str:

@@ -17,7 +17,6 @@ _MARKS = {
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
-    codecs.BOM_UTF8: "utf-8",
 }
 """Byte order marks, and the encodings that they tell."""
 
@@ -77,9 +76,9 @@ def _line_ends(text: str) -> int:
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:
     try:
-        b"".decode(encoding)  # raises LookupError for codecs such as zip too, which decode no text
-    except LookupError as error:
-        raise UserError(f"read.encoding: {error}") from error
+        str(bytes(4), encoding)
+    except (LookupError, UnicodeError) as error:  # for codecs such as zip too, which decode no text
+        raise UserError(f"read.encoding: {encoding!r} is no encoding of text; e.g. utf-8, cp1252, utf-16") from error
     return codecs.getincrementaldecoder(encoding)()
 
 
@@ -91,7 +90,9 @@ def _check_mark(name: str, encoding: str, begin: bytes) -> None:
 
 def _undecodable(place: str, error: UnicodeDecodeError, encoding: str, begin: bytes) -> UserError:
     byte = error.object[error.start : error.start + 1].hex()
-    hint = _other_encoding(begin) or "; is it another encoding, e.g. read.encoding=cp1252?"
+    hint = _other_encoding(begin)
+    if not hint and not begin.startswith(codecs.BOM_UTF8):
+        hint = "; is it another encoding, e.g. read.encoding=cp1252?"
     return UserError(f"{place}: byte 0x{byte} is not valid {encoding}{hint}")
 
 

@@ -34,7 +34,12 @@ def cycle(*values: str | None, rows: int = 200) -> list[str | None]:
         ("a", [f"red shoes {index}" for index in range(200)], "text", ""),
         ("text", ["ok thanks", *SENTENCES[:50]] * 3, "text", ""),
         ("a", cycle("billing", "technical", "sales", None), "label", "strings"),
-        ("a", cycle("Credit reporting, credit repair services, or other reports", "Mortgage and other loans"), "label", ""),
+        (
+            "a",
+            cycle("Credit reporting, credit repair services, or other reports", "Mortgage and other loans"),
+            "label",
+            "",
+        ),
         ("a", cycle(*(f"intent {index}" for index in range(30))), "label", ""),
         ("stars", cycle("1", "2", "3", "4", "5"), "label", "whole numbers"),
         ("a", cycle("1.0", "2.0", None), "label", "whole numbers"),

@@ -73,7 +73,11 @@ def test_the_same_rows_in_other_formats_are_the_same_columns(tmp_path: Path) -> 
     [
         ("a,b;c\n" + "1,x;y\n" * 30 + "3,v\n", ReadConfig(delimiter=","), ["a", "b;c"]),
         ('a\tb\n"one\tx\ntwo\ty\nthree\tx\n', ReadConfig(delimiter="\t", quotechar=None), ["a", "b"]),
-        ("ham,Come to my house\nspam,Win a prize\nham,I am late\nham,Where are you\n", ReadConfig(header=False), ["0", "1"]),
+        (
+            "ham,Come to my house\nspam,Win a prize\nham,I am late\nham,Where are you\n",
+            ReadConfig(header=False),
+            ["0", "1"],
+        ),
         ("only\nx\ny\n", ReadConfig(), ["only"]),
     ],
 )
@@ -112,7 +116,9 @@ def test_what_is_no_table_is_refused_in_a_line(tmp_path: Path, name: str, conten
 
 
 def test_columns_of_lists_are_left_out_and_the_others_read(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"text": f"row {index}", "tags": ["a", "b"], "label": index % 2} for index in range(9)]
+    rows: list[dict[str, Any]] = [
+        {"text": f"row {index}", "tags": ["a", "b"], "label": index % 2} for index in range(9)
+    ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     for name in ("t.jsonl", "t.parquet"):
