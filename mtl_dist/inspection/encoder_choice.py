@@ -51,14 +51,15 @@ def choose_encoder(asked: str | None, folders: Sequence[Path]) -> EncoderChoice:
             return _examined(asked, str(Path(asked).expanduser()), "given by --encoder")
         if asked.startswith((".", "/", "~")) or asked.count("/") > 1:
             raise UserError(f"--encoder: there is no folder {asked}")
-        if isinstance(try_to_load_from_cache(asked, "config.json"), str):
-            return _examined(asked, asked, "given by --encoder")
+        if (cached := _snapshot(asked)) is not None:
+            return _examined(asked, str(cached), "given by --encoder")
         return EncoderChoice(asked, "given by --encoder; the first start downloads it")
     for folder in folders:
         if (folder / _WEIGHTS).is_file() and (folder / "config.json").is_file():
             return _examined(str(folder), str(folder), "that of the quickstart")
     for name in _cached():
-        return _examined(name, name, "the one last used in the cache of the Hugging Face hub")
+        if (cached := _snapshot(name)) is not None:
+            return _examined(name, str(cached), "the one last used in the cache of the Hugging Face hub")
     return EncoderChoice(
         DEFAULT,
         "none is on this machine; the first start downloads this one (`mtl-dist quickstart DIR` gets a small one)",
@@ -74,12 +75,17 @@ def _cached() -> list[str]:
     found = []
     for repository in repositories:
         for revision in repository.revisions:
-            files = {file.file_name: file for file in revision.files}
-            if repository.repo_type == "model" and "main" in revision.refs and _WEIGHTS in files:
-                config = files.get("config.json")
-                if config is not None and _json(config.file_path).get("model_type") in TYPES:
-                    found.append((-repository.last_accessed, repository.repo_id))
+            folder = revision.snapshot_path
+            usable = repository.repo_type == "model" and "main" in revision.refs and (folder / _WEIGHTS).is_file()
+            if usable and _json(folder / "config.json").get("model_type") in TYPES:
+                found.append((-repository.last_accessed, repository.repo_id))
     return [name for _, name in sorted(found)]
+
+
+def _snapshot(name: str) -> Path | None:
+    """Folder of an encoder in the cache of the hub, from which it loads without a look at the network."""
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _examined(name: str, source: str, why: str) -> EncoderChoice:
@@ -101,12 +107,8 @@ def _examined(name: str, source: str, why: str) -> EncoderChoice:
 
 def _pooling(source: str) -> str:
     """How the encoder was trained to be pooled, by the files of sentence-transformers, or the quickstart's manifest."""
-    folder = Path(source)
-    config = folder / "1_Pooling" / "config.json"
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(source, "1_Pooling/config.json")
-        config = Path(cached) if isinstance(cached, str) else config
-    of_quickstart = (folder.parent / "manifest.json").is_file()
+    config = Path(source) / "1_Pooling" / "config.json"
+    of_quickstart = (Path(source).parent / "manifest.json").is_file()
     return "mean" if _json(config).get("pooling_mode_mean_tokens") or of_quickstart else "first_token"
 
 

@@ -120,7 +120,7 @@ def _csv_format(found: Scan) -> ReadConfig:
     first_error = _fault(path, read)
     if first_error is None:
         return read
-    # A quote that never closes is a mistake where quotes are needed for commas in texts; between tabs it is a character.
+    # Between commas, a quote that never closes is a mistake; between tabs, it is a character like any other.
     choices = [*((delimiter, '"') for delimiter in _DELIMITERS), ("\t", None)]
     copies = [read.model_copy(update={"delimiter": one, "quotechar": quotechar}) for one, quotechar in choices]
     fitting = [one for one in copies if _fault(path, one) is None and len(TableFile(path, "csv", one).columns()) > 1]

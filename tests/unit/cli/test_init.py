@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a cache of its own and nothing of the Hugging Face hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MTL_DIST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(encoder_choice, "_cached", lambda: [])
+    monkeypatch.setattr(encoder_choice, "_cached", list)
     return tmp_path
 
 

@@ -77,8 +77,10 @@ TABLE = "text,label\nx,1\n"
             {"mails.csv": TABLE, "calls.csv": TABLE},
             [("mails", {"train": ["mails.csv"]}), ("calls", {"train": ["calls.csv"]})],
             [
-                "calls.csv: has the columns of mails.csv and another name, so it is a source of its own; to make them"
-                " one table, list both files in one data_files"
+                (
+                    "calls.csv: has the columns of mails.csv and another name, so it is a source of its own; to make"
+                    " them one table, list both files in one data_files"
+                )
             ],
         ),
     ],

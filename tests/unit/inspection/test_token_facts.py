@@ -29,7 +29,7 @@ def figures(
         writer.writeheader()
         writer.writerows(rows)
     (folder / "r.yaml").write_text(
-        f"sources:\n  s: {{path: csv, data_files: {folder}/t.csv, text: {text}, split: {{validation: 0.2, test: 0.3}}}}\n"
+        f"sources:\n  s: {{path: csv, data_files: {folder}/t.csv, text: {text}, split: {{test: 0.3}}}}\n"
         f"tasks:\n  a: {{source: s, label: a}}\n  b: {{source: s, label: b}}\n"
         f"model: {{encoder: {folder}/encoder}}\ndata: {{max_length: {max_length}, cache_dir: {folder}/cache}}\n"
     )
