@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 def atomic_folder(final: Path) -> Iterator[Path]:
     """Yields a temporary folder that replaces `final` when the block ends, and is deleted when the block raises.
 
+    Its files get the modes that the umask says, whatever library writes them.
+
     Raises TrainingError if the folder cannot be written.
     """
     partial = final.with_name(f".{final.name}.partial")
@@ -48,6 +51,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
+            apply_umask(partial)
             fsync_tree(partial)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -58,6 +62,24 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         fsync(final.parent)
+
+
+def apply_umask(folder: Path) -> None:
+    """Gives everything in `folder` the mode of new files and folders there: libraries write files that are closed.
+
+    Asks the file system for these modes, because the umask cannot be read without changing it for other threads, and
+    the folder may have rules of its own (access control lists). Raises OSError.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    file_mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    probe.mkdir()
+    folder_mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(folder_mode if path.is_dir() else file_mode)
 
 
 def fsync(path: Path) -> None:

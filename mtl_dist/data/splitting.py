@@ -86,5 +86,5 @@ def _start(value: str | None, split: SplitConfig) -> float:
     """
     train = 1.0 - (split.validation or 0.0) - (split.test or 0.0)
     name = b"" if value is None else b"=" + value.encode()
-    offset = int.from_bytes(hashlib.sha256(name).digest()[:8]) / 2.0**64 - 0.5
+    offset = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2.0**64 - 0.5
     return 1.0 - train / 2 + offset * train / 2

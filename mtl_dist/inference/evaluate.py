@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from mtl_dist.config.data_recipe import SourceConfig
+from mtl_dist.config.files_read import data_paths
 from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.config.sources import ExampleSetConfig, example_sets, source_of
@@ -33,6 +34,7 @@ from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
 from mtl_dist.progress import show_progress
+from mtl_dist.run_files import check_output
 from mtl_dist.run_layout import RECIPE, SUMMARY
 from mtl_dist.tasks.classification import ClassificationMetrics
 from mtl_dist.training.evaluation import evaluate, flat_metrics
@@ -79,15 +81,20 @@ def evaluate_run(
     data: str | None = None,
     text: Sequence[str] | None = None,
     label: str | None = None,
+    to: Path | None = None,
 ) -> Evaluation:
     """Evaluates the model of the finished run in folder `run`.
 
     Without `data`, on the run's own test split, else on a file of labelled rows of one task, with text columns `text`
     and label column `label` (those of the recipe by default), or on the test splits that a recipe names. `task` limits
-    this to one task. Raises UserError and TrainingError.
+    this to one task. `to` is where the figures will be written (`Evaluation.write_json`), which must not be what is
+    read. Raises UserError and TrainingError.
     """
     finished = open_run(run)
     sets = _sets_to_evaluate(finished, task, data, text, label)
+    if to is not None:
+        read = data_paths({"sources": {one.name: one.source.model_dump() for one in sets}})
+        check_output("--to", to, [*(path for _, path in read), *([Path(data)] if data else [])], finished.folder)
     model = finished.load_model()
     metrics = evaluate_sets(finished, model, sets)
     metrics = {name: one for name, one in metrics.items() if task in (None, name)}

@@ -19,6 +19,7 @@ from mtl_dist.io import atomic_folder
 from mtl_dist.models.encoder import has_remote_code, quiet_transformers
 from mtl_dist.models.model_card import CARD, model_card
 from mtl_dist.models.multitask import SETTINGS, MultitaskTransformer
+from mtl_dist.run_files import check_output
 
 TOLERANCE, ROUNDING = 1e-6, 1e-5
 """Largest allowed difference between the outputs of an exported folder and those of the run, relative to the largest
@@ -70,6 +71,7 @@ def export_run(
     finished = open_run(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; name a new folder")
+    check_output("export", folder, (), finished.folder)
     if task is None:
         return export_encoder(finished, folder)
     finished.check_task(task)

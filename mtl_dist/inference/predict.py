@@ -32,6 +32,7 @@ from mtl_dist.inference.finished_run import FinishedRun, device_here, open_run
 from mtl_dist.io import fsync, reporting_write_errors
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.progress import show_progress
+from mtl_dist.run_files import check_output
 
 WINDOW_BATCHES = 32
 """Batches per window; rows are sorted by length within a window."""
@@ -67,6 +68,8 @@ def predict_file(
     finished.check_task(task)
     rows = _rows_of(finished, task, file, format, text)
     out_format = _output_format(to)
+    if to is not None:
+        check_output("--to", to, [Path(file)], finished.folder)
     # The whole file is checked before the model is loaded, so that a bad row far down costs no hours.
     total = rows.count()
     predictor = Predictor(finished, task, rows.columns, batch_size)

@@ -1,6 +1,7 @@
 """A training run from its command line to its summary: plan, build, resume, fit, finish. Every rank does all of it."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def run_on(
     require_equal(group, "start", {f"the {name}": digest for name, digest in plan.digests.items()})
     watchdog = Watchdog(group, recipe.safety.timeout_seconds, Path(recipe.output_dir) / STACKS)
     context = build_context(plan, accelerator, group, engine_class, watchdog.heartbeat)
-    execute(context, resume(context), stop_request or StopRequest(), watchdog)
+    execute(context, resume(context, command.files), stop_request or StopRequest(), watchdog)
 
 
-def resume(context: RunContext) -> TrainState:
+def resume(context: RunContext, recipe_files: Sequence[str] = ()) -> TrainState:
     """Opens the run folder and loads the checkpoint that the run resumes from; a fresh state where there is none.
 
     The last of all that can be refused, because it moves an earlier run's files aside.
@@ -84,7 +85,7 @@ def resume(context: RunContext) -> TrainState:
     found = None
     with group.raise_together():
         if group.is_main:
-            found = open_run_folder(Path(recipe.output_dir), context.identity, recipe.checkpoint.resume)
+            found = open_run_folder(Path(recipe.output_dir), context.identity, recipe.checkpoint.resume, recipe_files)
     found = group.all_gather(found)[0]
     if found is None:
         return TrainState()

@@ -48,11 +48,13 @@ class JsonFile:
 
     def blocks(self, wanted: Wanted) -> Iterator[Block]:
         """Yields the wanted columns, block by block; a row without a key has null. Raises UserError."""
-        for rows, line_of in self._rows():
+        for number, (rows, line_of) in enumerate(self._rows()):
 
             def place(row: int, line_of: Callable[[int], int] = line_of) -> str:
                 return f"{self._name} line {line_of(row)}"
 
+            if number == 0 and len(rows) == 1 and any(isinstance(rows[0].get(name), list) for name in wanted.names):
+                raise UserError(f"{place(0)}: an object of lists; write one object for each row")
             columns = [wanted.python_column(name, [row.get(name) for row in rows], place) for name in wanted.names]
             yield Block(wanted.batch(columns), place)
 

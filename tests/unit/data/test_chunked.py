@@ -108,8 +108,7 @@ def test_concatenation_of_empty_arrays() -> None:
 def test_temporary_folder_that_cannot_be_written_is_a_user_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunked, "CHUNK_ROWS", 6)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(UserError) as error:
-        checked(a_task(tmp_path, ROWS), "skip")
+        concatenate_on_disk([np.array([1]), np.array([2])])
     assert str(error.value) == f"TMPDIR: cannot write {tmp_path / 'gone'} (No such file or directory)"

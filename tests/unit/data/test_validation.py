@@ -60,9 +60,9 @@ def test_split_without_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path, kind: str) -> None:
-    train = [row("a", None), row("b", 0), row("c", " "), row("d", 1), row("", None)]
-    examples = checked(a_task(tmp_path, train, [*GOOD, row("x", "")], kind), "skip")
-    assert contents(examples)["train"] == [("b", "0"), ("d", "1")]
+    train = [row("a", None), row("b", "n"), row("c", " "), row("d", "y"), row("", None)]
+    examples = checked(a_task(tmp_path, train, [row("w", "y"), row("v", "n"), row("x", "")], kind), "skip")
+    assert contents(examples)["train"] == [("b", "n"), ("d", "y")]
     assert examples.missing == {"t": {"train": 2, "test": 1}}
     assert {split: counts.tolist() for split, counts in examples.class_counts["t"].items()} == {
         "train": [1, 1],
