@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple, TypeGuard, Union, get_args, get_o
 
 from omegaconf import MISSING
 
-from mtl_dist.config.section import Allowed, Section
+from mtl_dist.config.section import Allowed, Section, Shorthand
 
 Location = Sequence[str | int]
 """Keys and list indices from a section down to a value."""
@@ -19,6 +19,7 @@ class FieldType(NamedTuple):
     nullable: bool
     allowed: str | None
     """Range of a number in words; None if every number is allowed."""
+    shorthand: Shorthand | None = None
 
 
 def is_section(hint: Any) -> TypeGuard[type[Section]]:
@@ -36,7 +37,8 @@ def field_type(hint: Any, metadata: Sequence[Any] = ()) -> FieldType:
         nullable = nullable or NoneType in rest
         hint = first
     allowed = next((item.words for item in metadata if isinstance(item, Allowed)), None)
-    return FieldType(hint, nullable, allowed)
+    shorthand = next((item for item in metadata if isinstance(item, Shorthand)), None)
+    return FieldType(hint, nullable, allowed, shorthand)
 
 
 def type_at(section: type[Section], location: Location) -> FieldType:
@@ -51,11 +53,54 @@ def type_at(section: type[Section], location: Location) -> FieldType:
     return found
 
 
-def filled(node: dict[str, Any], section: type[Section]) -> dict[str, Any]:
-    """`node`, a section in plain containers, with the default of each key that it lacks.
+def expanded(node: Any, hint: Any, metadata: Sequence[Any] = ()) -> Any:
+    """`node`, a value of type `hint` in plain containers, with every shorter form written out in full.
 
-    Keys without a default get OmegaConf's mark of a missing value. A string becomes a list where the schema has a list
-    of strings.
+    Keys that the schema does not have, and values of wrong types, stay as they are.
+    """
+    kind = field_type(hint, metadata)
+    if kind.shorthand is not None:
+        node = kind.shorthand.expand(node)
+    if isinstance(node, dict) and is_section(kind.bare):
+        fields = kind.bare.model_fields
+        return {
+            name: expanded(item, fields[name].annotation, fields[name].metadata) if name in fields else item
+            for name, item in node.items()
+        }
+    if isinstance(node, dict) and get_origin(kind.bare) is dict:
+        return {key: expanded(item, get_args(kind.bare)[1]) for key, item in node.items()}
+    if isinstance(node, list) and get_origin(kind.bare) is list:
+        return [expanded(item, get_args(kind.bare)[0]) for item in node]
+    return node
+
+
+def without_replaced(config: Any, layer: Any, hint: Any, metadata: Sequence[Any] = ()) -> Any:
+    """`config` without the values that those of `layer` replace instead of being merged with them.
+
+    Both are of type `hint`, in plain containers, `layer` before it is expanded.
+    """
+    kind = field_type(hint, metadata)
+    if not isinstance(config, dict):
+        return config
+    if kind.shorthand is not None and (kind.shorthand.replaces or kind.shorthand.expand(layer) != layer):
+        return None
+    if not isinstance(layer, dict):
+        return config
+    fields = kind.bare.model_fields if is_section(kind.bare) else None
+    of_dict = get_args(kind.bare)[1] if get_origin(kind.bare) is dict else None
+    kept = dict(config)
+    for name in config.keys() & layer.keys():
+        if fields is not None:
+            kept[name] = without_replaced(config[name], layer[name], fields[name].annotation, fields[name].metadata)
+        elif of_dict is not None:
+            kept[name] = without_replaced(config[name], layer[name], of_dict)
+    return kept
+
+
+def filled(node: dict[str, Any], section: type[Section]) -> dict[str, Any]:
+    """`node`, a section in plain containers and full forms, with the default of each key that it lacks.
+
+    Keys without a default get OmegaConf's mark of a missing value.
     """
     defaults = section.model_construct().model_dump()
     return {
@@ -68,11 +113,10 @@ def _filled(value: Any, hint: Any) -> Any:
     bare = field_type(hint).bare
     if value is None:
         return None
-    if is_section(bare):
+    if is_section(bare) and isinstance(value, dict):
         return filled(value, bare)
-    if get_origin(bare) is dict:
+    if get_origin(bare) is dict and isinstance(value, dict):
         return {key: _filled(item, get_args(bare)[1]) for key, item in value.items()}
-    if get_origin(bare) is list:
-        items = [value] if isinstance(value, str) else value
-        return [_filled(item, get_args(bare)[0]) for item in items]
-    return value
+    if get_origin(bare) is list and isinstance(value, list):
+        return [_filled(item, get_args(bare)[0]) for item in value]
+    return value  # one of a wrong type is refused when the whole recipe is validated

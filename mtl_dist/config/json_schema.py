@@ -18,7 +18,7 @@ def recipe_json_schema() -> dict[str, Any]:
     of it.
     """
     schema = Recipe.model_json_schema(schema_generator=_RecipeSchema)
-    del schema["$defs"]["TaskConfig"]["required"]  # a file may change some keys of a task that another file defines
+    del schema["$defs"]["SourceConfig"]["required"]  # a file may change some keys of what another file defines
     described = {"title": "mtl_dist recipe", "description": "Recipe of a training run of mtl_dist."}
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema, **described}
 

@@ -6,11 +6,11 @@ with a value that its own rules exclude raises pydantic's ValidationError; rules
 once.
 """
 
-import codecs
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from mtl_dist.config.data_recipe import DataConfig, SourceConfig, TaskConfig
 from mtl_dist.config.metric_names import SIGNS, task_and_name
 from mtl_dist.config.section import (
     Allowed,
@@ -52,92 +52,20 @@ class ModelConfig(Section):
     """Run code that comes with the encoder's folder. Leave off for folders you have not read."""
 
 
-class ReadConfig(Section):
-    """How text files are written: for CSV all keys, for JSON and plain text the encoding."""
-
-    delimiter: str | None = None
-    """Character between the fields of a CSV file; null finds it in the header."""
-    encoding: str = "utf-8"
-    """Encoding of a text file, as Python names it, e.g. cp1252 or utf-16."""
-    quotechar: str | None = '"'
-    """Character around a CSV field that contains delimiters or line ends; null takes quotes as ordinary characters."""
-    header: bool = True
-    """Whether the first line of a CSV file names its columns; otherwise they are called 0, 1, 2 and so on."""
-
-    @field_validator("delimiter", "quotechar")
-    @classmethod
-    def _one_character(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 1 or value in "\r\n"):
-            raise ValueError(f"{value!r} is not one character")
-        return value
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, value: str) -> str:
-        try:
-            codecs.lookup(value)
-        except LookupError:
-            raise ValueError(f"no encoding {value!r}; e.g. utf-8, cp1252, utf-16") from None
-        return value
-
-
-class TaskConfig(Section):
-    """One classification task: where its rows are, which columns to read, its weight in the loss."""
-
-    path: RequiredText
-    """What `datasets.load_dataset` takes: a hub id, or json, csv, parquet together with `data_files`."""
-    name: str | None = None
-    """The data set's configuration on the hub, e.g. `sentiment` of `tweet_eval`."""
-    data_files: dict[str, str] = Field(default_factory=dict)
-    """Files (globs allowed) per split: train and test, and validation if `evaluation.split` asks for it."""
-    text: Strings = Field(default_factory=lambda: ["text"])
-    """Text column, or two columns for a sentence pair."""
-    label: str = "label"
-    """Label column: integers from 0, or strings."""
-    labels: Strings | None = None
-    """Class names in order; null takes them from the data (the feature's own names, else the training split)."""
-    weight: PositiveFloat = 1.0
-    """Weight of this task's mean loss in the global batch's loss."""
-    max_rows: Count | None = None
-    """Train on this many rows, drawn once and the same for every seed; null takes all."""
-
-    @field_validator("text")
-    @classmethod
-    def _one_or_two_columns(cls, text: list[str]) -> list[str]:
-        if len(text) not in (1, 2):
-            raise ValueError(f"{len(text)} columns; give one, or two for a sentence pair")
-        return text
-
-    @field_validator("labels")
-    @classmethod
-    def _at_least_two_classes(cls, labels: list[str] | None) -> list[str] | None:
-        if labels is None:
-            return None
-        if len(labels) < 2:
-            raise ValueError(f"{len(labels)} given; a task has at least two classes")
-        return refuse_repeated(labels)
-
-
-class DataConfig(Section):
-    """From text to tokens."""
-
-    max_length: Annotated[int, Field(ge=3), Allowed("at least 3: two special tokens and one of text")] = 128
-    """Most tokens of an example, special tokens included; longer texts are truncated."""
-    empty_text: Literal["error", "skip"] = "error"
-    """What to do with rows whose text is empty or missing: stop, or leave them out and print their number."""
-    cache_dir: str | None = None
-    """Folder for tokenized data; null is `$MTL_DIST_CACHE`, else `~/.cache/mtl_dist`."""
-
-
 class SamplingConfig(Section):
     """Which rows make up each global batch."""
 
     strategy: Literal["uniform", "proportional", "weighted"] = "uniform"
-    """Share of each task in the sampled rows: equal, by number of rows, or by `sampling.weights`."""
+    """Share of each task, or each source whose tasks share rows, in the sampled rows: equal, by number of rows, or by
+    `sampling.weights`."""
     weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Share of each task for strategy `weighted`; they need not sum to 1."""
+    """Share of each task for strategy `weighted`, equal for tasks that share rows; they need not sum to 1."""
+    rows: Literal["shared", "per_task"] = "shared"
+    """Draw a row of a source once for all tasks that use it, or for each task separately. With `shared`, tasks of one
+    source have one share, and a row counts for those tasks whose label it has."""
     batches: Literal["mixed", "one_task"] = "mixed"
-    """Rows of all tasks in every global batch, or each global batch from one task."""
+    """Rows of all tasks in every global batch, or each global batch from one task, or one source whose tasks share
+    rows."""
     length_window: Count = 128
     """Steps within which rows are exchanged to batch similar lengths together; 1 leaves the order purely random."""
 
@@ -255,8 +183,9 @@ class CacheConfig(Section):
 class EvaluationConfig(Section):
     """When and on which split the model is evaluated: after each phase, at the end and as a phase's `until` says."""
 
-    split: Literal["test", "validation"] = "test"
-    """Split measured after each phase and for `until`; the end of the run is always measured on test too."""
+    split: Literal["test", "validation"] | None = None
+    """Split measured after each phase and for `until`; null takes validation where there is one, else test. The end of
+    the run is always measured on test too."""
     batch_size: Count = 64
     """Rows per forward pass of a process."""
 
@@ -348,6 +277,7 @@ class Recipe(Section):
     micro_batch_size: Count | None = None
     """Most examples in one forward pass of a process; null computes the process's part of the global batch at once."""
     model: ModelConfig = Field(default_factory=ModelConfig)
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
     tasks: dict[str, TaskConfig] = Field(default_factory=dict)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)

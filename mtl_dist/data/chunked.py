@@ -1,11 +1,8 @@
-"""Checks of whole columns in chunks of rows, so that memory does not grow with the size of a split."""
+"""Work on whole columns in chunks of rows, so that memory does not grow with the size of a split."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from typing import TypeVar, cast
+from collections.abc import Iterable, Iterator
 
-import datasets
 import numpy as np
 
 from mtl_dist.errors import UserError
@@ -13,40 +10,25 @@ from mtl_dist.errors import UserError
 CHUNK_ROWS = 1 << 18
 """Rows per chunk."""
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 
 def chunk_slices(rows: int) -> Iterator[slice]:
     """Consecutive slices of at most CHUNK_ROWS rows, which together cover `rows` rows."""
     return (slice(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS))
 
 
-class _ChunkRefused(Exception):
-    """Raised when the check of a single chunk raises UserError."""
+def rows_where(mask: np.ndarray) -> np.ndarray:
+    """Numbers of the rows of a mask, [rows] bool, ascending, [n] int64; on disk where there are many."""
+    chunks = chunk_slices(len(mask))
+    return concatenate_on_disk(chunk.start + np.flatnonzero(mask[chunk]) for chunk in chunks)
 
 
-def map_chunks(
-    rows: datasets.Dataset,
-    check: Callable[[datasets.Dataset, slice], T],
-    combine: Callable[[Iterable[T]], R],
-) -> R:
-    """Calls `check` with each chunk of `rows` and its position in them, and combines the results.
-
-    If a chunk is refused, all rows are checked at once: the message then has the row's number in the whole split and
-    the number of rows like it, and some properties, such as the type of a column, cannot be judged by one chunk.
-    """
-
-    def checked(chunk: slice) -> T:
-        try:
-            return check(cast(datasets.Dataset, rows.select(range(chunk.start, chunk.stop))), chunk)
-        except UserError as error:
-            raise _ChunkRefused from error
-
-    if len(rows) > CHUNK_ROWS:
-        with suppress(_ChunkRefused):
-            return combine(checked(chunk) for chunk in chunk_slices(len(rows)))
-    return combine([check(rows, slice(0, len(rows)))])
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Number of rows of each class, [classes] int64, from class indices, [rows] int64; negative ones do not count."""
+    counts = np.zeros(classes, dtype=np.int64)
+    for chunk in chunk_slices(len(labels)):  # in chunks, because bincount copies a read-only array
+        found = np.asarray(labels[chunk])
+        counts += np.bincount(found[found >= 0], minlength=classes)
+    return counts
 
 
 def concatenate_on_disk(arrays: Iterable[np.ndarray]) -> np.ndarray:

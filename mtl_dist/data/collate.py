@@ -1,13 +1,13 @@
 """Collation: from rows of tokenized splits to one padded batch for several tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtl_dist.data.token_files import ListColumn, Split
+from mtl_dist.data.token_files import NO_LABEL, ListColumn, Split
 from mtl_dist.device import to_device_batched
 
 
@@ -22,7 +22,8 @@ class Batch:
     token_type_ids: Tensor | None
     """Token type IDs, [n, T] int64; None if no task of the run has them."""
     rows: dict[str, Tensor]
-    """Positions in the batch of the examples of each task, [examples of the task] int64, may be empty."""
+    """Positions in the batch of the examples that count for each task, [examples of the task] int64, may be empty. One
+    example can count for several tasks."""
     labels: dict[str, Tensor]
     """Class indices of the examples of each task, in the order of `rows`, int64."""
 
@@ -44,35 +45,44 @@ class Batch:
 
 
 def collate(
-    splits: Mapping[str, Split], task_ids: np.ndarray, rows: np.ndarray, pad_token_id: int, with_tokens: bool = True
+    parts: Sequence[tuple[Split, Sequence[str]]],
+    part_ids: np.ndarray,
+    rows: np.ndarray,
+    tasks: Sequence[str],
+    pad_token_id: int,
+    with_tokens: bool = True,
 ) -> Batch:
-    """Builds a batch of the examples `rows[i]` of the `task_ids[i]`-th split, in this order; `splits` is by task.
+    """Builds a batch, in this order, of the examples `rows[i]` of the `part_ids[i]`-th of `parts`.
 
+    A part is a split, and the tasks that an example of it counts for if it has their label. The batch has all `tasks`.
     Without tokens, each example consists of a single padding token; for examples whose sentence vectors are cached.
     """
-    positions = {task: np.flatnonzero(task_ids == index) for index, task in enumerate(splits)}
+    positions = [np.flatnonzero(part_ids == index) for index in range(len(parts))]
     lengths = np.ones(len(rows), dtype=np.int64)
     if with_tokens:
-        for task, at in positions.items():
-            lengths[at] = splits[task].lengths[rows[at]]
+        for (split, _), at in zip(parts, positions, strict=True):
+            lengths[at] = split.lengths[rows[at]]
     shape = (len(rows), int(lengths.max(initial=1)))
     attended = np.arange(shape[1]) < lengths[:, None]
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    has_types = any(split.has_token_type_ids for split in splits.values())
+    has_types = any(split.has_token_type_ids for split, _ in parts)
     token_type_ids = np.zeros(shape, dtype=np.int64) if has_types else None
-    labels = {}
-    for task, at in positions.items():
-        labels[task] = torch.from_numpy(splits[task].labels[rows[at]])
+    nothing = np.zeros(0, dtype=np.int64)
+    examples, labels = dict.fromkeys(tasks, nothing), dict.fromkeys(tasks, nothing)
+    for (split, of_part), at in zip(parts, positions, strict=True):
+        for task in of_part:
+            found = split.labels[task][rows[at]]
+            examples[task], labels[task] = at[found != NO_LABEL], found[found != NO_LABEL]
         if with_tokens:
-            _copy_rows(input_ids, at, splits[task].input_ids, rows[at])
-            if token_type_ids is not None and splits[task].has_token_type_ids:
-                _copy_rows(token_type_ids, at, splits[task].token_type_ids, rows[at])
+            _copy_rows(input_ids, at, split.input_ids, rows[at])
+            if token_type_ids is not None and split.has_token_type_ids:
+                _copy_rows(token_type_ids, at, split.token_type_ids, rows[at])
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(attended.astype(np.int64)),
         None if token_type_ids is None else torch.from_numpy(token_type_ids),
-        {task: torch.from_numpy(at) for task, at in positions.items()},
-        labels,
+        {task: torch.from_numpy(at) for task, at in examples.items()},
+        {task: torch.from_numpy(found) for task, found in labels.items()},
     )
 
 

@@ -1,13 +1,9 @@
-"""State of the local files that a task is read from, by which a change of any of them is noticed."""
+"""State of the files that an example set is read from, by which a change of any of them is noticed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
-from datasets.data_files import DataFilesList, resolve_pattern
-
-from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.config.validation import FILE_BUILDERS
 
 FileStates = list[str]
 """One line per file, with its path and metadata that change whenever the file is changed."""
@@ -19,36 +15,13 @@ The resolution of file system timestamps is up to two seconds; a second change w
 """
 
 
-def local_files(task: TaskConfig, split: str) -> DataFilesList | None:
-    """Files of one split with their state; None if the split is not read from local files or they do not exist.
-
-    `datasets` caches what it has read by path and modification time. Given this list, it uses the whole state instead,
-    and thus notices a change that kept the modification time.
-    """
-    pattern = task.data_files.get(split, "")
-    if task.path not in FILE_BUILDERS or not pattern or "://" in pattern:
-        return None
-    try:
-        paths = resolve_pattern(pattern, str(Path.cwd()))
-        return DataFilesList(paths, [(_state_of_file(path),) for path in paths])
-    except OSError:
-        return None  # the reader of the files reports the error
-
-
-def files_state(task: TaskConfig, splits: Iterable[str]) -> FileStates | None:
-    """State of the files of all `splits`; None if `local_files` returns None for one of them."""
-    lines = []
-    for split in splits:
-        files = local_files(task, split)
-        if files is None:
-            return None
-        states = (" ".join(state) for state in files.origin_metadata)
-        lines += [f"{split} {state} {path}" for path, state in zip(files, states, strict=True)]
-    return lines
+def files_state(files: Mapping[str, Sequence[str]]) -> FileStates:
+    """State of the files of all splits; a file that is gone has none."""
+    return [f"{split} {_state_of_file(path)} {path}" for split, paths in files.items() for path in paths]
 
 
 def rows_state(splits: Mapping[str, datasets.Dataset]) -> FileStates:
-    """State of rows that are not read from local files, e.g. from the hub: of the arrow files in the `datasets` cache.
+    """State of rows that `datasets` has read, e.g. from the hub: of the arrow files in its cache.
 
     The fingerprint and features by which `datasets` reads these files are part of the state.
     """
@@ -64,7 +37,10 @@ def _state_of_file(path: str) -> str:
 
     Setting mtime back to an earlier value changes ctime, which cannot be set.
     """
-    found = Path(path).stat()
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return "0 0 0 0"  # the reader of the file reports the error
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 

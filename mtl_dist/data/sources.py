@@ -1,71 +1,199 @@
-"""Loading of a task's rows with `datasets`."""
+"""Reading of an example set's source: every column that its tasks need, once, as strings on disk."""
 
-import glob
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import datasets
-from pyarrow.dataset import ParquetFragmentScanOptions
+import pyarrow as pa
+from datasets.packaged_modules.csv.csv import Csv
 
-from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.config.validation import FILE_BUILDERS
-from mtl_dist.data.diagnostics import find_faulty_line_of_split
-from mtl_dist.data.fingerprint import local_files
+from mtl_dist.config.sources import FILE_BUILDERS, ExampleSetConfig
+from mtl_dist.data.fingerprint import FileStates, files_state, rows_state
+from mtl_dist.data.reading.files import find_files
+from mtl_dist.data.reading.table import TableFile
+from mtl_dist.data.reading.values import Wanted
+from mtl_dist.data.string_table import StringTable, write_string_table
 from mtl_dist.errors import UserError, did_you_mean, root_cause
 
 # Messages of `datasets` and its readers for files without rows.
 _NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
-
-_READER_OPTIONS: dict[str, dict[str, Any]] = {
-    # By default, pandas reads texts and labels such as "NA" and "None" as missing.
-    "csv": {"keep_default_na": False, "na_values": [""]},
-    # With pre-buffering, the whole file would be held in memory.
-    "parquet": {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)},
-}
+_UNKNOWN_SPLIT = "Unknown split"
+_ROWS_AT_A_TIME = 8192
+ClassNames = dict[str, tuple[str, ...]]
+"""Names of the classes of ClassLabel columns, by column."""
 
 
-def load_rows(key: str, task: TaskConfig, split: str) -> datasets.Dataset:
-    """Loads the columns that `task` uses of one split, memory-mapped, in arrow format.
+@dataclass(frozen=True)
+class SourceTables:
+    """The rows of a source, as strings."""
 
-    `key` (`tasks.<name>`) begins error messages. Raises UserError if the split cannot be read, has no rows or lacks a
-    column.
-    """
-    files = _files_of(key, task, split)
-    options = _READER_OPTIONS.get(task.path, {})
-    try:
-        with _quiet_datasets():
-            loaded = datasets.load_dataset(task.path, task.name, data_files=files, split=split, **options)
-    except Exception as error:  # each reader has exception classes of its own
-        if any(words in root_cause(error) for words in _NO_ROWS):
-            raise UserError(f"{key}: the {split} split has no rows") from error
-        if fault := find_faulty_line_of_split(task, split):
-            raise UserError(f"{key}: {split} {fault}") from error
-        raise UserError(f"{key}: cannot load the {split} split: {root_cause(error)}") from error
-    rows = cast(datasets.Dataset, loaded)
-    _check_columns(key, task, split, rows.column_names)
-    wanted = list(dict.fromkeys([*task.text, task.label]))
-    return cast(datasets.Dataset, rows.select_columns(wanted).with_format("arrow"))
+    tables: dict[str, StringTable]
+    """By split of the source, before any rows of it are held out for others."""
+    class_names: ClassNames
+    """For the training rows, by column; in the order of the first file that has them."""
 
 
-def _files_of(key: str, task: TaskConfig, split: str) -> dict[str, Any] | None:
-    """The argument `data_files` of `datasets.load_dataset`. Raises UserError if no local file matches."""
-    if not task.data_files:
-        return None
-    pattern = task.data_files[split]
-    if task.path in FILE_BUILDERS and "://" not in pattern and not glob.glob(pattern, recursive=True):  # noqa: PTH207
-        raise UserError(f"{key}.data_files.{split}: there is no file {pattern}")
-    return {split: local_files(task, split) or pattern}
+class Source(Protocol):
+    """A source whose files or rows have been found, and have not been read."""
+
+    def state(self) -> FileStates:
+        """State of the files that hold the rows; it changes whenever one of them does."""
+
+    def read(self, folder: Path) -> SourceTables:
+        """Reads all rows into files in `folder`. Raises UserError for what cannot be read."""
 
 
-def _check_columns(key: str, task: TaskConfig, split: str, names: list[str]) -> None:
-    """Raises UserError if a text column or the label column of `task` is not among `names`."""
-    for field, columns in (("text", task.text), ("label", [task.label])):
-        for column in columns:
-            if column not in names:
-                hint = did_you_mean(column, names)
-                raise UserError(f"{key}.{field}: the {split} split has no column {column!r}{hint}")
+def open_source(config: ExampleSetConfig, splits: Sequence[str]) -> Source:
+    """Finds the rows of `splits`, as far as the source has them. Raises UserError, beginning with the recipe's key."""
+    held_out = config.source.split.held_out
+    needed = [split for split in splits if split not in held_out]
+    if len(needed) < len(splits) and "train" not in needed:
+        needed = ["train", *needed]
+    kind = _FileSource if config.source.path in FILE_BUILDERS else _DatasetSource
+    return kind(config, needed)
+
+
+def value_columns(config: ExampleSetConfig) -> list[str]:
+    """Names of the columns of an example set that are no texts: labels, and those that splits are made by."""
+    split = config.source.split
+    names = [*(task.label for task in config.tasks.values()), split.by, split.stratify]
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+class _FileSource:
+    """Tables in files, which this package reads by itself."""
+
+    def __init__(self, config: ExampleSetConfig, splits: Sequence[str]) -> None:
+        source = config.source
+        self._config = config
+        self._files = {
+            split: find_files(f"{config.key}.data_files.{split}", source.data_files[split])
+            for split in splits
+            if split in source.data_files
+        }
+
+    def state(self) -> FileStates:
+        return files_state(self._files)
+
+    def read(self, folder: Path) -> SourceTables:
+        names: ClassNames = {}
+        tables = {}
+        for split, paths in self._files.items():
+            files = [self._table_file(path) for path in paths]
+            for file in files:
+                self._check_columns(file)
+                if split == "train":
+                    _unite(names, file.class_names())
+            batches = (
+                batch for file in files for batch in file.batches(self._config.text, value_columns(self._config))
+            )
+            tables[split] = _written(self._config.key, split, folder, batches)
+        return SourceTables(tables, names)
+
+    def _table_file(self, path: str) -> TableFile:
+        source = self._config.source
+        return TableFile(path, source.path, source.read, f"{self._config.key}: {path}")
+
+    def _check_columns(self, file: TableFile) -> None:
+        # A key of JSON rows can be missing in all rows at the beginning, so only its reader can tell.
+        if file.format != "json":
+            _check_columns(self._config, file.path, file.columns())
+
+
+class _DatasetSource:
+    """A data set of the hub or a folder, which `datasets` reads."""
+
+    def __init__(self, config: ExampleSetConfig, splits: Sequence[str]) -> None:
+        self._config = config
+        found = ((split, self._load(split)) for split in splits)
+        self._rows = {split: rows for split, rows in found if rows is not None}
+
+    def state(self) -> FileStates:
+        return rows_state(self._rows)
+
+    def read(self, folder: Path) -> SourceTables:
+        tables = {}
+        for split, rows in self._rows.items():
+            _check_columns(self._config, f"the {split} split", rows.column_names)
+            tables[split] = _written(self._config.key, split, folder, self._batches(split, rows))
+        return SourceTables(tables, _class_names(self._rows["train"]) if "train" in self._rows else {})
+
+    def _load(self, split: str) -> datasets.Dataset | None:
+        """The rows of a split in the cache of `datasets`; None for a validation split that there is not."""
+        key, source = self._config.key, self._config.source
+        if source.data_files and split not in source.data_files:
+            return None
+        files = {split: source.data_files[split]} if source.data_files else None
+        try:
+            with _quiet_datasets():
+                builder = datasets.load_dataset_builder(source.path, source.name, data_files=files)
+                options = self._options(builder)
+                loaded = datasets.load_dataset(source.path, source.name, data_files=files, split=split, **options)
+        except Exception as error:  # each reader has exception classes of its own
+            cause = root_cause(error)
+            if split == "validation" and cause.startswith(_UNKNOWN_SPLIT):
+                return None
+            if any(words in cause for words in _NO_ROWS):
+                raise UserError(f"{key}: the {split} split has no rows") from error
+            raise UserError(f"{key}: cannot load the {split} split: {cause}") from error
+        return cast(datasets.Dataset, loaded)
+
+    def _options(self, builder: datasets.DatasetBuilder) -> dict[str, Any]:
+        """Options that keep the CSV reader of `datasets` from guessing the types of columns."""
+        if not isinstance(builder, Csv) or builder.info.features:
+            return {}
+        columns = [*self._config.text, *value_columns(self._config)]
+        return {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "na_values": [""]}
+
+    def _batches(self, split: str, rows: datasets.Dataset) -> Iterator[pa.RecordBatch]:
+        wanted = Wanted(tuple(self._config.text), tuple(value_columns(self._config)))
+        names = _class_names(rows)
+        used = rows.select_columns(wanted.names).with_format("arrow")
+        for start in range(0, len(used), _ROWS_AT_A_TIME):
+            table = cast(pa.Table, used[start : start + _ROWS_AT_A_TIME])
+
+            def place(row: int, start: int = start) -> str:
+                return f"{self._config.key}: {split} row {start + row} (from 0)"
+
+            yield wanted.batch(
+                [
+                    wanted.arrow_column(name, table.column(name).combine_chunks(), names.get(name), place)
+                    for name in wanted.names
+                ]
+            )
+
+
+def _class_names(rows: datasets.Dataset) -> ClassNames:
+    features = rows.features.items()
+    return {name: tuple(one.names) for name, one in features if isinstance(one, datasets.ClassLabel) and one.names}
+
+
+def _unite(names: ClassNames, more: ClassNames) -> None:
+    """Adds the class names of another file to `names`, behind those that are there."""
+    for column, found in more.items():
+        names[column] = tuple(dict.fromkeys([*names.get(column, ()), *found]))
+
+
+def _written(key: str, split: str, folder: Path, batches: Iterator[pa.RecordBatch]) -> StringTable:
+    table = write_string_table(folder / f"{split}.arrow", batches)
+    if table is None:
+        raise UserError(f"{key}: the {split} split has no rows")
+    return table
+
+
+def _check_columns(config: ExampleSetConfig, place: str, names: Sequence[str]) -> None:
+    """Raises UserError if a column that `config` names is not among `names`; `place` is where these are."""
+    split = config.source.split
+    wanted = [(f"{config.key}.text", name) for name in config.text]
+    wanted += [(f"{config.key_of(task)}.label", one.label) for task, one in config.tasks.items()]
+    wanted += [(f"{config.key}.split.by", split.by), (f"{config.key}.split.stratify", split.stratify)]
+    for key, column in wanted:
+        if column is not None and column not in names:
+            raise UserError(f"{key}: {place} has no column {column!r}{did_you_mean(column, names)}")
 
 
 @contextmanager

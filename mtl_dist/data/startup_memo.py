@@ -1,4 +1,4 @@
-"""Memo of the cache entry that a task used at its last start, so that unchanged data is not read again.
+"""Memo of the cache entry that an example set used at its last start, so that unchanged data is not read again.
 
 The name of a cache entry is a digest of its rows, so computing it takes reading them all. A memo next to the entries
 stores that name. The memo's own name is a digest of the settings and of the state of the source files: after any
@@ -10,12 +10,14 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from mtl_dist.config.recipe import DataConfig, TaskConfig
+from mtl_dist.config.recipe import DataConfig
+from mtl_dist.config.sources import ExampleSetConfig
 from mtl_dist.data.fingerprint import FileStates, timestamps_are_reliable
 from mtl_dist.data.token_cache import settings_of
 from mtl_dist.errors import root_cause
@@ -27,13 +29,21 @@ FOLDER = "starts"
 
 
 class StartupMemo:
-    """Memo of one task for its settings and the current state of its source files."""
+    """Memo of one example set for its settings and the current state of its source files."""
 
     def __init__(
-        self, root: Path, task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, state: FileStates
+        self,
+        root: Path,
+        config: ExampleSetConfig,
+        splits: Sequence[str],
+        data: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        state: FileStates,
     ) -> None:
+        source = config.source
         # Another version of `datasets` may read the same files differently.
-        inputs = [state, task.path, task.name, datasets.__version__, settings_of(task, data, tokenizer)]
+        reading = [source.path, source.name, source.read.model_dump(), datasets.__version__]
+        inputs = [state, reading, settings_of(config, splits, data, tokenizer)]
         name = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:32]
         self.path = root / FOLDER / f"{name}.json"
         self.state = state

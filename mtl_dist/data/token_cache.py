@@ -1,39 +1,47 @@
-"""Cache of tokenized tasks: one folder per task, named by a digest of its content, written completely or not at all."""
+"""Cache of tokenized example sets: folders named by a digest of their content, written completely or not at all."""
 
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from mtl_dist.config.recipe import DataConfig, TaskConfig
-from mtl_dist.data.token_files import BATCH_ROWS, Split, npy_chunks, open_split, write_split
+from mtl_dist.config.recipe import DataConfig
+from mtl_dist.config.sources import ExampleSetConfig
+from mtl_dist.data.sources import SourceTables
+from mtl_dist.data.token_files import Split, open_split, write_split
 from mtl_dist.data.tokenization import ColumnTokenizer
-from mtl_dist.data.validation import LabeledTask
+from mtl_dist.data.validation import LabeledSet
+from mtl_dist.environment import CACHE_VARIABLE, cache_root
 from mtl_dist.errors import UserError
+from mtl_dist.io import apply_umask
 from mtl_dist.progress import Progress, no_progress
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file format; increased with every change of what is written, so that older entries are not used."""
 META = "meta.json"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tokenized task in the cache."""
+    """One tokenized example set in the cache."""
 
-    labels: tuple[str, ...]
-    """Class names in the order of their indices."""
+    name: str
+    """Name of its folder, which identifies its content."""
+    labels: dict[str, tuple[str, ...]]
+    """Class names in the order of their indices, by task."""
+    kinds: dict[str, str]
+    """What the label column of each task holds; see `LabelClasses.kind`."""
+    class_counts: dict[str, dict[str, np.ndarray]]
+    """Number of rows of each class, [classes] int64, by task and split."""
+    missing: dict[str, dict[str, int]]
+    """Number of rows without a label, by task and split."""
     splits: dict[str, Split]
     digests: dict[str, str]
     """SHA-256 of each split's tokens and labels."""
@@ -42,7 +50,7 @@ class Entry:
 
 def make_root(data: DataConfig) -> Path:
     """Creates the cache folder if it does not exist, and returns it. Raises UserError if it cannot be created."""
-    root = Path(data.cache_dir or os.environ.get("MTL_DIST_CACHE") or "~/.cache/mtl_dist").expanduser()
+    root = cache_root(data.cache_dir)
     with _reporting_write_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     return root
@@ -53,41 +61,47 @@ def _reporting_write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"data.cache_dir: cannot write {root} ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise UserError(
+            f"data.cache_dir: cannot write {root} ({reason}); name a folder there, or by {CACHE_VARIABLE}"
+        ) from error
 
 
 def entry_name(
-    task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, datasets.Dataset]
+    config: ExampleSetConfig,
+    splits: Sequence[str],
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    source: SourceTables,
 ) -> str:
     """Digest of everything that determines the content of an entry: rows, tokenizer and settings.
 
     Independent of paths and dates, so that machines with the same data have the same entry names.
     """
-    rows = {split: [str(rows.features), _digest_of_rows(rows)] for split, rows in splits.items()}
-    inputs = settings_of(task, data, tokenizer) | {"rows": rows}
+    rows = {split: table.digest() for split, table in source.tables.items()}
+    inputs = settings_of(config, splits, data, tokenizer) | {"rows": rows, "class names": source.class_names}
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def settings_of(task: TaskConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything but the rows that determines the content of an entry."""
+def settings_of(
+    config: ExampleSetConfig, splits: Sequence[str], data: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Everything but the rows that determines the content of an entry; `splits` are those that a run wants."""
+    tasks = [
+        [name, task.label, None if task.labels is None else [*task.labels.items()], task.missing]
+        for name, task in config.tasks.items()
+    ]
     return {
         "format": FORMAT,
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "special_tokens": tokenizer.special_tokens_map,
         "inputs": [tokenizer.model_input_names, tokenizer.truncation_side],
-        "task": [task.text, task.label, task.labels, task.max_rows],
+        "tasks": tasks,
+        # The key is in the entry's warnings.
+        "source": [config.key, list(config.text), config.source.max_rows, config.source.split.model_dump()],
+        "splits": list(splits),
         "data": [data.max_length, data.empty_text],
     }
-
-
-def _digest_of_rows(rows: datasets.Dataset) -> str:
-    """Hash of the content of all columns, independent of how arrow divides them into chunks."""
-    digest = xxhash.xxh3_128()
-    for table in rows.iter(batch_size=10 * BATCH_ROWS):
-        # Concatenated with an empty table, because that copies, which drops the offsets and foreign bytes of a slice.
-        for batch in pa.concat_tables([table, table[:0]]).combine_chunks().to_batches():
-            digest.update(batch.serialize())
-    return digest.hexdigest()
 
 
 def open_entry(folder: Path) -> Entry | None:
@@ -96,61 +110,70 @@ def open_entry(folder: Path) -> Entry | None:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             return None
-        splits = {split: open_split(folder / split) for split in meta["digests"]}
+        splits = {split: open_split(folder / split, list(meta["labels"])) for split in meta["digests"]}
     except (OSError, ValueError):
         return None
-    return Entry(tuple(meta["labels"]), splits, meta["digests"], tuple(meta["warnings"]))
+    return Entry(
+        folder.name,
+        {task: tuple(names) for task, names in meta["labels"].items()},
+        meta["kinds"],
+        {
+            task: {split: np.array(counts, dtype=np.int64) for split, counts in of_task.items()}
+            for task, of_task in meta["class_counts"].items()
+        },
+        meta["missing"],
+        splits,
+        meta["digests"],
+        tuple(meta["warnings"]),
+    )
 
 
 def write_entry(
-    folder: Path, key: str, task: LabeledTask, tokenize: ColumnTokenizer, progress: Progress = no_progress
+    folder: Path, key: str, examples: LabeledSet, tokenize: ColumnTokenizer, progress: Progress = no_progress
 ) -> None:
-    """Tokenizes `task` into `folder`, replacing a corrupt entry; `key` (`tasks.<name>`) begins messages.
+    """Tokenizes `examples` into `folder`, replacing a corrupt entry; `key` of the recipe begins messages.
 
     Writes to a temporary folder next to it, which is then renamed, so that no other process sees an incomplete entry.
     If another process has published the entry in the meantime, that one is kept. Raises UserError if the cache cannot
     be written.
     """
-    digests, text_hashes = {}, {}
     root = folder.parent
-    with _reporting_write_errors(root), tempfile.TemporaryDirectory(prefix=".writing-", dir=root) as scratch:
+    with scratch_folder(root) as scratch:
         # A subfolder, because the temporary folder itself is closed to the other users of a shared cache.
-        new = Path(scratch) / folder.name
+        new = scratch / folder.name
         new.mkdir()
-        for split, rows in task.splits.items():
-            text_hashes[split] = Path(scratch) / f"{split}.hashes.npy"
-            digests[split] = write_split(new / split, f"{key}: {split}", rows, tokenize, text_hashes[split], progress)
+        digests = {
+            split: write_split(new / split, key, rows, tokenize, progress) for split, rows in examples.splits.items()
+        }
         meta = {
-            "labels": task.labels,
-            "warnings": [*task.warnings, *_overlaps(text_hashes)],
+            "labels": {task: classes.names for task, classes in examples.classes.items()},
+            "kinds": {task: classes.kind for task, classes in examples.classes.items()},
+            "class_counts": {
+                task: {split: counts.tolist() for split, counts in of_task.items()}
+                for task, of_task in examples.class_counts.items()
+            },
+            "missing": examples.missing,
+            "warnings": examples.warnings,
             "digests": digests,
             "files": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
         }
         (new / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        _publish(new, folder)
+        apply_umask(new)
+        publish(new, folder, lambda other: open_entry(other) is not None)
 
 
-def _overlaps(text_hashes: Mapping[str, Path]) -> list[str]:
-    """One warning per split that shares texts with the training split, from the .npy files of the rows' text hashes."""
-    lines = []
-    for split, path in text_hashes.items():
-        if split == "train":
-            continue
-        texts, rows = np.unique(np.load(path, mmap_mode="r"), return_counts=True)
-        shared = np.zeros(len(texts), dtype=bool)
-        for chunk in npy_chunks(text_hashes["train"]):
-            indices = np.searchsorted(texts, chunk).clip(max=len(texts) - 1)
-            shared[indices[texts[indices] == chunk]] = True
-        if shared.any():
-            lines.append(f"{rows[shared].sum()} of {rows.sum()} {split} rows have a text that is also in train")
-    return lines
+@contextmanager
+def scratch_folder(root: Path) -> Iterator[Path]:
+    """A temporary folder in the cache folder. Raises UserError if the cache cannot be written."""
+    with _reporting_write_errors(root), tempfile.TemporaryDirectory(prefix=".writing-", dir=root) as scratch:
+        yield Path(scratch)
 
 
-def _publish(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`, unless that is an intact entry already."""
+def publish(new: Path, folder: Path, is_intact: Callable[[Path], bool]) -> None:
+    """Renames `new` to `folder`, unless another process has put an intact one there already."""
     try:
         new.rename(folder)
     except OSError:
-        if open_entry(folder) is None:
+        if not is_intact(folder):
             folder.rename(new.with_name("damaged"))
             new.rename(folder)

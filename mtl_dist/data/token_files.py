@@ -2,12 +2,11 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import datasets
 import numpy as np
@@ -15,17 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from mtl_dist.data.labels import NO_LABEL as NO_LABEL
+from mtl_dist.data.string_table import RecordBatchWriter
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledSplit
 from mtl_dist.errors import UserError
 from mtl_dist.progress import Progress, no_progress
 
-ROWS, LENGTHS, LABELS, HASHES, VOCABULARY = ".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy", ".vocabulary.npy"
+ROWS, LENGTHS, HASHES, TEXTS, VOCABULARY = ".arrow", ".lengths.npy", ".hashes.npy", ".texts.npy", ".vocabulary.npy"
 """Suffixes of the files of a split; the fields of Split describe their content."""
 BATCH_ROWS = 1000
 """Rows tokenized at a time; the digest of a split depends on it."""
-MIN_RECORD_BATCH_BYTES = 1 << 25
-"""Size from which a record batch is written: opening an arrow file costs time and memory per record batch."""
 READ_CHUNK = 1 << 18
 """Rows of a .npy file read at a time."""
 
@@ -58,19 +57,21 @@ class ListColumn:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of one task, tokenized and memory-mapped."""
+    """One split of an example set, tokenized and memory-mapped."""
 
     rows: datasets.Dataset
-    """In arrow format: `input_ids` (list of int32), `label` (class index), `row` (row in the source, from 0) and, for
-    sentence pairs if the tokenizer returns them, `token_type_ids` (list of int32)."""
+    """In arrow format: `input_ids` (list of int32), `row` (row in the source, from 0) and, for sentence pairs if the
+    tokenizer returns them, `token_type_ids` (list of int32)."""
     lengths: np.ndarray
     """Number of tokens of each row, [rows] int32."""
-    labels: np.ndarray
-    """Class index of each row, [rows] int64."""
+    labels: Mapping[str, np.ndarray]
+    """Class index of each row, [rows] int64, by task; NO_LABEL where a row has no label for it."""
     hashes: np.ndarray
     """128-bit hash of each row's tokens, [rows, 2] uint64."""
     vocabulary: np.ndarray
     """Distinct token IDs of all rows, sorted, int32."""
+    text_hashes: np.ndarray
+    """64-bit hash of each row's text, [rows] uint64."""
 
     @cached_property
     def has_token_type_ids(self) -> bool:
@@ -88,66 +89,90 @@ class Split:
         return ListColumn(self.rows.data.column("token_type_ids"))
 
 
-def open_split(stem: Path) -> Split:
+def labels_file(stem: Path, task: str) -> Path:
+    """Name of the file with the class indices of one task."""
+    return Path(f"{stem}.labels.{task}.npy")
+
+
+def open_split(stem: Path, tasks: Sequence[str]) -> Split:
     """Opens a split that `write_split` wrote, memory-mapped. Raises OSError or ValueError if a file is not usable."""
+
+    def array(suffix: str) -> np.ndarray:
+        return np.load(f"{stem}{suffix}", mmap_mode="r")
+
     return Split(
         datasets.Dataset.from_file(f"{stem}{ROWS}").with_format("arrow"),
-        *(np.load(f"{stem}{kind}", mmap_mode="r") for kind in (LENGTHS, LABELS, HASHES, VOCABULARY)),
+        array(LENGTHS),
+        {task: np.load(labels_file(stem, task), mmap_mode="r") for task in tasks},
+        array(HASHES),
+        array(VOCABULARY),
+        array(TEXTS),
     )
 
 
 def write_split(
     stem: Path,
-    location: str,
+    key: str,
     split: LabeledSplit,
     tokenize: ColumnTokenizer,
-    text_hashes: Path,
     progress: Progress = no_progress,
 ) -> str:
-    """Tokenizes one split into files whose names begin with `stem`; `location` begins messages.
+    """Tokenizes one split into files whose names begin with `stem`; `key` of the recipe begins messages.
 
-    Returns the SHA-256 of the split's tokens and labels. Writes a 64-bit hash of each row's text to the .npy file
-    `text_hashes`. Memory use does not grow with the number of rows. Raises UserError for a row without tokens.
+    Returns the SHA-256 of the split's tokens and labels. Memory use does not grow with the number of rows. Raises
+    UserError for a row without tokens.
     """
     digest = hashlib.sha256()
     vocabulary = _TokenIdSet()
     lengths, count = Path(f"{stem}{LENGTHS}"), len(split.rows)
     with (
-        _RecordBatchWriter(Path(f"{stem}{ROWS}")) as record_batches,
+        RecordBatchWriter(Path(f"{stem}{ROWS}")) as record_batches,
         _npy_writer(lengths, np.int32, (count,)) as add_lengths,
-        _npy_writer(Path(f"{stem}{LABELS}"), np.int64, (count,)) as add_labels,
         _npy_writer(Path(f"{stem}{HASHES}"), np.uint64, (count, 2)) as add_token_hashes,
-        _npy_writer(text_hashes, np.uint64, (count,)) as add_text_hashes,
-        progress(f"{location}: tokenizing", "rows", count) as advance,
+        _npy_writer(Path(f"{stem}{TEXTS}"), np.uint64, (count,)) as add_text_hashes,
+        progress(f"{key}: {stem.name}: tokenizing", "rows", count) as advance,
     ):
-        for batch, hashes in _tokenized_batches(location, split, tokenize):
+        for start, batch, hashes in _tokenized_batches(key, split, tokenize):
             record_batches.add(batch)
             vocabulary.add(batch["input_ids"].values.to_numpy())
             add_lengths(batch["input_ids"].value_lengths().to_numpy())
-            add_labels(batch["label"].to_numpy())
             add_token_hashes(_token_hashes(batch))
             add_text_hashes(hashes)
-            for column in batch.columns:
-                digest.update((column.flatten() if pa.types.is_list(column.type) else column).to_numpy().tobytes())
+            for array in _arrays(batch, [labels[start : start + len(batch)] for labels in split.labels.values()]):
+                digest.update(array.tobytes())
             advance(len(batch))
+    for task, labels in split.labels.items():
+        with _npy_writer(labels_file(stem, task), np.int64, (count,)) as add_labels:
+            for chunk in _chunks(labels):
+                add_labels(chunk)
     vocabulary.save(Path(f"{stem}{VOCABULARY}"))
     for chunk in npy_chunks(lengths):
         digest.update(chunk.tobytes())
     return digest.hexdigest()
 
 
+def _arrays(batch: pa.RecordBatch, labels: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """What enters the digest of a split, in this order: token columns, labels of each task, row numbers."""
+    for name in batch.schema.names:
+        if name == "row":
+            yield from labels
+        column = batch[name]
+        yield (column.flatten() if pa.types.is_list(column.type) else column).to_numpy()
+
+
 def _tokenized_batches(
-    location: str, split: LabeledSplit, tokenize: ColumnTokenizer
-) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """Yields the columns of `Split.rows` and the text hashes of BATCH_ROWS rows at a time."""
+    key: str, split: LabeledSplit, tokenize: ColumnTokenizer
+) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
+    """Yields position of the first row, columns of `Split.rows` and text hashes of BATCH_ROWS rows at a time."""
     for start in range(0, len(split.rows), BATCH_ROWS):
         rows = split.rows[start : start + BATCH_ROWS]
-        tokens, hashes = tokenize(split.columns[rows])
-        batch = pa.record_batch(tokens | {"label": split.labels[start : start + BATCH_ROWS], "row": rows})
+        tokens, hashes = tokenize(split.table.take(rows, tokenize.columns))
+        batch = pa.record_batch(tokens | {"row": rows})
         lengths = batch["input_ids"].value_lengths().to_numpy()
         if not lengths.all():
-            raise UserError(f"{location} row {rows[lengths.argmin()]} (from 0): the tokenizer makes no token of it")
-        yield batch, hashes
+            row = rows[lengths.argmin()]
+            raise UserError(f"{key}: {split.origin} row {row} (from 0): the tokenizer makes no token of it")
+        yield start, batch, hashes
 
 
 def _token_hashes(batch: pa.RecordBatch) -> np.ndarray:
@@ -186,40 +211,6 @@ class _TokenIdSet:
             add_ids(ids)
 
 
-class _RecordBatchWriter:
-    """Writer of an arrow stream that joins small record batches to ones of MIN_RECORD_BATCH_BYTES or more."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._files = ExitStack()
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        self._waiting: list[pa.RecordBatch] = []
-        self._bytes = 0
-
-    def __enter__(self) -> Self:
-        self._sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._files:
-            if kind is None:
-                self._write()
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Appends the rows of `batch`."""
-        self._waiting.append(batch)
-        self._bytes += batch.nbytes
-        if self._bytes >= MIN_RECORD_BATCH_BYTES:
-            self._write()
-
-    def _write(self) -> None:
-        if self._waiting:
-            batch = pa.concat_batches(self._waiting)
-            self._writer = self._writer or self._files.enter_context(pa.ipc.new_stream(self._sink, batch.schema))
-            self._writer.write_batch(batch)
-            self._waiting, self._bytes = [], 0
-
-
 @contextmanager
 def _npy_writer(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
     """Opens a .npy file for an array of this shape; yields a function that appends the next rows.
@@ -238,5 +229,8 @@ def _npy_writer(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Ite
 
 def npy_chunks(path: Path) -> Iterator[np.ndarray]:
     """Yields the rows of a .npy file, READ_CHUNK at a time."""
-    rows = np.load(path, mmap_mode="r")
+    return _chunks(np.load(path, mmap_mode="r"))
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + READ_CHUNK] for start in range(0, len(rows), READ_CHUNK))

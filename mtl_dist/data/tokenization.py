@@ -5,10 +5,10 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtl_dist.config.recipe import ModelConfig
+from mtl_dist.data.columns import text_hashes
 from mtl_dist.errors import UserError, root_cause
 
 
@@ -45,13 +45,14 @@ class ColumnTokenizer:
             raise UserError(f"data.max_length: {max_length} leaves no room for text; {special} tokens are special ones")
         # A copy, because a call stores its truncation settings in the tokenizer, which is saved with the model.
         self._tokenizer = copy.deepcopy(tokenizer)
-        self._text = text
+        self.columns = text
+        """Names of the text columns."""
         self._max_length = max_length
         self._token_types = len(text) == 2 and "token_type_ids" in tokenizer.model_input_names
 
     def __call__(self, columns: pa.Table) -> tuple[dict[str, pa.Array], np.ndarray]:
         """Returns `input_ids` (and `token_type_ids`), lists of int32, and a hash of each row's text, [rows] uint64."""
-        texts = [columns[name].to_pylist() for name in self._text]
+        texts = [columns[name].to_pylist() for name in self.columns]
         tokens = self._tokenizer(
             *texts,
             truncation=True,
@@ -59,6 +60,5 @@ class ColumnTokenizer:
             return_attention_mask=False,
             return_token_type_ids=self._token_types,
         )
-        hashes = [xxhash.xxh3_64_intdigest("\0".join(row).encode()) for row in zip(*texts, strict=True)]
         lists = {name: pa.array(rows, pa.list_(pa.int32())) for name, rows in tokens.items()}
-        return lists, np.array(hashes, dtype=np.uint64)
+        return lists, text_hashes(texts)

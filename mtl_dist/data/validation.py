@@ -1,182 +1,276 @@
-"""Validation of a task's rows before anything is trained: which rows are used, and the class index of each.
+"""Validation of an example set before anything is trained: which rows are used, in which split, and their classes.
 
 Works on whole columns, in chunks: ten million rows take seconds. Rows count from 0.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.data.chunked import chunk_slices, concatenate_on_disk, map_chunks
-from mtl_dist.data.columns import is_string, refuse_rows, rows_with_text
-from mtl_dist.data.diagnostics import find_faulty_line_of_split
-from mtl_dist.data.labels import class_indices, integers_of, label_values
-from mtl_dist.errors import UserError
-
-T = TypeVar("T")
-R = TypeVar("R")
+from mtl_dist.config.data_recipe import SPLITS
+from mtl_dist.config.sources import ExampleSetConfig
+from mtl_dist.data.chunked import chunk_slices, class_counts, concatenate_on_disk, rows_where
+from mtl_dist.data.columns import have_text, mask_of, refuse_rows
+from mtl_dist.data.labels import (
+    CLASS_LABEL,
+    NAMED,
+    NO_LABEL,
+    STRINGS,
+    UNKNOWN,
+    LabelClasses,
+    decide_classes,
+    is_whole_number,
+    similar_names,
+)
+from mtl_dist.data.sources import SourceTables
+from mtl_dist.data.splitting import sides
+from mtl_dist.data.string_table import StringTable
+from mtl_dist.errors import UserError, list_some
 
 EmptyText = Literal["error", "skip"]
+MANY_CLASSES, TOO_MANY_CLASSES = 20, 1000
+"""Numbers of classes beyond which a label column looks like an identifier, or is refused as one, if more than half of
+the labels occur once on average."""
 
 
 @dataclass(frozen=True)
 class LabeledSplit:
     """The rows of one split that are used, with their class indices."""
 
-    columns: datasets.Dataset
-    """The whole split in arrow format: the task's text columns and its label column."""
+    table: StringTable
+    """The rows that the split is taken from."""
+    origin: str
+    """Split of the source that these rows are; begins the place of a row in messages."""
     rows: np.ndarray
     """Row numbers that are used, ascending, [n] int64; memory-mapped, as the labels, where the split is large."""
-    labels: np.ndarray
-    """Class index of each of `rows`, [n] int64."""
+    labels: dict[str, np.ndarray]
+    """Class index of each of `rows`, [n] int64, by task; NO_LABEL where there is none."""
 
 
 @dataclass(frozen=True)
-class LabeledTask:
-    """A task's validated rows before tokenization."""
+class LabeledSet:
+    """An example set's validated rows before tokenization."""
 
-    labels: tuple[str, ...]
-    """Class names in the order of their indices."""
+    classes: dict[str, LabelClasses]
+    """By task."""
     splits: dict[str, LabeledSplit]
+    """In the order of SPLITS."""
+    class_counts: dict[str, dict[str, np.ndarray]]
+    """Number of rows of each class, [classes] int64, by task and split; without splits that have none of a task."""
+    missing: dict[str, dict[str, int]]
+    """Number of rows with text and without a label, by task and split."""
     warnings: tuple[str, ...]
-    """One line per finding that is not an error."""
+    """One line per finding that is not an error, beginning with a key of the recipe."""
 
 
 def check_rows(
-    key: str, task: TaskConfig, splits: Mapping[str, datasets.Dataset], empty_text: EmptyText
-) -> LabeledTask:
-    """Validates every row of `splits`, maps labels to class indices and samples `task.max_rows` training rows.
+    config: ExampleSetConfig,
+    source: SourceTables,
+    splits: Sequence[str],
+    empty_text: EmptyText,
+    known: Mapping[str, LabelClasses] | None = None,
+) -> LabeledSet:
+    """Validates every row of `splits`, finds classes and their indices, and samples `max_rows` training rows.
 
-    `key` (`tasks.<name>`) begins error messages. Raises UserError, with split and row, for texts or labels that are
-    missing, of a wrong type or out of range, for a split without usable rows, and for fewer than two classes.
+    The classes are those of `known`, by task, for a model that is trained already. Raises UserError, with split and
+    row, for texts that are missing, for labels that are missing and must not be or that are of no class, for a split
+    without rows of a task, and for fewer than two classes.
     """
-    warnings = []
-    checked = {split: _CheckedSplit(key, task, split, rows, empty_text) for split, rows in splits.items()}
-    for split, part in checked.items():
-        if part.skipped:
-            warnings.append(f"{part.skipped} of {len(part.rows)} {split} rows have no text and are left out")
-    names = _class_names(key, task, checked)
-    labeled = {}
-    for split, part in checked.items():
-        rows, indices = part.selected_rows(), part.class_indices(names)
-        if split == "train" and task.max_rows is not None:
-            sample = _sample_rows(rows, task.max_rows)
-            rows, indices = sample, indices[np.searchsorted(rows, sample)]
-        labeled[split] = LabeledSplit(part.rows, rows, indices)
-    # In chunks, because bincount copies a read-only array.
-    train, counts = labeled["train"].labels, np.zeros(len(names), dtype=np.int64)
-    for chunk in chunk_slices(len(train)):
-        counts += np.bincount(train[chunk], minlength=len(names))
-    absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    if absent:
-        warnings.append(f"no training row has the label {', '.join(absent)}")
-    return LabeledTask(names, labeled, tuple(warnings))
+    checked = {split: _CheckedTable(config, split, table, empty_text) for split, table in source.tables.items()}
+    classes = {
+        task: known[task] if known else _classes(config, task, checked, source.class_names) for task in config.tasks
+    }
+    indices = {split: part.class_indices(classes) for split, part in checked.items()}
+    labeled: dict[str, LabeledSplit] = {}
+    missing: dict[str, dict[str, int]] = {task: {} for task in config.tasks}
+    for split in (split for split in SPLITS if split in splits):
+        origin = "train" if split in config.source.split.held_out else split
+        if origin not in checked:
+            continue
+        part = checked[origin]
+        mask = part.rows_of(split)
+        for task, found in indices[origin].items():
+            missing[task][split] = sum(
+                int(np.count_nonzero(mask[chunk] & (found[chunk] == NO_LABEL))) for chunk in chunk_slices(len(found))
+            )
+        chosen = mask & part.labelled
+        if chosen.any():
+            max_rows = config.source.max_rows if split == "train" else None
+            labeled[split] = _selected(part.table, origin, chosen, indices[origin], max_rows)
+        elif split in config.source.split.held_out:
+            raise UserError(
+                f"{config.key}.split.{split}: none of the {len(chosen)} rows falls into it; raise the share"
+            )
+        elif split != "validation":
+            raise UserError(f"{config.key}: the {split} split has no rows with a label")
+    counts = {task: _class_counts(config, task, labeled, len(classes[task].names)) for task in config.tasks}
+    warnings = [line for part in checked.values() for line in part.warnings]
+    if not known:
+        warnings += [line for task in config.tasks for line in _class_warnings(config, task, classes[task], checked)]
+    return LabeledSet(classes, labeled, counts, missing, tuple(warnings))
 
 
-def check_split(
-    key: str, task: TaskConfig, split: str, rows: datasets.Dataset, names: tuple[str, ...], empty_text: EmptyText
+class _CheckedTable:
+    """The rows of one split of a source, validated as far as that is possible without the other splits.
+
+    Memory use does not grow with the number of rows by more than a few bytes each. Raises UserError as `check_rows`
+    does.
+    """
+
+    def __init__(self, config: ExampleSetConfig, split: str, table: StringTable, empty_text: EmptyText) -> None:
+        self.table = table
+        self._config = config
+        self._split = split
+        self.usable = self._mask(config.text, lambda chunk: have_text(chunk.columns))
+        """Mask of the rows with text."""
+        if empty_text == "error":
+            complaint = "text is empty; data.empty_text=skip leaves such rows out"
+            refuse_rows(f"{config.key}: {split}", ~self.usable, lambda row: complaint)
+        skipped = len(table) - int(np.count_nonzero(self.usable))
+        if skipped == len(table):
+            raise UserError(f"{config.key}: the {split} split has no rows with text")
+        self.warnings = (
+            [f"{config.key}: {skipped} of {len(table)} {split} rows have no text and are left out"] if skipped else []
+        )
+        self.labelled = np.zeros(len(table), dtype=bool)
+        """Mask of the rows that have a label for some task."""
+        for name, task in config.tasks.items():
+            present = self._mask([task.label], lambda chunk: mask_of(chunk.column(0).is_valid()))
+            if task.missing == "error":
+                self._refuse(name, self.usable & ~present, lambda label: "has no label; missing: skip leaves it out")
+            self.labelled |= present
+        self._sides: np.ndarray | None = None
+        if split == "train" and config.source.split.held_out:
+            self._sides = sides(table, config.text, self.usable, config.source.split)
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Mask of the rows with text that belong to a split: this one, or one that is held out of its rows."""
+        return self.usable if self._sides is None else self.usable & (self._sides == SPLITS.index(split))
+
+    def values(self, task: str) -> set[str]:
+        """Distinct labels of the rows with text."""
+        distinct = [pc.unique(labels.filter(pa.array(usable))) for labels, usable in self._labels(task)]
+        return set(pc.unique(pa.chunked_array(distinct)).drop_null().to_pylist())
+
+    def count(self, task: str) -> int:
+        """Number of rows with text that have a label for a task."""
+        return sum(int(np.count_nonzero(mask_of(labels.is_valid()) & usable)) for labels, usable in self._labels(task))
+
+    def refuse_values(self, task: str, is_bad: Callable[[str], bool], complaint: Callable[[str], str]) -> None:
+        """Raises UserError for the first row with text whose label is bad."""
+        bad = {value for value in self.values(task) if is_bad(value)}
+        values = pa.array(sorted(bad), pa.large_string())
+        masks = (mask_of(pc.is_in(labels, value_set=values)) & usable for labels, usable in self._labels(task))
+        self._refuse(task, concatenate_on_disk(masks), complaint)
+
+    def class_indices(self, classes: Mapping[str, LabelClasses]) -> dict[str, np.ndarray]:
+        """Class index of each row, [rows] int64, by task. Raises UserError for a label that is of no class."""
+        found = {}
+        for task, of_task in classes.items():
+            found[task] = concatenate_on_disk(of_task.class_indices(labels) for labels, _ in self._labels(task))
+            unknown = concatenate_on_disk(
+                (found[task][chunk] == UNKNOWN) & self.usable[chunk] for chunk in chunk_slices(len(self.table))
+            )
+            self._refuse(task, unknown, of_task.complaint)
+        return found
+
+    def _refuse(self, task: str, bad: np.ndarray, complaint: Callable[[str], str]) -> None:
+        """Raises UserError for the first row of the mask `bad`, if any, with the complaint about its label."""
+        column = self.table.column(self._config.tasks[task].label)
+        location = f"{self._config.key_of(task)}: {self._split}"
+        refuse_rows(location, bad, lambda row: complaint(column[row].as_py()))
+
+    def _labels(self, task: str) -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
+        """Label column and mask of the rows with text, chunk by chunk."""
+        slices = chunk_slices(len(self.table))
+        for rows, chunk in zip(slices, self.table.chunks([self._config.tasks[task].label]), strict=True):
+            yield chunk.column(0), self.usable[rows]
+
+    def _mask(self, columns: Sequence[str], of_chunk: Callable[[pa.Table], np.ndarray]) -> np.ndarray:
+        return concatenate_on_disk(of_chunk(chunk) for chunk in self.table.chunks(columns))
+
+
+def _classes(
+    config: ExampleSetConfig, task: str, tables: Mapping[str, _CheckedTable], class_names: Mapping[str, tuple[str, ...]]
+) -> LabelClasses:
+    """The classes of a task. Raises UserError for labels that cannot be classes."""
+    one, key = config.tasks[task], config.key_of(task)
+    if one.labels is not None:
+        return LabelClasses(tuple(one.labels.values()), tuple(one.labels), NAMED)
+    values = {split: part.values(task) for split, part in tables.items()}
+    train = values.pop("train")
+    if not train:
+        raise UserError(f"{key}: the train split has no rows with a label")
+    classes = decide_classes(class_names.get(one.label, ()), train, set().union(*values.values()))
+    if classes is None:
+        for part in tables.values():
+            part.refuse_values(task, lambda value: not is_whole_number(value), _fractional)
+        raise AssertionError("a fractional number is among the labels")
+    found = sorted({classes.index(value) for value in train})
+    if len(classes.names) < 2 or (len(found) < 2 and classes.kind != CLASS_LABEL):
+        name = classes.names[found[0]]
+        raise UserError(f"{key}.label: all training rows have the label {name!r}; a task has at least two classes")
+    count = tables["train"].count(task)
+    if classes.kind != CLASS_LABEL and len(found) > TOO_MANY_CLASSES and 2 * len(found) > count:
+        raise UserError(
+            f"{key}.label: {one.label!r} holds {len(found)} different values in {count} training rows, which is an"
+            " identifier or a measurement and no class; name a column of classes, or the classes in labels"
+        )
+    return classes
+
+
+def _fractional(value: str) -> str:
+    return (
+        f"label {value} is a fractional number; classes are whole numbers or strings, or named by labels in the recipe"
+    )
+
+
+def _class_warnings(
+    config: ExampleSetConfig, task: str, classes: LabelClasses, tables: Mapping[str, _CheckedTable]
+) -> list[str]:
+    """Lines on classes that look as if they were none."""
+    key, lines = config.key_of(task), []
+    similar = similar_names(classes.names) if classes.kind in (STRINGS, CLASS_LABEL) else []
+    if similar:
+        groups = list_some([" and ".join(map(repr, group)) for group in similar])
+        lines.append(f"{key}: classes differ only in case, white space or digits: {groups}")
+    if classes.kind != NAMED and len(classes.names) > MANY_CLASSES:
+        count = tables["train"].count(task)
+        if 2 * len(classes.names) > count:
+            column = config.tasks[task].label
+            lines.append(f"{key}: {len(classes.names)} classes in {count} training rows; is {column!r} a label?")
+    return lines
+
+
+def _selected(
+    table: StringTable, origin: str, mask: np.ndarray, labels: Mapping[str, np.ndarray], max_rows: int | None
 ) -> LabeledSplit:
-    """Validates the rows of one split as `check_rows` does, for a model that has the class names `names` already."""
-    checked = _CheckedSplit(key, task, split, rows, empty_text)
-    return LabeledSplit(rows, checked.selected_rows(), checked.class_indices(names))
+    """The rows of a mask, or a sample of `max_rows` of them."""
+    rows = rows_where(mask)
+    chosen = {
+        task: concatenate_on_disk(found[chunk][mask[chunk]] for chunk in chunk_slices(len(mask)))
+        for task, found in labels.items()
+    }
+    if max_rows is not None:
+        sample = _sample_rows(rows, max_rows)
+        chosen = {task: found[np.searchsorted(rows, sample)] for task, found in chosen.items()}
+        rows = sample
+    return LabeledSplit(table, origin, rows, chosen)
 
 
-class _CheckedSplit:
-    """One split, validated as far as that is possible without the other splits.
-
-    Memory use does not grow with the number of rows, unless the labels are JSON or floats. Raises UserError as
-    `check_rows` does.
-    """
-
-    def __init__(self, key: str, task: TaskConfig, split: str, rows: datasets.Dataset, empty_text: EmptyText) -> None:
-        self.location = f"{key}: {split}"
-        self.rows = rows
-        self._label = task.label
-        self._find_fault = partial(find_faulty_line_of_split, task, split)
-        self.usable = map_chunks(
-            rows,
-            lambda chunk, _: rows_with_text(self.location, task.text, chunk, empty_text),
-            concatenate_on_disk,
-        )
-        """Mask of the rows that are used."""
-        self.skipped = len(rows) - int(self.usable.sum())
-        if self.skipped == len(rows):
-            raise UserError(f"{key}: the {split} split has no rows" + (" with text" if self.skipped else ""))
-        found = self._map_label_chunks(self._distinct_labels, list)
-        self.label_type: pa.DataType = found[0].type
-        self.labels = pc.unique(pa.chunked_array(found))
-        """Distinct labels of the usable rows."""
-
-    def label_values(self, rows: datasets.Dataset, chunk: slice) -> pa.ChunkedArray:
-        """Label values of `rows`, which are the rows `chunk` of this split."""
-        return label_values(self.location, self._label, rows, self.usable[chunk], self._find_fault)
-
-    def _distinct_labels(self, rows: datasets.Dataset, chunk: slice) -> pa.Array:
-        return pc.unique(self.label_values(rows, chunk).filter(pa.array(self.usable[chunk])))
-
-    def _map_label_chunks(
-        self, check: Callable[[datasets.Dataset, slice], T], combine: Callable[[Iterable[T]], R]
-    ) -> R:
-        """Calls `map_chunks`, with one chunk where the type of the labels depends on all rows."""
-        kind = self.rows.data.schema.field(self._label).type
-        if isinstance(kind, pa.JsonType) or pa.types.is_floating(kind):
-            return combine([check(self.rows, slice(0, len(self.rows)))])
-        return map_chunks(self.rows, check, combine)
-
-    def selected_rows(self) -> np.ndarray:
-        """Numbers of the usable rows, ascending, [n] int64."""
-        chunks = chunk_slices(len(self.rows))
-        return concatenate_on_disk(chunk.start + np.flatnonzero(self.usable[chunk]) for chunk in chunks)
-
-    def class_indices(self, names: tuple[str, ...]) -> np.ndarray:
-        """Class index of each usable row, [n] int64."""
-
-        def indices(rows: datasets.Dataset, chunk: slice) -> np.ndarray:
-            usable = self.usable[chunk]
-            return class_indices(self.location, self.label_values(rows, chunk), names, usable)[usable]
-
-        return self._map_label_chunks(indices, concatenate_on_disk)
-
-
-def _class_names(key: str, task: TaskConfig, splits: Mapping[str, _CheckedSplit]) -> tuple[str, ...]:
-    """Class names in order: the recipe's, else those of the column's feature, else the labels of the training rows."""
-    if task.labels is not None:
-        return tuple(task.labels)
-    train = splits["train"]
-    for split, part in splits.items():
-        if is_string(part.label_type) != is_string(train.label_type):
-            raise UserError(f"{key}.label: train has {train.label_type} labels and {split} {part.label_type} ones")
-    feature = train.rows.features[task.label]
-    if isinstance(feature, datasets.ClassLabel) and feature.names:
-        names = feature.names
-    elif is_string(train.label_type):
-        names = sorted(train.labels.to_pylist())
-    else:
-        _refuse_ids(train)
-        names = [str(index) for index in range(int(train.labels.to_numpy().max()) + 1)]
-    if len(names) < 2:
-        raise UserError(f"{key}.label: all training rows have the label {names[0]!r}; a task has at least two classes")
-    return tuple(names)
-
-
-def _refuse_ids(train: _CheckedSplit) -> None:
-    """Raises UserError for integers too large to be class indices, such as IDs: the head would not fit in memory."""
-    count = len(train.rows)
-    distinct = train.labels.to_numpy()
-    if ((distinct < 0) | (distinct >= count)).any():
-        values = integers_of(train.label_values(train.rows, slice(0, count)))
-        refuse_rows(
-            train.location,
-            ((values < 0) | (values >= count)) & train.usable,
-            lambda row: f"label {values[row]} is no class index: these count from 0, and there are {count} rows",
-        )
+def _class_counts(
+    config: ExampleSetConfig, task: str, splits: Mapping[str, LabeledSplit], classes: int
+) -> dict[str, np.ndarray]:
+    """Number of rows of each class, by split. Raises UserError for a training or test split without any."""
+    found = {split: class_counts(part.labels[task], classes) for split, part in splits.items()}
+    for split, counts in found.items():
+        if split != "validation" and not counts.any():
+            raise UserError(f"{config.key_of(task)}: the {split} split has no rows with a label")
+    return {split: counts for split, counts in found.items() if counts.any()}
 
 
 def _sample_rows(rows: np.ndarray, max_rows: int) -> np.ndarray:

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from mtl_dist.config.data_recipe import SourceConfig, TaskConfig
 from mtl_dist.config.load import resolved_yaml
-from mtl_dist.config.recipe import Recipe, TaskConfig
-from mtl_dist.config.validation import FILE_BUILDERS
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.sources import FILE_BUILDERS, source_of
 
+_Rows = TypeVar("_Rows", SourceConfig, TaskConfig)
 CARD = "README.md"
 """File name of a model card on the Hugging Face hub."""
+MOST_LABELS = 20
+"""Labels of a task on a card; config.json has all of them."""
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
 """Names of our metrics, and of the same metrics on the hub."""
 _RUN = """\
@@ -49,8 +53,9 @@ def model_card(
     """
     encoder = recipe.model.encoder
     base = None if _is_local(encoder) else encoder
-    results = [result for task in labels for result in _results(task, recipe.tasks[task], summary)]
-    hub_data = sorted({recipe.tasks[task].path for task in labels if not _is_local_data(recipe.tasks[task])})
+    sources = {task: source_of(recipe, task) for task in labels}
+    results = [result for task, source in sources.items() for result in _results(task, source, summary)]
+    hub_data = sorted({source.path for source in sources.values() if not _is_local_data(source)})
     title = f"{_last_part(encoder)} for {', '.join(labels)}"
     data = ModelCardData(
         base_model=base,
@@ -67,7 +72,7 @@ def model_card(
         f" once; sentence vector: {recipe.model.pooling}, at most {recipe.data.max_length} tokens."
     )
     table = ["| task | labels | test accuracy | test macro-F1 |", "|---|---|---|---|"]
-    table += [_row(task, labels[task], recipe.tasks[task], summary) for task in labels]
+    table += [_row(task, labels[task], source, summary) for task, source in sources.items()]
     yaml = resolved_yaml(_without_folders(recipe)).rstrip()
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -80,22 +85,24 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _row(task: str, labels: Sequence[str], config: TaskConfig, summary: Mapping[str, Any]) -> str:
-    names = ", ".join(f"`{label}`" for label in labels).replace("|", "\\|")
-    pair = " (pair)" if len(config.text) == 2 else ""
+def _row(task: str, labels: Sequence[str], source: SourceConfig, summary: Mapping[str, Any]) -> str:
+    names = ", ".join(f"`{label}`" for label in labels[:MOST_LABELS]).replace("|", "\\|")
+    if len(labels) > MOST_LABELS:
+        names += f" and {len(labels) - MOST_LABELS:,} more, in config.json"
+    pair = " (pair)" if len(source.text) == 2 else ""
     figures = [summary.get(f"test/{task}/{name}") for name in _METRICS]
     shown = " | ".join("" if figure is None else f"{figure:.4f}" for figure in figures)
     return f"| {task}{pair} | {names} | {shown} |"
 
 
-def _results(task: str, config: TaskConfig, summary: Mapping[str, Any]) -> list[EvalResult]:
+def _results(task: str, source: SourceConfig, summary: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-classification",
             task_name=task,
-            dataset_type=config.path,
-            dataset_name=task if _is_local_data(config) else config.path,
-            dataset_config=config.name or task,
+            dataset_type=source.path,
+            dataset_name=task if _is_local_data(source) else source.path,
+            dataset_config=source.name or task,
             dataset_split="test",
             metric_type=metric,
             metric_name=f"{task}/{name}",  # two tasks may use the same data set
@@ -111,29 +118,39 @@ def _is_local(name: str) -> bool:
     return name.count("/") > 1 or PurePath(name).is_absolute() or name.startswith(".")
 
 
-def _is_local_data(config: TaskConfig) -> bool:
-    return config.path in FILE_BUILDERS or _is_local(config.path)
+def _is_local_data(source: SourceConfig) -> bool:
+    return source.path in FILE_BUILDERS or _is_local(source.path)
 
 
 def _last_part(name: str) -> str:
     return PurePath(name).name if _is_local(name) else name
 
 
+def _some_labels(labels: dict[str, str] | None) -> dict[str, str] | None:
+    """A task's labels as in its recipe; of many only the first, and how many there are beyond these."""
+    if labels is None or len(labels) <= MOST_LABELS:
+        return labels
+    first = list(labels)[:MOST_LABELS]
+    return {**{one: labels[one] for one in first}, "...": f"... and {len(labels) - MOST_LABELS:,} more"}
+
+
 def _without_folders(recipe: Recipe) -> Recipe:
-    tasks = {
-        name: task.model_copy(
-            update={
-                "path": _last_part(task.path),
-                "data_files": {split: PurePath(file).name for split, file in task.data_files.items()},
-            }
-        )
-        for name, task in recipe.tasks.items()
-    }
     return recipe.model_copy(
         update={
             "output_dir": PurePath(recipe.output_dir).name,
             "model": recipe.model.model_copy(update={"encoder": _last_part(recipe.model.encoder)}),
             "data": recipe.data.model_copy(update={"cache_dir": None}),
-            "tasks": tasks,
+            "cache": recipe.cache.model_copy(update={"folder": None}),
+            "sources": {name: _by_file_name(source) for name, source in recipe.sources.items()},
+            "tasks": {
+                name: _by_file_name(task).model_copy(update={"labels": _some_labels(task.labels)})
+                for name, task in recipe.tasks.items()
+            },
         }
     )
+
+
+def _by_file_name(rows: _Rows) -> _Rows:
+    files = {split: [PurePath(file).name for file in of_split] for split, of_split in rows.data_files.items()}
+    path = None if rows.path is None else _last_part(rows.path)
+    return rows.model_copy(update={"path": path, "data_files": files})

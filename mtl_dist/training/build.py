@@ -23,6 +23,7 @@ from mtl_dist.models.encoder import (
     load_encoder,
     load_encoder_config,
 )
+from mtl_dist.models.limits import limits_of
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names
 from mtl_dist.models.vocab_trimming import trim_vocabulary, trimmed_size
 from mtl_dist.schedule.early_stopping import earliest_stop
@@ -78,7 +79,7 @@ def plan_run(recipe: Recipe, group: ProcessGroup, accumulation: int) -> RunPlan:
         num_blocks = find_encoder_layout(skeleton).num_blocks
     with group.raise_together():
         micro_steps = micro_steps_for(recipe.batch_size, group.world_size, recipe.micro_batch_size, accumulation)
-    data = prepare(recipe, group)
+    data = prepare(recipe, group, limits_of(skeleton))
     with group.raise_together():
         rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
         schedule = compile_schedule(recipe, num_blocks, rows)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtl_dist.config.recipe import TaskConfig
-from mtl_dist.data.sources import load_rows
-from mtl_dist.data.validation import LabeledTask, check_rows
+from mtl_dist.config.data_recipe import SPLITS, TaskConfig
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.sources import ExampleSetConfig, example_sets
+from mtl_dist.data.sources import open_source
+from mtl_dist.data.validation import LabeledSet, check_rows
 from mtl_dist.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -53,13 +57,27 @@ GOOD = [row("a cat", 0), row("a dog", 1)]
 def a_task(folder: Path, train: Any, test: Any = GOOD, kind: str = "json", **fields: Any) -> TaskConfig:
     """Writes the files of two splits into `folder`; returns a task that reads them."""
     files = {split: write(folder / f"{split}.{kind}", rows) for split, rows in (("train", train), ("test", test))}
-    return TaskConfig(path=kind, data_files=files, **fields)
+    return TaskConfig.model_validate({"path": kind, "data_files": files, **fields})
 
 
-def checked(task: TaskConfig, empty_text: Literal["error", "skip"] = "error") -> LabeledTask:
+def set_of(task: TaskConfig) -> ExampleSetConfig:
+    """The example set of a recipe that has one task, called t."""
+    (config,) = example_sets(Recipe(tasks={"t": task}))
+    return config
+
+
+def checked_set(
+    config: ExampleSetConfig, splits: Sequence[str] = SPLITS, empty_text: Literal["error", "skip"] = "error"
+) -> LabeledSet:
+    """Loads and validates the rows of an example set."""
+    with tempfile.TemporaryDirectory() as folder:  # its files stay mapped
+        source = open_source(config, splits).read(Path(folder))
+        return check_rows(config, source, splits, empty_text)
+
+
+def checked(task: TaskConfig, empty_text: Literal["error", "skip"] = "error") -> LabeledSet:
     """Loads and validates the rows of `task`."""
-    splits = {split: load_rows("tasks.t", task, split) for split in ("train", "test")}
-    return check_rows("tasks.t", task, splits, empty_text)
+    return checked_set(set_of(task), empty_text=empty_text)
 
 
 def refusal(task: TaskConfig, empty_text: Literal["error", "skip"] = "error") -> str:
@@ -69,12 +87,20 @@ def refusal(task: TaskConfig, empty_text: Literal["error", "skip"] = "error") ->
     return str(error.value)
 
 
-def contents(examples: LabeledTask) -> dict[str, list[tuple[str, str]]]:
-    """Text and class name of each row that is used, by split."""
+def names_of(examples: LabeledSet, task: str = "t") -> tuple[str, ...]:
+    """Class names of a task."""
+    return examples.classes[task].names
+
+
+def contents(examples: LabeledSet, task: str = "t", column: str = "text") -> dict[str, list[tuple[str, str | None]]]:
+    """Text and class name of each row that is used, by split; None where a row has no label for the task."""
+    names = [*names_of(examples, task), None]
     return {
         split: [
-            (text, examples.labels[label])
-            for text, label in zip(of.columns[of.rows]["text"].to_pylist(), of.labels, strict=True)
+            (text, names[label])
+            for text, label in zip(
+                of.table.take(of.rows, [column]).column(0).to_pylist(), of.labels[task].tolist(), strict=True
+            )
         ]
         for split, of in examples.splits.items()
     }

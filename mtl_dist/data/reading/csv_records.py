@@ -9,7 +9,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from mtl_dist.config.recipe import ReadConfig
+from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.delimiter import csv_reader, find_delimiter
 from mtl_dist.data.reading.lines import DecodedFile
 from mtl_dist.data.reading.values import STRING, Block, Wanted

@@ -8,7 +8,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from mtl_dist.config.recipe import ReadConfig
+from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.arrow_tables import ArrowFile, ParquetFile, class_names, open_seekable
 from mtl_dist.data.reading.compression import decompressed
 from mtl_dist.data.reading.csv_records import CsvFile

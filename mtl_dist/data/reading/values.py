@@ -115,7 +115,7 @@ def _blank_as_null(column: pa.Array) -> pa.Array:
 
 def _shown(value: Any) -> str:
     """A value for a message, not longer than a line."""
-    text = repr(value)
+    text = repr(value.item() if isinstance(value, np.generic) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

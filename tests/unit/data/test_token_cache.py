@@ -1,22 +1,27 @@
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from tokenizers.normalizers import Replace
 from transformers import PreTrainedTokenizerFast
 
-from mtl_dist.config.recipe import DataConfig, TaskConfig
+from mtl_dist.config.data_recipe import SPLITS, DataConfig, SplitConfig, TaskConfig
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.sources import ExampleSetConfig, example_sets
 from mtl_dist.data import token_cache
+from mtl_dist.data.columns import text_hashes
+from mtl_dist.data.sources import SourceTables
+from mtl_dist.data.string_table import StringTable
 from mtl_dist.data.token_cache import entry_name, make_root, open_entry, write_entry
 from mtl_dist.data.tokenization import ColumnTokenizer
-from mtl_dist.data.validation import LabeledTask, check_rows
+from mtl_dist.data.validation import LabeledSet, check_rows
 from mtl_dist.errors import UserError
 from tests.utils.disks import disks_unavailable, nearly_full, small_disk
 from tests.utils.tiny import WORDS, tiny_tokenizer
@@ -26,65 +31,78 @@ DATA = DataConfig(max_length=20)
 TASK = TaskConfig(path="json")
 
 
-def rows_of(texts: list[str], labels: list[int] | None = None) -> datasets.Dataset:
+def table_of(**columns: list[Any]) -> StringTable:
+    strings = {name: [None if one is None else str(one) for one in values] for name, values in columns.items()}
+    return StringTable(pa.table(strings, pa.schema([(name, pa.large_string()) for name in columns])))
+
+
+def rows_of(texts: list[str], labels: list[int] | None = None) -> StringTable:
     labels = [number % 2 for number in range(len(texts))] if labels is None else labels
-    return datasets.Dataset.from_dict({"text": texts, "label": labels}).with_format("arrow")
+    return table_of(text=texts, label=labels)
 
 
 TRAIN = [f"{WORDS[number % 8]} {WORDS[number % 7]}" * (1 + number % 3) for number in range(20)]
-SPLITS = {"train": rows_of(TRAIN), "test": rows_of(["good1 good2", "bad1"])}
+TABLES = {"train": rows_of(TRAIN), "test": rows_of(["good1 good2", "bad1"])}
 
 
-def examples_of(splits: dict[str, datasets.Dataset], task: TaskConfig = TASK) -> LabeledTask:
-    return check_rows(KEY, task, splits, "skip")
+def set_with(task: TaskConfig = TASK, **source: Any) -> ExampleSetConfig:
+    (config,) = example_sets(Recipe(tasks={"t": task.model_copy(update=source)}))
+    return config
+
+
+def examples_of(tables: dict[str, StringTable], config: ExampleSetConfig | None = None) -> LabeledSet:
+    return check_rows(config or set_with(), SourceTables(tables, {}), list(tables), "skip")
 
 
 def tokenize_with(tokenizer: PreTrainedTokenizerFast, text: tuple[str, ...] = ("text",)) -> ColumnTokenizer:
     return ColumnTokenizer(tokenizer, list(text), DATA.max_length)
 
 
-def written(folder: Path, splits: dict[str, datasets.Dataset] = SPLITS) -> token_cache.Entry:
-    write_entry(folder, KEY, examples_of(splits), tokenize_with(tiny_tokenizer()))
+def written(folder: Path, tables: dict[str, StringTable] = TABLES) -> token_cache.Entry:
+    write_entry(folder, KEY, examples_of(tables), tokenize_with(tiny_tokenizer()))
     entry = open_entry(folder)
     assert entry is not None
     return entry
 
 
 def name_of(
-    splits: dict[str, datasets.Dataset] = SPLITS,
-    task: TaskConfig = TASK,
+    tables: dict[str, StringTable] = TABLES,
+    config: ExampleSetConfig | None = None,
     data: DataConfig = DATA,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    class_names: dict[str, tuple[str, ...]] | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> str:
-    return entry_name(task, data, tokenizer or tiny_tokenizer(), splits)
+    source = SourceTables(tables, class_names or {})
+    return entry_name(config or set_with(), splits, data, tokenizer or tiny_tokenizer(), source)
 
 
 def test_entry_has_tokens_lengths_labels_and_row_numbers_of_every_split(tmp_path: Path) -> None:
     # More than one batch, and skipped rows.
     texts = [" " if number % 5 == 0 else " ".join(WORDS[: 1 + number % 9]) for number in range(2300)]
     labels = [number**2 % 7 % 2 for number in range(2300)]
-    entry = written(tmp_path / "entry", {"train": rows_of(texts, labels), "test": SPLITS["test"]})
+    entry = written(tmp_path / "entry", {"train": rows_of(texts, labels), "test": TABLES["test"]})
     kept = [number for number in range(2300) if number % 5]
     train = entry.splits["train"]
     tokens = tiny_tokenizer()([texts[number] for number in kept])["input_ids"]
     assert train.rows.to_dict() == {
         "input_ids": tokens,
-        "label": [labels[number] for number in kept],
         "row": kept,
     }
+    assert train.labels["t"].tolist() == [labels[number] for number in kept]
+    assert train.text_hashes.tolist() == text_hashes([[texts[number] for number in kept]]).tolist()
     assert train.lengths.tolist() == [len(ids) for ids in tokens]
     assert train.vocabulary.tolist() == sorted({token for ids in tokens for token in ids})
     assert (train.vocabulary.dtype, entry.splits["test"].vocabulary.dtype) == (np.int32, np.int32)
     assert len(entry.splits["test"].vocabulary) == 5  # its three words, [CLS] and [SEP]
     assert entry.splits["test"].rows[:]["row"].to_pylist() == [0, 1]
-    assert entry.labels == ("0", "1")
-    assert entry.warnings == ("460 of 2300 train rows have no text and are left out",)
+    assert (entry.labels, entry.kinds, entry.name) == ({"t": ("0", "1")}, {"t": "whole numbers"}, "entry")
+    assert entry.warnings == ("tasks.t: 460 of 2300 train rows have no text and are left out",)
 
 
 def test_entry_of_pairs_has_token_types(tmp_path: Path) -> None:
-    pairs = datasets.Dataset.from_dict({"a": ["cat1", "cat2 cat3"], "b": ["sea1", "law1"], "label": [0, 1]})
-    task = TaskConfig(path="json", text=["a", "b"])
-    examples = examples_of(dict.fromkeys(("train", "test"), pairs.with_format("arrow")), task)
+    pairs = table_of(a=["cat1", "cat2 cat3"], b=["sea1", "law1"], label=[0, 1])
+    examples = examples_of(dict.fromkeys(("train", "test"), pairs), set_with(text=["a", "b"]))
     write_entry(tmp_path / "entry", KEY, examples, tokenize_with(tiny_tokenizer(), ("a", "b")))
     entry = open_entry(tmp_path / "entry")
     assert entry is not None
@@ -107,36 +125,41 @@ def test_progress_is_shown_for_every_split(tmp_path: Path) -> None:
         calls.append((label, unit, total))
         yield advanced.append
 
-    splits = SPLITS | {"train": rows_of(TRAIN * 60)}
+    splits = TABLES | {"train": rows_of(TRAIN * 60)}
     write_entry(tmp_path / "entry", KEY, examples_of(splits), tokenize_with(tiny_tokenizer()), recorded)
     assert calls == [("tasks.t: train: tokenizing", "rows", 1200), ("tasks.t: test: tokenizing", "rows", 2)]
     assert advanced == [1000, 200, 2]
 
 
-def test_texts_shared_with_training_are_counted_by_row(tmp_path: Path) -> None:
-    splits = {
-        "train": rows_of(["a", "b", "c"]),
-        "validation": rows_of(["d", "e"]),
-        "test": rows_of(["b", "b", "a", "B", "b "]),
-    }
-    warning = "3 of 5 test rows have a text that is also in train"
-    assert written(tmp_path / "entry", splits).warnings == (warning,)
-
-
-def test_warnings_keep_their_order(tmp_path: Path) -> None:
-    splits = {"train": rows_of(["a", "b", "c", "d"], [0, 2, 2, 2]), "test": rows_of(["a", ""])}
-    assert written(tmp_path / "entry", splits).warnings == (
-        "1 of 2 test rows have no text and are left out",
-        "no training row has the label 1",
-        "1 of 1 test rows have a text that is also in train",
+def test_entry_has_counts_of_classes_and_of_missing_labels(tmp_path: Path) -> None:
+    entry = written(
+        tmp_path / "entry", {"train": rows_of(["a", "b", "c", "d"], [5, 3, 5, None]), "test": rows_of(["a"], [3])}
     )
+    assert {split: counts.tolist() for split, counts in entry.class_counts["t"].items()} == {
+        "train": [1, 2],
+        "test": [1, 0],
+    }
+    assert entry.missing == {"t": {"train": 1, "test": 0}}
+
+
+def test_entry_of_a_shared_source_has_labels_of_every_task(tmp_path: Path) -> None:
+    table = table_of(text=["a", "b", "c"], mood=[1, None, 2], team=["x", "y", None])
+    tasks = {name: {"source": "s", "label": name} for name in ("mood", "team")}
+    recipe = Recipe.model_validate({"sources": {"s": {"path": "json"}}, "tasks": tasks})
+    examples = examples_of(dict.fromkeys(("train", "test"), table), example_sets(recipe)[0])
+    write_entry(tmp_path / "entry", KEY, examples, tokenize_with(tiny_tokenizer()))
+    entry = open_entry(tmp_path / "entry")
+    assert entry is not None
+    assert entry.labels == {"mood": ("1", "2"), "team": ("x", "y")}
+    labels = {task: of.tolist() for task, of in entry.splits["train"].labels.items()}
+    assert labels == {"mood": [0, -1, 1], "team": [0, 1, -1]}
 
 
 def test_row_without_tokens_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = Replace("*", "")
     tokenizer.backend_tokenizer.post_processor = None  # it adds [CLS] and [SEP]
-    splits = {"train": SPLITS["train"], "test": rows_of(["", "cat1", "*", "**"])}
+    splits = {"train": TABLES["train"], "test": rows_of(["", "cat1", "*", "**"])}
     with pytest.raises(UserError) as error:
         write_entry(tmp_path / "entry", KEY, examples_of(splits), tokenize_with(tokenizer))
     assert str(error.value) == "tasks.t: test row 2 (from 0): the tokenizer makes no token of it"
@@ -154,10 +177,10 @@ def test_digest_depends_on_tokens_labels_and_order(tmp_path: Path) -> None:
         "border": rows_of(["cat1 cat2", "cat3", "sea1"], labels),
     }
     digests = {
-        name: written(tmp_path / name, {"train": SPLITS["train"], "test": rows}).digests
+        name: written(tmp_path / name, {"train": TABLES["train"], "test": rows}).digests
         for name, rows in changed.items()
     }
-    assert written(tmp_path / "again", {"train": SPLITS["train"], "test": changed["same"]}).digests == digests["same"]
+    assert written(tmp_path / "again", {"train": TABLES["train"], "test": changed["same"]}).digests == digests["same"]
     assert len({of["test"] for of in digests.values()}) == len(changed)
     assert len({of["train"] for of in digests.values()}) == 1
 
@@ -176,20 +199,19 @@ def test_digest_depends_on_row_boundaries(tmp_path: Path) -> None:
 
 
 def test_name_is_independent_of_arrow_chunks() -> None:
-    chunks = [rows_of(TRAIN[start : start + 7], [0, 1, 0, 1, 0, 1, 0][: len(TRAIN) - start]) for start in (0, 7, 14)]
-    labels = [label for chunk in chunks for label in chunk[:]["label"].to_pylist()]
-    whole = {"train": rows_of(TRAIN, labels), "test": SPLITS["test"]}
-    joined = datasets.concatenate_datasets(chunks)
-    assert joined.data.column(0).num_chunks == 3
-    assert name_of(whole | {"train": joined}) == name_of(whole)
-    longer = rows_of(["before", *TRAIN, "after"], [0, *labels, 1])
-    inside = cast(datasets.Dataset, longer.select(range(1, 21)))
-    assert name_of(whole | {"train": inside}) == name_of(whole)
+    whole = pa.table({"text": TRAIN, "label": ["0", "1"] * 10})
+    chunks = pa.concat_tables([whole.slice(start, 7) for start in (0, 7, 14)])
+    assert chunks.column(0).num_chunks == 3
+    longer = pa.concat_tables([pa.table({"text": ["x"], "label": ["0"]}), whole]).combine_chunks()
+    names = {
+        name_of({"train": StringTable(table), "test": TABLES["test"]}) for table in (whole, chunks, longer.slice(1, 20))
+    }
+    assert len(names) == 1
 
 
 def test_name_is_independent_of_paths_and_training_settings(tmp_path: Path) -> None:
-    moved = TASK.model_copy(update={"path": "csv", "name": "x", "data_files": {"train": "/elsewhere"}, "weight": 3.0})
-    assert name_of(task=moved, data=DATA.model_copy(update={"cache_dir": str(tmp_path)})) == name_of()
+    moved = set_with(path="csv", name="x", data_files={"train": ["/elsewhere"]}, weight=3.0)
+    assert name_of(config=moved, data=DATA.model_copy(update={"cache_dir": str(tmp_path)})) == name_of()
 
 
 def with_tokenizer(change: Callable[[PreTrainedTokenizerFast], Any]) -> str:
@@ -199,21 +221,27 @@ def with_tokenizer(change: Callable[[PreTrainedTokenizerFast], Any]) -> str:
 
 
 def test_name_depends_on_everything_that_determines_the_content() -> None:
-    class_names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "y"])})
     names = {
         "nothing": name_of(),
-        "text": name_of(SPLITS | {"test": rows_of(["good1 good3", "bad1"])}),
-        "label": name_of(SPLITS | {"test": rows_of(["good1 good2", "bad1"], [1, 1])}),
-        "order": name_of(SPLITS | {"test": rows_of(["bad1", "good1 good2"], [1, 0])}),
-        "border": name_of(SPLITS | {"test": rows_of(["good1 good2b", "ad1"])}),
-        "more rows": name_of(SPLITS | {"test": rows_of(["good1 good2", "bad1", "x"])}),
-        "another split": name_of(SPLITS | {"validation": SPLITS["test"]}),
-        "swapped splits": name_of({"train": SPLITS["test"], "test": SPLITS["train"]}),
-        "class names": name_of(SPLITS | {"train": SPLITS["train"].cast(class_names)}),
-        "recipe's labels": name_of(task=TASK.model_copy(update={"labels": ["0", "1"]})),
-        "text column": name_of(task=TASK.model_copy(update={"text": ["text", "text"]})),
-        "label column": name_of(task=TASK.model_copy(update={"label": "text"})),
-        "max_rows": name_of(task=TASK.model_copy(update={"max_rows": 5})),
+        "text": name_of(TABLES | {"test": rows_of(["good1 good3", "bad1"])}),
+        "label": name_of(TABLES | {"test": rows_of(["good1 good2", "bad1"], [1, 1])}),
+        "order": name_of(TABLES | {"test": rows_of(["bad1", "good1 good2"], [1, 0])}),
+        "border": name_of(TABLES | {"test": rows_of(["good1 good2b", "ad1"])}),
+        "more rows": name_of(TABLES | {"test": rows_of(["good1 good2", "bad1", "x"])}),
+        "another split": name_of(TABLES | {"validation": TABLES["test"]}),
+        "swapped splits": name_of({"train": TABLES["test"], "test": TABLES["train"]}),
+        "class names": name_of(class_names={"label": ("0", "1")}),
+        "unread split": name_of(splits=("train", "test")),
+        "recipe's labels": name_of(config=set_with(labels={"0": "0", "1": "1"})),
+        "recipe's names": name_of(config=set_with(labels={"0": "no", "1": "yes"})),
+        "order of labels": name_of(config=set_with(labels={"1": "1", "0": "0"})),
+        "text column": name_of(config=set_with(text=["text", "text"])),
+        "label column": name_of(config=set_with(label="text")),
+        "missing labels": name_of(config=set_with(missing="error")),
+        "max_rows": name_of(config=set_with(max_rows=5)),
+        "shares": name_of(config=set_with(split=SplitConfig(test=0.1))),
+        "other shares": name_of(config=set_with(split=SplitConfig(validation=0.1))),
+        "rows kept together": name_of(config=set_with(split=SplitConfig(test=0.1, by="text"))),
         "max_length": name_of(data=DATA.model_copy(update={"max_length": 21})),
         "empty_text": name_of(data=DATA.model_copy(update={"empty_text": "skip"})),
         "vocabulary": with_tokenizer(lambda tokenizer: tokenizer.add_tokens(["new"])),
@@ -233,7 +261,7 @@ def test_name_depends_on_the_format_version(monkeypatch: pytest.MonkeyPatch) -> 
     assert name_of() != before
 
 
-KINDS = (".arrow", ".lengths.npy", ".labels.npy", ".hashes.npy", ".vocabulary.npy")
+KINDS = (".arrow", ".lengths.npy", ".labels.t.npy", ".hashes.npy", ".texts.npy", ".vocabulary.npy")
 FILES = ["meta.json", *(f"{split}{kind}" for split in ("train", "test") for kind in KINDS)]
 
 
@@ -301,7 +329,7 @@ def test_interrupted_writing_leaves_no_files(tmp_path: Path) -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        write_entry(tmp_path / "entry", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()), interrupted)
+        write_entry(tmp_path / "entry", KEY, examples_of(TABLES), tokenize_with(tiny_tokenizer()), interrupted)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,7 +366,7 @@ def test_cache_folder_that_cannot_be_created_is_a_user_error(tmp_path: Path) -> 
 def test_cache_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
-        write_entry(tmp_path / "file" / "e", KEY, examples_of(SPLITS), tokenize_with(tiny_tokenizer()))
+        write_entry(tmp_path / "file" / "e", KEY, examples_of(TABLES), tokenize_with(tiny_tokenizer()))
     assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file (Not a directory)"
 
 
