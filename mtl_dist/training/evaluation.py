@@ -116,6 +116,15 @@ def flat_metrics(metrics: Mapping[str, ClassificationMetrics], prefix: str) -> d
     return {f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()}
 
 
+def nonfinite_losses(metrics: Mapping[str, ClassificationMetrics]) -> list[str]:
+    """A line for each task whose loss is not finite, because some of its logits are not."""
+    return [
+        f"{task}: the loss is not finite; the model overflows, and its other figures mean nothing"
+        for task, one in metrics.items()
+        if not math.isfinite(one.loss)
+    ]
+
+
 def flat_confusions(metrics: Mapping[str, ClassificationMetrics], prefix: str) -> dict[str, list[list[int]]]:
     """Confusion counts by `<prefix>/<task>/confusion`, as [label, prediction, count] where the count is not 0.
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mtl_dist.config.selectors import GRAMMAR
+from mtl_dist.environment import ATTEMPT_VARIABLE
 from mtl_dist.errors import Interrupted
 from tests.distributed.launching import ROOT, TIMEOUT, forked, launch
 from tests.utils.hostile import with_code, with_pickled_weights
@@ -252,7 +253,7 @@ def rank_1() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", LEAVING],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1", ATTEMPT_VARIABLE: "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -278,7 +279,7 @@ def test_an_error_that_rank_0_does_not_have_is_printed_by_its_own_rank() -> None
     code = (
         "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 0; sys.exit(worker.run_worker(['x']))"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1", ATTEMPT_VARIABLE: "0"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -292,7 +293,8 @@ def test_a_rank_on_another_machine_is_silent_if_the_launcher_of_rank_0_ends(ends
         "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 1; sys.exit(worker.run_worker(['x']))"
     )
     with socket.create_server(("127.0.0.1", 0)) as store:
-        place = {"RANK": "2", "GROUP_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
+        port = str(store.getsockname()[1])
+        place = {"RANK": "2", "GROUP_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, ATTEMPT_VARIABLE: "0"}
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | place
         with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE) as rank:
             connection, _ = store.accept()

@@ -11,6 +11,7 @@ from mtl_dist.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = (
+    *("init", "data"),
     *("train", "plan", "config", "schema", "submit", "predict", "evaluate", "export", "push", "report", "sweep"),
     "quickstart",
 )
