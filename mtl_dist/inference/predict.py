@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mtl_dist.config.data_recipe import ReadConfig
-from mtl_dist.config.sources import text_of
+from mtl_dist.config.sources import source_of
 from mtl_dist.data.reading.files import FORMATS, format_of
 from mtl_dist.data.reading.table import TableFile, read_stream
 from mtl_dist.data.reading.values import Block
@@ -218,19 +218,20 @@ class _Rows:
 
 def _rows_of(run: FinishedRun, task: str, file: str, format: str | None, text: Sequence[str] | None) -> _Rows:
     """How rows are read from `file`. Raises UserError where that is not known, and where there is no file."""
-    learnt = text_of(run.recipe, task)
+    source = source_of(run.recipe, task)
     kind = format or ("text" if file == "-" else format_of(file))
     if kind is None:
         raise UserError(f"{file}: its name does not say what it is; give --format {', '.join(FORMATS)}")
     kind = "json" if kind == "jsonl" else kind
-    columns = text or learnt
-    if len(columns) != len(learnt):
-        raise UserError(f"--text: {len(columns)} columns, and task {task} has learnt from {len(learnt)}")
+    columns = text or source.text
+    if len(columns) != len(source.text):
+        raise UserError(f"--text: {len(columns)} columns, and task {task} has learnt from {len(source.text)}")
     if kind == "text" and len(columns) > 1:
         raise UserError(f"{file}: task {task} needs pairs of texts, and a plain text has one a line; use json or csv")
     if file != "-" and not Path(file).exists():
         raise UserError(f"{file}: there is no such file")
-    table = TableFile(file, kind, ReadConfig(), "standard input" if file == "-" else file)
+    read = source.read if kind == source.path else ReadConfig()
+    table = TableFile(file, kind, read, "standard input" if file == "-" else file)
     return _Rows(file, table, columns, run.recipe.data.empty_text)
 
 

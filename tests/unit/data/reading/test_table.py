@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_dist.config.recipe import ReadConfig
+from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.table import TableFile, read_stream
 from mtl_dist.errors import UserError
 from tests.utils.tables import Column, read_columns, table_of
