@@ -41,6 +41,7 @@ def test_a_run_and_what_is_made_from_it_have_the_modes_of_the_umask(
 ) -> None:
     inputs, made = tmp_path / "in", tmp_path / "made"
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("mtl_dist.data.fingerprint.TIMESTAMP_SETTLING_NS", 0)  # a memo is written at once
     settings = ["checkpoint.every_steps=2", "cache.mode=always", "tracking.wandb=true", "tracking.also=[tensorboard]"]
     folders = [f"output_dir={made}/run", f"data.cache_dir={made}/data", f"cache.folder={made}/cache"]
     run_here(tiny_recipe(inputs, *settings, *folders))
@@ -50,7 +51,7 @@ def test_a_run_and_what_is_made_from_it_have_the_modes_of_the_umask(
     predict_file(run, str(inputs / "data" / "topic.test.json"), task="topic", to=made / "p.csv", format="jsonl")
     evaluate_run(run).write_json(made / "e.json")
     write_report([run], made / "r.html")
-    for name in ("run/model", "run/checkpoints", "run/wandb", "run/tensorboard", "data", "cache", "classifier"):
+    for name in ("run/model", "run/checkpoints", "run/wandb", "run/tensorboard", "data/starts", "cache", "classifier"):
         assert list((made / name).iterdir()) or name == "cache", name
     assert wrong_modes(made, umask) == {}
 
