@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import ModelConfig, Recipe
+from mtl_dist.config.sources import text_of
 from mtl_dist.data.tokenization import load_tokenizer
 from mtl_dist.errors import UserError, did_you_mean
 from mtl_dist.models.encoder import num_positions
@@ -52,7 +53,7 @@ class FinishedRun:
         tokenizer = load_tokenizer(
             ModelConfig(encoder=str(self.model_folder), trust_remote_code=self.recipe.model.trust_remote_code)
         )
-        pairs = any(len(task.text) == 2 for task in self.recipe.tasks.values())
+        pairs = any(len(text_of(self.recipe, task)) == 2 for task in self.recipe.tasks)
         limits_of(model.sentence_transformer.encoder).fit_tokenizer(tokenizer, pairs, str(self.model_folder))
         return tokenizer
 
