@@ -123,6 +123,11 @@ class DataBundle:
         of_splits = [split.vocabulary for one in self.sets for split in one.splits.values()]
         return reduce(np.union1d, of_splits, np.array([self.tokenizer.pad_token_id], dtype=np.int32))
 
+    @cached_property
+    def pool_of(self) -> dict[str, RowPool]:
+        """The pool that each task's training rows are drawn from, by task."""
+        return {task: pool for pool in self.pools for task in pool.tasks}
+
     def training_batch(self, pool_ids: np.ndarray, rows: np.ndarray, with_tokens: bool = True) -> Batch:
         """Builds a batch of training rows: example i is row `rows[i]` of the example set of pool `pool_ids[i]`.
 

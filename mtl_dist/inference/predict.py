@@ -73,7 +73,7 @@ def predict_file(
         check_output("--to", to, [Path(file)], finished.folder)
     # The whole file is checked before the model is loaded, so that a bad row far down costs no hours.
     total = rows.count()
-    predictor = Predictor(finished, task, rows.columns, batch_size, rows.name)
+    predictor = Predictor(finished, task, rows.columns, batch_size, rows.table.name)
     if total is not None:
         predictor.check(rows)
     with _output(to) as out, show_progress("predict", "rows", total) as advance:

@@ -38,7 +38,7 @@ def summarize(context: RunContext, state: TrainState, test: Mapping[str, Classif
                 "steps": phase.steps,
                 "seconds": state.phase_seconds.get(phase.name, 0.0),
                 "trainable_parameters": sum(context.unit_sizes[unit] for unit in phase.units),
-                "draws": context.sampler.draws(phase.start, phase.stop),
+                "draws": context.draws_by_task(phase.start, phase.stop),
             }
             for phase in context.schedule_of(state).phases
         ],

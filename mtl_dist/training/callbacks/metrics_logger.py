@@ -64,6 +64,11 @@ class MetricsLogger(Callback):
                 "train/loss": loss,
                 **{f"train/{task}/loss": value for task, value in by_task.items() if present[task]},
                 **self._draws(result.batch.step + 1),
+                **{
+                    f"train/{task}/labels": int(count)
+                    for task, count in present.items()
+                    if len(context.data.pool_of[task].tasks) > 1
+                },
                 **{f"optim/lr/{unit}": rate for unit, rate in trainer.rates_at(result.batch.step).items()},
                 **self._gradient_figures(result),
                 "optim/nonfinite_steps": trainer.train_state.nonfinite_total,
@@ -85,9 +90,9 @@ class MetricsLogger(Callback):
         }
 
     def _draws(self, done: int) -> dict[str, float]:
-        """Examples of each task in the first `done` steps, and passes over its training rows."""
+        """Rows drawn from each task's pool in the first `done` steps, and passes over the pool."""
         figures: dict[str, float] = {}
-        for task, draws in self._context.sampler.draws(0, done).items():
+        for task, draws in self._context.draws_by_task(0, done).items():
             figures[f"train/{task}/draws"] = draws
-            figures[f"train/{task}/passes"] = draws / len(self._context.data.tasks[task].splits["train"].lengths)
+            figures[f"train/{task}/passes"] = draws / self._context.data.pool_of[task].size
         return figures

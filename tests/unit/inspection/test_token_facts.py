@@ -4,6 +4,7 @@ import csv
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_figures_are_those_of_all_texts(
     tiny_encoder(tmp_path / "encoder")
     rows = rows_of(random.Random(max_length))
     lengths, unknown, data = figures(tmp_path, rows, text, max_length)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "encoder")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "encoder")
     columns = ["text", "second"] if "second" in text else ["text"]
     tokens = [len(tokenizer(*(row[name] for name in columns))["input_ids"]) for row in rows]
     tokens.sort()
