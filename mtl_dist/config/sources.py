@@ -41,6 +41,10 @@ class ExampleSetConfig:
         """Key of a task, which begins messages about its label."""
         return f"tasks.{task}"
 
+    def origin_of(self, split: str) -> str:
+        """Split of the source that the rows of `split` are taken from; a row's number counts in it."""
+        return "train" if split in self.source.split.held_out else split
+
 
 def source_of(recipe: Recipe, task: str) -> SourceConfig:
     """The source of a task's rows, with the task's own choice of text columns."""

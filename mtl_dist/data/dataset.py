@@ -166,7 +166,7 @@ def prepare(recipe: Recipe, processes: ProcessGroup, limits: TokenLimits | None 
         entries = [_open(folder, open_entry) for folder in folders]
         for one, entry in zip(configs, entries, strict=True):
             for split, rows in entry.splits.items():
-                limits.check_split(f"{one.key}: {split}", rows, tokenizer)
+                limits.check_split(f"{one.key}: {one.origin_of(split)}", rows, tokenizer)
         leaks = _open(leaks_folder, open_leaks)
         data = _bundle(recipe, tokenizer, configs, entries, leaks)
     if processes.is_main:

@@ -88,7 +88,7 @@ def check_rows(
     labeled: dict[str, LabeledSplit] = {}
     missing: dict[str, dict[str, int]] = {task: {} for task in config.tasks}
     for split in (split for split in SPLITS if split in splits):
-        origin = "train" if split in config.source.split.held_out else split
+        origin = config.origin_of(split)
         if origin not in checked:
             continue
         part = checked[origin]

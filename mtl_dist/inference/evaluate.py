@@ -128,7 +128,7 @@ def evaluate_sets(
             tokenize = ColumnTokenizer(tokenizer, list(one.text), recipe.data.max_length)
             write_split(stem, one.key, rows.splits[SPLIT], tokenize)
             split = open_split(stem, list(one.tasks))
-            limits.check_split(f"{one.key}: {SPLIT}", split, tokenizer)
+            limits.check_split(f"{one.key}: {one.origin_of(SPLIT)}", split, tokenizer)
             found[one.name] = ExampleSet(one.name, tuple(one.tasks), {SPLIT: split})
         tasks = {
             task: TaskData(

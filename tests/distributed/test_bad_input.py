@@ -31,20 +31,26 @@ def fifth(**changes: Any) -> Callable[[list[Row]], list[Row]]:
     return lambda rows: [row | changes if number == 5 else row for number, row in enumerate(rows)]
 
 
+FRACTIONAL = "is a fractional number; classes are whole numbers or strings, or named by labels in the recipe"
 # Task and split whose rows are edited, the edit, and the error message after the task's key; rows count from 0.
 BAD_ROWS: dict[str, tuple[str, str, Callable[[list[Row]], list[Row]], str]] = {
-    "label out of range": ("mood", "test", fifth(label=3), ": test row 5 (from 0): label 3 is out of range 0..2"),
+    "label out of range": (
+        "mood",
+        "test",
+        fifth(label=3),
+        ": test row 5 (from 0): label '3' is not one of the classes; choose from 0, 1, 2",
+    ),
     "unknown class": (
         "topic",
         "test",
         fifth(label="dog"),
         ": test row 5 (from 0): label 'dog' is not one of the classes; choose from art, cat, law, sea",
     ),
-    "null label": (
-        "topic",
+    "fractional label": (
+        "mood",
         "train",
-        fifth(label=None),
-        ": train row 5 (from 0): label is null; leave out rows that have none",
+        fifth(label=0.5),
+        ": train row 5 (from 0): label 0.5 " + FRACTIONAL,
     ),
     "empty text": (
         "topic",
@@ -56,13 +62,13 @@ BAD_ROWS: dict[str, tuple[str, str, Callable[[list[Row]], list[Row]], str]] = {
         "topic",
         "test",
         lambda rows: [row | {"text": number} for number, row in enumerate(rows)],
-        ": test row 0 (from 0): text column 'text' holds 0, no string; 11 more like it",
+        ": {file} line 1: text column 'text' holds 0, no string",
     ),
     "missing column": (
         "mood",
         "test",
         lambda rows: [{"txt": row["text"], "label": row["label"]} for row in rows],
-        ".text: the test split has no column 'text'; did you mean txt?",
+        ": {file}: no column 'text'; did you mean txt?",
     ),
     "empty split": ("mood", "train", lambda rows: [], ": the train split has no rows"),
 }
@@ -134,7 +140,7 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
     ),
     "a cache that cannot be written": (
         "data.cache_dir={folder}/recipe.yaml",
-        "data.cache_dir: cannot write {folder}/recipe.yaml (File exists)",
+        "data.cache_dir: cannot write {folder}/recipe.yaml (File exists); name a folder there, or by MTL_DIST_CACHE",
     ),
 }
 OPEN_END = ("a missing encoder", "an encoder cut short")
@@ -179,7 +185,7 @@ def line_of(folder: Path, case: str) -> str:
     """Returns the expected error message of the case, or its beginning."""
     if case in BAD_ROWS:
         task, *_, message = BAD_ROWS[case]
-        return f"tasks.{task}{message}"
+        return f"tasks.{task}{message}".replace("{file}", str(bad_file(folder, case)))
     return BAD_RECIPES[case][1].replace("{folder}", str(folder))
 
 
@@ -220,7 +226,7 @@ def test_bad_input_is_one_line_on_every_rank(folder: Path, errors: Mapping[str, 
     assert untouched(folder, case)
 
 
-@pytest.mark.parametrize("case", ["a typo in a key", "a missing encoder", "null label"])
+@pytest.mark.parametrize("case", ["a typo in a key", "a missing encoder", "fractional label"])
 def test_a_launch_with_bad_input_ends_with_one_line_and_code_2(folder: Path, case: str) -> None:
     """The errors occur before torch is imported, at the encoder and in the data."""
     done = launch("launch/train.py", *arguments_of(folder, case), processes=2)
