@@ -142,11 +142,14 @@ def test_names_from_data_are_text_in_the_page(folder: Path, encoder: str, capsys
     labels = ("<script>alert(1)</script>", "a\x1b[31m\nb")
     words = (*WORDS[:2], "\u202e")
     rows = [{"text": f"{text(number)} {words[number % 3]}", "label": labels[number % 2]} for number in range(40)]
-    files = {"train": write_rows("t.jsonl", rows), "test": write_rows("u.jsonl", [*rows[:3]])}
+    files = {
+        "train": write_rows("t.jsonl", rows),
+        "test": write_rows("u.jsonl", [{"text": "\u202d\u202d", "label": labels[0]}, *rows[:3]]),
+    }
     write_recipe(encoder, tasks={"a": source(files)})
     out = shown(capsys, "--html", "d.html")
     assert "\x1b" not in out
-    assert "U+202E 14x" in out
+    assert "U+202E 14x, U+202D 2x" in out
     page = Path("d.html").read_text()
     assert "<script>alert" not in page
     tree = parsed(page)
