@@ -52,7 +52,7 @@ def store_for(texts: int, tokens: int, hidden: int) -> ActivationStore:
     """A store with slots for the states of one batch."""
     lengths = np.full(texts, tokens)
     hashes = np.stack([np.arange(texts, dtype=np.uint64)] * 2, axis=1)
-    compute_groups = ComputeGroups(DistinctTexts({"task": hashes}, {"task": lengths}), range(1), 0)
+    compute_groups = ComputeGroups(DistinctTexts([hashes], [lengths], [0]), range(1), 0)
     batch = GlobalBatch(0, np.zeros(texts, dtype=np.int64), np.arange(texts), lengths, np.array([texts]))
     compute_groups.add_step(batch, [[np.arange(texts)]])
     bytes_of = 2 * texts * tokens * hidden

@@ -105,15 +105,16 @@ def work_of(recipe: Recipe) -> Work:
         for unit, names in units.items()
     }
     trainable = trainable_units(recipe, model.layout.num_blocks)
-    rows = {f"heads.{name}": task.splits["train"].lengths for name, task in data.tasks.items()}
-    total = sum(len(lengths) for lengths in rows.values())
+    lengths = [pool.examples.splits["train"].lengths for pool in data.pools]
+    lengths = [each if pool.rows is None else each[pool.rows] for pool, each in zip(data.pools, lengths, strict=True)]
+    total = sum(pool.size for pool in data.pools)
     return Work(
         config.hidden_size,
         config.intermediate_size,
         matrices,
         {phase.name: units for phase, units in zip(recipe.phases, trainable, strict=True)},
-        np.concatenate(list(rows.values())),
-        {head: len(lengths) / total for head, lengths in rows.items()},
+        np.concatenate(lengths),
+        {f"heads.{name}": task.rows("train") / total for name, task in data.tasks.items()},
     )
 
 

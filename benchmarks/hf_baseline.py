@@ -24,6 +24,7 @@ from benchmarks.hf_baseline_model import SharedEncoder, optimizer_of, scheduler_
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.data.token_files import NO_LABEL
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.schedule.phases import trainable_units
 
@@ -77,8 +78,11 @@ def examples_of(data: DataBundle, split: str) -> list[Example]:
     """The rows of all tasks, in the format of a tokenizer's output."""
     examples = []
     for index, task in enumerate(data.tasks.values()):
-        columns: Any = task.splits[split].rows[:]
-        for ids, label in zip(columns["input_ids"].to_pylist(), columns["label"].to_pylist(), strict=True):
+        rows = task.examples.splits[split]
+        columns: Any = rows.rows[:]
+        for ids, label in zip(columns["input_ids"].to_pylist(), rows.labels[task.name].tolist(), strict=True):
+            if label == NO_LABEL:
+                continue
             examples.append({"input_ids": ids, "attention_mask": [1] * len(ids), "task": index, "labels": label})
     return examples
 

@@ -68,7 +68,7 @@ def device_of(setup: RunContext) -> torch.device:
 def inputs_of(setup: RunContext, step: int) -> Inputs:
     """The rows of a step, on the device, and their cached sentence vectors if the run caches them."""
     batch = setup.sampler.batch(step)
-    inputs = setup.data.batch("train", batch.task_ids, batch.rows).to(device_of(setup))
+    inputs = setup.data.training_batch(batch.pool_ids, batch.rows).to(device_of(setup))
     if setup.recipe.cache.mode == "never":
         return inputs, None
     model = setup.engine.model.eval()

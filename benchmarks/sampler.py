@@ -10,7 +10,7 @@ import tracemalloc
 
 import numpy as np
 
-from mtl_dist.schedule.sampler import TaskBalancedSampler
+from mtl_dist.schedule.sampler import Pool, TaskBalancedSampler
 
 FEW, MANY = 10**4, 10**9
 WINDOW, ROUNDS = 128, 9
@@ -18,9 +18,9 @@ WINDOW, ROUNDS = 128, 9
 
 def make_sampler(lengths: np.ndarray, batch_size: int, length_window: int = WINDOW) -> TaskBalancedSampler:
     """A sampler over two tasks with the same lengths and equal shares."""
-    of_tasks, shares = {"a": lengths, "b": lengths}, {"a": 1, "b": 1}
+    pools, shares = [Pool("a", lengths, {0: None}), Pool("b", lengths, {1: None})], {"a": 1, "b": 1}
     return TaskBalancedSampler(
-        of_tasks, batch_size=batch_size, seed=42, shares=shares, batches="mixed", length_window=length_window
+        pools, batch_size=batch_size, seed=42, shares=shares, batches="mixed", length_window=length_window
     )
 
 

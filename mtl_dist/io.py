@@ -1,11 +1,14 @@
 """Writing to a disk that may be full, read-only or cut off at any moment: a file is complete, or does not exist."""
 
+import json
+import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -21,6 +24,19 @@ def reporting_write_errors(path: Path) -> Iterator[None]:
         raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise TrainingError(f"cannot write {path}: {root_cause(error)}") from error
+
+
+def valid_json(content: Any, indent: int | None = None) -> str:
+    """`content` as JSON, with null for every number that is not finite: JSON has no NaN."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -73,7 +73,7 @@ class ActivationCache:
         self._current: ActivationStore | None = None
         """The store that the present phase reads."""
         self._evaluated: dict[tuple[str, str, int], dict[int, Tensor]] = {}
-        """States by depth of each evaluation batch: split, task, index."""
+        """States by depth of each evaluation batch: split, example set, index."""
         self._bytes_left = 0
         """Bytes that this process may still use for evaluation batches."""
         self.reads = 0
@@ -91,18 +91,18 @@ class ActivationCache:
         self._dtypes = {depth: tensor.dtype for depth, tensor in states.items()}
         self._hidden_size = states[depths[0]].shape[-1]
         width = self._hidden_size * max(dtype.itemsize for dtype in self._dtypes.values())
-        splits = {task: source.splits["train"] for task, source in self._data.tasks.items()}
-        rows = {task: len(split.lengths) for task, split in splits.items()}
+        rows = {pool.name: pool.size for pool in self._data.pools}
         reason = reason_not_to_count_texts(recipe.cache, self._schedule, self._sampler, rows, width)
         if reason is not None:
             logger.info(reason)
             return
-        self._texts = DistinctTexts(
-            {task: split.hashes for task, split in splits.items()},
-            {task: split.lengths for task, split in splits.items()},
-        )
+        splits = [one.splits["train"] for one in self._data.sets]
+        names = [one.name for one in self._data.sets]
+        set_of_pool = [names.index(pool.examples.name) for pool in self._data.pools]
+        self._texts = DistinctTexts([one.hashes for one in splits], [one.lengths for one in splits], set_of_pool)
         lengths = self._texts.lengths
-        counts = TextCounts(len(lengths), int(lengths.sum(dtype=np.int64)), self._texts.counts_by_task)
+        by_pool = {pool.name: self._texts.count(index, pool.rows) for index, pool in enumerate(self._data.pools)}
+        counts = TextCounts(len(lengths), int(lengths.sum(dtype=np.int64)), by_pool)
         gpu_rows = None if self._engine.device.type == "cpu" else self._rows_per_forward
         self._allocations, lines = choose_what_to_cache(
             recipe.cache, self._schedule, self._num_blocks, self._sampler, counts, width, gpu_rows
@@ -167,14 +167,14 @@ class ActivationCache:
         if micro_step == 0:
             self._begin_step(batch, parts)
         positions = parts[micro_step][self._engine.processes.rank]
-        task_ids, rows = batch.task_ids[positions], batch.rows[positions]
-        texts = self._texts.numbers(task_ids, rows)
+        pool_ids, rows = batch.pool_ids[positions], batch.rows[positions]
+        texts = self._texts.numbers(pool_ids, rows)
         has_slot = store.has_slot(texts)
         self._compute_missing(store, texts[has_slot & ~store.is_cached(texts)], bool((~has_slot).any()))
         padded = () if store.depth == self._num_blocks else (int(batch.lengths[positions].max()),)
         states = store.read(texts[has_slot], (*padded, self._hidden_size))
         if not has_slot.all():
-            states = self._with_uncached(store.depth, states, has_slot, task_ids, rows)
+            states = self._with_uncached(store.depth, states, has_slot, pool_ids, rows)
         self.reads += len(texts)
         return PrefixState(store.depth, to_device(states, self._engine.device))
 
@@ -200,16 +200,16 @@ class ActivationCache:
             one.depth for one in self._stores if one.compute_groups is compute_groups and one.depth <= store.depth
         ]
         for group in groups:
-            states = self._compute(depths, group.task_ids, group.rows)
+            states = self._compute(depths, group.pool_ids, group.rows)
             for one in self._stores:
                 if one.depth in states:
                     one.write(group.texts, states[one.depth])
 
     def _with_uncached(
-        self, depth: int, states: Tensor, has_slot: np.ndarray, task_ids: np.ndarray, rows: np.ndarray
+        self, depth: int, states: Tensor, has_slot: np.ndarray, pool_ids: np.ndarray, rows: np.ndarray
     ) -> Tensor:
         """Joins the `states` of rows that have slots with those of the other rows, which are computed each time."""
-        rest = self._compute([depth], task_ids[~has_slot], rows[~has_slot])[depth].cpu()
+        rest = self._compute([depth], pool_ids[~has_slot], rows[~has_slot])[depth].cpu()
         joined = torch.zeros(len(has_slot), *states.shape[1:], dtype=states.dtype)
         joined[torch.from_numpy(has_slot)] = states
         if rest.dim() == 3:
@@ -218,12 +218,12 @@ class ActivationCache:
             joined[torch.from_numpy(~has_slot)] = rest
         return joined
 
-    def _compute(self, depths: Sequence[int], task_ids: np.ndarray, rows: np.ndarray) -> dict[int, Tensor]:
+    def _compute(self, depths: Sequence[int], pool_ids: np.ndarray, rows: np.ndarray) -> dict[int, Tensor]:
         self.computed += len(rows)
-        return self._engine.run_prefix(depths, self._data.batch("train", task_ids, rows).to(self._engine.device))
+        return self._engine.run_prefix(depths, self._data.training_batch(pool_ids, rows).to(self._engine.device))
 
     def _any_row(self) -> Batch:
-        return self._data.batch("train", np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+        return self._data.training_batch(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
 
     def _match_forward_passes(self, needed: int) -> None:
         """On an engine whose ranks make every forward pass together, makes as many as the rank that needs most."""
@@ -232,12 +232,15 @@ class ActivationCache:
         for _ in range(max(self._engine.processes.all_gather(needed)) - needed):
             self._engine.run_prefix([self._current.depth], self._any_row().to(self._engine.device))
 
-    def prefix_for_evaluation(self, split: str, task: str, index: int, batch: Batch) -> PrefixState | None:
-        """States of the `index`-th evaluation `batch` of a task, which is on the device; None if nothing is cached."""
+    def prefix_for_evaluation(self, split: str, examples: str, index: int, batch: Batch) -> PrefixState | None:
+        """States of the `index`-th evaluation batch of the example set named `examples`; None if nothing is cached.
+
+        `batch` is on the device.
+        """
         if self._current is None:
             return None
         depth = self._current.depth
-        cached = self._evaluated.get((split, task, index), {})
+        cached = self._evaluated.get((split, examples, index), {})
         is_cached = depth in cached
         if self._engine.forward_is_collective:
             is_cached = all(self._engine.processes.all_gather(is_cached))
@@ -249,5 +252,5 @@ class ActivationCache:
         size = sum(tensor.nbytes for tensor in fresh.values())
         if size <= self._bytes_left:
             self._bytes_left -= size
-            self._evaluated[split, task, index] = cached | fresh
+            self._evaluated[split, examples, index] = cached | fresh
         return PrefixState(depth, states[depth])

@@ -5,7 +5,7 @@ these batches must follow from the sampler alone: a *compute group* is the texts
 that no earlier step had. Imports no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,27 +19,34 @@ NO_SLOT = -1
 
 
 class DistinctTexts:
-    """Numbers for the distinct texts among the training rows of all tasks."""
+    """Numbers for the distinct texts among the training rows of all example sets."""
 
-    def __init__(self, hashes: Mapping[str, np.ndarray], lengths: Mapping[str, np.ndarray]) -> None:
-        """`hashes` [rows, 2] uint64 of the tokens and `lengths` [rows] in tokens, by task in the recipe's order."""
-        all_hashes = np.concatenate(list(hashes.values()))
+    def __init__(self, hashes: Sequence[np.ndarray], lengths: Sequence[np.ndarray], set_of_pool: Sequence[int]) -> None:
+        """`hashes` [rows, 2] uint64 of the tokens and `lengths` [rows] in tokens, of each example set.
+
+        `set_of_pool` is the index of each row pool's example set.
+        """
+        all_hashes = np.concatenate(hashes)
         order = np.lexsort((all_hashes[:, 1], all_hashes[:, 0]))
         is_first = np.ones(len(order), dtype=bool)
         is_first[1:] = (all_hashes[order[1:]] != all_hashes[order[:-1]]).any(axis=1)
         self._numbers = np.empty(len(order), dtype=np.int64)
         self._numbers[order] = np.cumsum(is_first) - 1
-        sizes = [len(of_task) for of_task in hashes.values()]
-        self._offsets = np.cumsum([0, *sizes[:-1]])
-        self.lengths = np.concatenate([np.asarray(of_task) for of_task in lengths.values()])[order[is_first]]
+        offsets = np.cumsum([0, *(len(of_set) for of_set in hashes)])
+        self._offsets = offsets[np.asarray(set_of_pool)]
+        """Number of rows in the example sets before that of each pool."""
+        self._stops = offsets[np.asarray(set_of_pool) + 1]
+        self.lengths = np.concatenate(lengths)[order[is_first]]
         """Number of tokens of each distinct text."""
-        parts = np.split(self._numbers, self._offsets[1:])
-        self.counts_by_task = {task: len(np.unique(part)) for task, part in zip(hashes, parts, strict=True)}
-        """Number of distinct texts of each task."""
 
-    def numbers(self, task_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Numbers of the texts in training rows `rows[i]` of the `task_ids[i]`-th task."""
-        return self._numbers[self._offsets[task_ids] + rows]
+    def numbers(self, pool_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Numbers of the texts in training rows `rows[i]` of the example set of the `pool_ids[i]`-th pool."""
+        return self._numbers[self._offsets[pool_ids] + rows]
+
+    def count(self, pool_id: int, rows: np.ndarray | None) -> int:
+        """Number of distinct texts among `rows` of the example set of a pool; None for all of its rows."""
+        of_set = self._numbers[self._offsets[pool_id] : self._stops[pool_id]]
+        return len(np.unique(of_set if rows is None else of_set[rows]))
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Group:
     """A compute group: texts that are computed together, in this order."""
 
     texts: np.ndarray
-    task_ids: np.ndarray
+    pool_ids: np.ndarray
     rows: np.ndarray
     """A training row of each text."""
 
@@ -72,7 +79,7 @@ class ComputeGroups:
         self.next_step = batch.step + 1
         if not self._num_unseen:
             return
-        texts = self._distinct.numbers(batch.task_ids, batch.rows)
+        texts = self._distinct.numbers(batch.pool_ids, batch.rows)
         if (self.group_of[texts] != UNSEEN).all():
             return
         for by_rank in parts:
@@ -82,7 +89,7 @@ class ComputeGroups:
                 _, first = np.unique(texts[positions], return_index=True)
                 positions = positions[np.sort(first)]
                 if len(positions):
-                    group = Group(texts[positions], batch.task_ids[positions], batch.rows[positions])
+                    group = Group(texts[positions], batch.pool_ids[positions], batch.rows[positions])
                     self.group_of[group.texts] = len(self.groups)
                     self.groups.append(group)
                     self._num_unseen -= len(positions)

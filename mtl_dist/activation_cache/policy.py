@@ -46,14 +46,14 @@ class CacheAllocation:
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Size of the training rows of all tasks, each distinct text counted once."""
+    """Size of the training rows of all example sets, each distinct text counted once."""
 
     count: int
     """Number of distinct texts."""
     tokens: int
     """Number of tokens of all distinct texts."""
-    by_task: Mapping[str, int]
-    """Number of distinct texts of each task."""
+    by_pool: Mapping[str, int]
+    """Number of distinct texts of each row pool."""
 
 
 def prefix_depth(phase: Phase, num_blocks: int) -> int:
@@ -88,8 +88,8 @@ def reason_not_to_count_texts(
 ) -> str | None:
     """Why `cache.mode=auto` caches nothing, if that is certain before distinct texts are counted; None if it is not.
 
-    Counting takes time and memory. `rows` is the number of training rows of each task, which are taken to be distinct
-    within a task; `width` as for `allocate`.
+    Counting takes time and memory. `rows` is the number of rows of each pool, which are taken to be distinct within a
+    pool; `width` as for `choose_what_to_cache`.
     """
     if config.mode != "auto":
         return None
@@ -97,8 +97,8 @@ def reason_not_to_count_texts(
     if MIN_SAVED_FRACTION * most * width > room:
         return f"cache: off: cache.budget_gb holds less than {MIN_SAVED_FRACTION:.0%} of {most} rows' sentence vectors"
     draws = sampler.draws(0, schedule.total_steps)
-    # If n tasks share their texts and each draws a fraction p of them, a fraction (n - 1) p / 2 of the reads are hits.
-    if len(rows) * max(draws[task] / rows[task] for task in rows) < 2 * MIN_SAVED_FRACTION:
+    # If n pools share their texts and each draws a fraction p of them, a fraction (n - 1) p / 2 of the reads are hits.
+    if len(rows) * max(draws[pool] / rows[pool] for pool in rows) < 2 * MIN_SAVED_FRACTION:
         return f"cache: off: {sum(draws.values())} draws from {sum(rows.values())} rows come to few texts again"
     return None
 
@@ -176,4 +176,4 @@ def saved_fraction(span: Span, schedule: Schedule, sampler: TaskBalancedSampler,
 def _max_distinct(start: int, stop: int, sampler: TaskBalancedSampler, texts: TextCounts) -> int:
     """Upper bound of the number of distinct texts drawn in steps `start` to `stop` - 1."""
     draws = sampler.draws(start, stop)
-    return min(texts.count, sum(min(draws[task], of_task) for task, of_task in texts.by_task.items()))
+    return min(texts.count, sum(min(draws[pool], of_pool) for pool, of_pool in texts.by_pool.items()))

@@ -22,7 +22,6 @@ from mtl_dist.data.labels import (
     STRINGS,
     UNKNOWN,
     LabelClasses,
-    cut,
     decide_classes,
     is_whole_number,
     similar_names,
@@ -30,7 +29,7 @@ from mtl_dist.data.labels import (
 from mtl_dist.data.sources import SourceTables
 from mtl_dist.data.splitting import sides
 from mtl_dist.data.string_table import StringTable
-from mtl_dist.errors import UserError
+from mtl_dist.errors import UserError, list_some
 
 EmptyText = Literal["error", "skip"]
 MANY_CLASSES, TOO_MANY_CLASSES = 20, 1000
@@ -237,7 +236,7 @@ def _class_warnings(
     key, lines = config.key_of(task), []
     similar = similar_names(classes.names) if classes.kind in (STRINGS, CLASS_LABEL) else []
     if similar:
-        groups = cut([" and ".join(map(repr, group)) for group in similar])
+        groups = list_some([" and ".join(map(repr, group)) for group in similar])
         lines.append(f"{key}: classes differ only in case, white space or digits: {groups}")
     if classes.kind != NAMED and len(classes.names) > MANY_CLASSES:
         count = tables["train"].count(task)

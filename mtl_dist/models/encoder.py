@@ -20,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from mtl_dist.config.recipe import ModelConfig
 from mtl_dist.errors import UserError, root_cause
+from mtl_dist.finite import find_nonfinite
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -136,7 +137,7 @@ def new_encoder(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code:
 def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedModel:
     """Loads the pretrained encoder to the CPU, without its pooler, which sentence vectors do not use.
 
-    Raises UserError if the weights cannot be read or are incomplete.
+    Raises UserError if the weights cannot be read, are incomplete or are not finite.
     """
     dtype = getattr(torch, model.dtype)
     try:
@@ -159,7 +160,10 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
     if misshapen:
         raise UserError(f"model.encoder: {model.encoder}: the shape of {misshapen[0]} is not that of its config.json")
     encoder.to(dtype)  # DeBERTa creates some parameters as float32
-    return drop_pooler(encoder)
+    drop_pooler(encoder)
+    if fault := find_nonfinite(encoder.named_parameters()):
+        raise UserError(f"model.encoder: {model.encoder}: {fault}")
+    return encoder
 
 
 def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:

@@ -14,6 +14,8 @@ from mtl_dist.config.sources import FILE_BUILDERS, source_of
 _Rows = TypeVar("_Rows", SourceConfig, TaskConfig)
 CARD = "README.md"
 """File name of a model card on the Hugging Face hub."""
+MOST_LABELS = 20
+"""Labels of a task on a card; config.json has all of them."""
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
 """Names of our metrics, and of the same metrics on the hub."""
 _RUN = """\
@@ -84,7 +86,9 @@ def model_card(
 
 
 def _row(task: str, labels: Sequence[str], source: SourceConfig, summary: Mapping[str, Any]) -> str:
-    names = ", ".join(f"`{label}`" for label in labels).replace("|", "\\|")
+    names = ", ".join(f"`{label}`" for label in labels[:MOST_LABELS]).replace("|", "\\|")
+    if len(labels) > MOST_LABELS:
+        names += f" and {len(labels) - MOST_LABELS:,} more, in config.json"
     pair = " (pair)" if len(source.text) == 2 else ""
     figures = [summary.get(f"test/{task}/{name}") for name in _METRICS]
     shown = " | ".join("" if figure is None else f"{figure:.4f}" for figure in figures)
@@ -122,6 +126,14 @@ def _last_part(name: str) -> str:
     return PurePath(name).name if _is_local(name) else name
 
 
+def _some_labels(labels: dict[str, str] | None) -> dict[str, str] | None:
+    """A task's labels as in its recipe; of many only the first, and how many there are beyond these."""
+    if labels is None or len(labels) <= MOST_LABELS:
+        return labels
+    first = list(labels)[:MOST_LABELS]
+    return {**{one: labels[one] for one in first}, "...": f"... and {len(labels) - MOST_LABELS:,} more"}
+
+
 def _without_folders(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
@@ -130,7 +142,10 @@ def _without_folders(recipe: Recipe) -> Recipe:
             "data": recipe.data.model_copy(update={"cache_dir": None}),
             "cache": recipe.cache.model_copy(update={"folder": None}),
             "sources": {name: _by_file_name(source) for name, source in recipe.sources.items()},
-            "tasks": {name: _by_file_name(task) for name, task in recipe.tasks.items()},
+            "tasks": {
+                name: _by_file_name(task).model_copy(update={"labels": _some_labels(task.labels)})
+                for name, task in recipe.tasks.items()
+            },
         }
     )
 

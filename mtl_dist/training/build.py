@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from mtl_dist.activation_cache.cache import ActivationCache
 from mtl_dist.config.load import resolved_yaml
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.data.dataset import DataBundle, prepare
+from mtl_dist.data.dataset import DataBundle, RowPool, prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.engines.factory import EngineClass
 from mtl_dist.models.attention import use_fast_attention
@@ -23,16 +23,18 @@ from mtl_dist.models.encoder import (
     load_encoder,
     load_encoder_config,
 )
+from mtl_dist.models.limits import limits_of
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names
 from mtl_dist.models.vocab_trimming import trim_vocabulary, trimmed_size
 from mtl_dist.schedule.early_stopping import earliest_stop
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.partition import micro_steps_for
 from mtl_dist.schedule.phases import Schedule, compile_schedule, trainable_units
-from mtl_dist.schedule.plan_table import plan_table
-from mtl_dist.schedule.sampler import TaskBalancedSampler, task_shares
+from mtl_dist.schedule.plan_table import PoolSize, plan_table
+from mtl_dist.schedule.sampler import Pool, TaskBalancedSampler, pool_shares
 from mtl_dist.training.context import RunContext
 from mtl_dist.training.device_check import check_model_on_device
+from mtl_dist.training.evaluation_split import check_measured_tasks, evaluation_split
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class RunPlan:
     """Forward and backward passes of a process per optimizer step."""
     unit_sizes: dict[str, int]
     """Trainable parameters of each unit."""
+    evaluation_split: str
+    """Split that is measured within the run; see `training.evaluation_split`."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -63,8 +67,11 @@ class RunPlan:
 
     def table(self) -> str:
         """The phases as a table; see `plan_table`."""
-        rows = {task: len(source.splits["train"].lengths) for task, source in self.data.tasks.items()}
-        return plan_table(self.rates, self.sampler, rows, self.unit_sizes)
+        pools = {
+            pool.name: PoolSize(pool.size, {task: self.data.tasks[task].rows("train") for task in pool.tasks})
+            for pool in self.data.pools
+        }
+        return plan_table(self.rates, self.sampler, pools, self.unit_sizes)
 
 
 def plan_run(recipe: Recipe, group: ProcessGroup, accumulation: int) -> RunPlan:
@@ -78,16 +85,17 @@ def plan_run(recipe: Recipe, group: ProcessGroup, accumulation: int) -> RunPlan:
         num_blocks = find_encoder_layout(skeleton).num_blocks
     with group.raise_together():
         micro_steps = micro_steps_for(recipe.batch_size, group.world_size, recipe.micro_batch_size, accumulation)
-    data = prepare(recipe, group)
+    data = prepare(recipe, group, limits_of(skeleton))
     with group.raise_together():
-        rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
-        schedule = compile_schedule(recipe, num_blocks, rows)
-    for line in [*data.warnings, *warnings_of(recipe, schedule)]:
+        split = evaluation_split(recipe, data)
+        unmeasured = check_measured_tasks(recipe, data, split)
+        schedule = compile_schedule(recipe, num_blocks, sum(pool.size for pool in data.pools))
+    for line in [*data.warnings, *unmeasured, *warnings_of(recipe, schedule)]:
         logger.warning("%s", line)
     with group.raise_together():
         sizes = unit_sizes(recipe, skeleton, data)
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
-    return RunPlan(recipe, config, data, build_sampler(recipe, data), rates, micro_steps, sizes)
+    return RunPlan(recipe, config, data, build_sampler(recipe, data), rates, micro_steps, sizes, split)
 
 
 def build_context(
@@ -120,6 +128,7 @@ def build_context(
         plan.micro_steps,
         cache,
         plan.unit_sizes,
+        plan.evaluation_split,
         plan.digests,
         heartbeat,
     )
@@ -141,15 +150,25 @@ def check_encoder(recipe: Recipe) -> tuple[PretrainedConfig, PreTrainedModel]:
 
 def build_sampler(recipe: Recipe, data: DataBundle) -> TaskBalancedSampler:
     """The sampler over the training rows of `data`."""
-    lengths = {task: source.splits["train"].lengths for task, source in data.tasks.items()}
+    sizes = {pool.name: pool.size for pool in data.pools}
     return TaskBalancedSampler(
-        lengths,
+        [_sampled(pool, data) for pool in data.pools],
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        shares=task_shares(recipe.sampling, {task: len(rows) for task, rows in lengths.items()}),
+        shares=pool_shares(recipe.sampling, sizes, {pool.name: pool.tasks for pool in data.pools}),
         batches=recipe.sampling.batches,
         length_window=recipe.sampling.length_window,
     )
+
+
+def _sampled(pool: RowPool, data: DataBundle) -> Pool:
+    """The arrays of a pool that the sampler reads: labels only of tasks that some of its rows have no label for."""
+    train, tasks = pool.examples.splits["train"], list(data.tasks)
+    labels = {
+        tasks.index(task): None if data.tasks[task].rows("train") == pool.size else train.labels[task]
+        for task in pool.tasks
+    }
+    return Pool(pool.name, train.lengths, labels, pool.rows)
 
 
 def build_model(recipe: Recipe, config: PretrainedConfig, data: DataBundle) -> MultitaskTransformer:

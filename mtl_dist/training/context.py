@@ -34,6 +34,8 @@ class RunContext:
     cache: ActivationCache
     unit_sizes: Mapping[str, int]
     """Trainable parameters of each unit."""
+    evaluation_split: str
+    """Split that is measured after each phase, for early stopping and for the best checkpoint."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of recipe, data, sampler (`plan`) and schedule, for setup.json and the summary."""
     heartbeat: Callable[[str], None] = lambda place: None
@@ -43,6 +45,11 @@ class RunContext:
     def identity(self) -> dict[str, Any]:
         """Recipe and data of the run, stored in checkpoints: a run with another identity does not resume from them."""
         return {**self.recipe.model_dump(), "data_sha256": self.data.digest}
+
+    def draws_by_task(self, start: int, stop: int) -> dict[str, int]:
+        """Number of rows drawn from each task's pool in steps `start` to `stop`, whether or not they have its label."""
+        draws = self.sampler.draws(start, stop)
+        return {task: draws[self.data.pool_of[task].name] for task in self.data.tasks}
 
     def schedule_of(self, state: TrainState) -> Schedule:
         """The phases with the ends that early stopping has given them, and those to come as planned."""

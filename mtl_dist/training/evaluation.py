@@ -1,6 +1,7 @@
 """Evaluation of every task on a split, shared out among the ranks with exact counts.
 
-Batches are formed over the whole split, whatever the number of ranks, and taken by the ranks in turn. Confusion counts
+The rows of an example set are encoded once for all of its tasks. Batches are formed over the whole split, whatever the
+number of ranks, and taken by the ranks in turn. Confusion counts
 are integers and batch losses are added by `math.fsum`, so that the metrics do not depend on the number of ranks. All
 ranks make the same number of forward passes, because with sharded parameters each pass needs them all.
 """
@@ -51,45 +52,49 @@ def evaluate(
     before_batch: Callable[[], None] = lambda: None,
     max_mistakes: int = 0,
 ) -> dict[str, ClassificationMetrics]:
-    """Returns the metrics of every task on `split`, with up to `max_mistakes` rows that were predicted wrongly.
+    """Returns the metrics of each task on `split`, with up to `max_mistakes` rows that were predicted wrongly.
 
-    Every rank calls this and gets the same. `before_batch` is called equally often on every rank; what it raises ends
-    the evaluation.
+    Tasks without a labelled row of the split are absent. Every rank calls this and gets the same. `before_batch` is
+    called equally often on every rank; what it raises ends the evaluation.
     """
-    metrics = {}
-    for index, task in enumerate(data.tasks):
-        split_rows = data.tasks[task].splits[split]
+    metrics: dict[str, ClassificationMetrics] = {}
+    for examples in data.sets:
+        measured = [data.tasks[task] for task in examples.tasks if data.tasks[task].rows(split)]
+        if not measured:
+            continue
         # Rows of similar length share a batch; taken in turn, so that every rank gets long and short batches alike.
-        order = np.argsort(split_rows.lengths, kind="stable")
+        order = np.argsort(examples.splits[split].lengths, kind="stable")
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        num_labels = len(data.tasks[task].labels)
-        own = _Counts(np.zeros((num_labels, num_labels), dtype=np.int64), max_mistakes)
+        own = {task.name: _Counts(len(task.labels), max_mistakes) for task in measured}
         with engine.evaluating():
             for first in range(0, len(batches), engine.processes.world_size):
                 before_batch()
                 mine = first + engine.processes.rank
                 # A rank without a batch of its own computes the first one along with the others and counts nothing.
                 number = mine if mine < len(batches) else 0
-                batch = data.batch(split, np.full(len(batches[number]), index), batches[number]).to(engine.device)
-                prefix = None if cache is None else cache.prefix_for_evaluation(split, task, number, batch)
-                logits = engine.logits(batch, prefix)[task]
+                batch = data.evaluation_batch(examples, split, batches[number])
+                labelled = {task: batches[number][batch.rows[task].numpy()] for task in own}
+                batch = batch.to(engine.device)
+                prefix = None if cache is None else cache.prefix_for_evaluation(split, examples.name, number, batch)
+                logits = engine.logits(batch, prefix)
                 if mine < len(batches):
-                    own.add(logits, batch.labels[task], batches[number])
-        metrics[task] = own.combined(engine.processes, len(order))
-    return metrics
+                    for task, counts in own.items():
+                        counts.add(logits[task], batch.labels[task], labelled[task])
+        metrics |= {task.name: own[task.name].combined(engine.processes, task.rows(split)) for task in measured}
+    return {task: metrics[task] for task in data.tasks if task in metrics}
 
 
 class _Counts:
-    """Sums over the batches of one rank."""
+    """Sums of one task over the batches of one rank."""
 
-    def __init__(self, confusion: np.ndarray, max_mistakes: int) -> None:
-        self._confusion = confusion
+    def __init__(self, num_labels: int, max_mistakes: int) -> None:
+        self._confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
         self._losses: list[float] = []
         self._mistakes: list[Mistake] = []
         self._max_mistakes = max_mistakes
 
     def add(self, logits: Tensor, labels: Tensor, rows: np.ndarray) -> None:
-        """Adds a batch, whose rows in the split are `rows`."""
+        """Adds a batch's examples that have the task's label; their rows in the split are `rows`."""
         counts, loss = confusion_and_loss(logits, labels)
         self._confusion += counts
         self._losses.append(loss)
@@ -97,7 +102,7 @@ class _Counts:
             self._mistakes = most_confident([*self._mistakes, *mistakes_of(logits, labels, rows)], self._max_mistakes)
 
     def combined(self, group: ProcessGroup, rows: int) -> ClassificationMetrics:
-        """The metrics over all ranks, for a split of `rows` rows."""
+        """The metrics over all ranks, for a split of `rows` rows with the task's label."""
         parts = group.all_gather((self._confusion, self._losses, self._mistakes))
         return ClassificationMetrics(
             np.sum([counts for counts, _, _ in parts], axis=0),
@@ -109,6 +114,15 @@ class _Counts:
 def flat_metrics(metrics: Mapping[str, ClassificationMetrics], prefix: str) -> dict[str, float]:
     """Metrics by `<prefix>/<task>/<name>`."""
     return {f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()}
+
+
+def nonfinite_losses(metrics: Mapping[str, ClassificationMetrics]) -> list[str]:
+    """A line for each task whose loss is not finite, because some of its logits are not."""
+    return [
+        f"{task}: the loss is not finite; the model overflows, and its other figures mean nothing"
+        for task, one in metrics.items()
+        if not math.isfinite(one.loss)
+    ]
 
 
 def flat_confusions(metrics: Mapping[str, ClassificationMetrics], prefix: str) -> dict[str, list[list[int]]]:

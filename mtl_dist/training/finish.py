@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_dist.distributed.consistency import combined_digest
 from mtl_dist.errors import TrainingError, UserError, root_cause
-from mtl_dist.io import atomic_folder, write_text_atomically
+from mtl_dist.io import atomic_folder, valid_json, write_text_atomically
 from mtl_dist.models.model_card import CARD, run_card
 from mtl_dist.report.page import write_report
 from mtl_dist.run_layout import MODEL, SUMMARY
@@ -38,7 +38,7 @@ def summarize(context: RunContext, state: TrainState, test: Mapping[str, Classif
                 "steps": phase.steps,
                 "seconds": state.phase_seconds.get(phase.name, 0.0),
                 "trainable_parameters": sum(context.unit_sizes[unit] for unit in phase.units),
-                "draws": context.sampler.draws(phase.start, phase.stop),
+                "draws": context.draws_by_task(phase.start, phase.stop),
             }
             for phase in context.schedule_of(state).phases
         ],
@@ -82,8 +82,8 @@ def save_model(context: RunContext, folder: Path, weights: dict[str, Tensor], su
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json, whose presence says that the run is finished."""
-    write_text_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    """Writes summary.json, whose presence says that the run is finished; a figure that is not finite is null."""
+    write_text_atomically(folder / SUMMARY, valid_json(summary, indent=2) + "\n")
 
 
 def _write_report(folder: Path) -> None:

@@ -26,8 +26,9 @@ def _texts(metrics: ClassificationMetrics, data: DataBundle, split: str, task: s
         return []
     names = data.tasks[task].labels
     at = np.array([mistake.index for mistake in metrics.mistakes])
-    batch = data.batch(split, np.full(len(at), list(data.tasks).index(task)), at)
-    columns = cast(pa.Table, data.tasks[task].splits[split].rows[at])
+    examples = data.tasks[task].examples
+    batch = data.evaluation_batch(examples, split, at)
+    columns = cast(pa.Table, examples.splits[split].rows[at])
     texts = [
         str(data.tokenizer.decode(tokens[attended.bool()].tolist(), skip_special_tokens=True))
         for tokens, attended in zip(batch.input_ids, batch.attention_mask, strict=True)

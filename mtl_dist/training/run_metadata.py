@@ -36,13 +36,17 @@ def describe(context: RunContext) -> dict[str, Any]:
     tasks = {
         name: {
             "labels": list(source.labels),
-            "rows": {split: len(rows.lengths) for split, rows in source.splits.items()},
+            "rows": {split: source.rows(split) for split in source.examples.splits},
+            "missing": dict(source.missing),
+            "pool": context.data.pool_of[name].name,
         }
         for name, source in context.data.tasks.items()
     }
     return {
         "model_type": context.engine.model.sentence_transformer.encoder.config.model_type,
         "tasks": tasks,
+        "pools": {pool.name: {"tasks": list(pool.tasks), "rows": pool.size} for pool in context.data.pools},
+        "evaluation_split": context.evaluation_split,
         "units": dict(context.unit_sizes),
         "phases": [_phase(context, phase) for phase in context.rates.schedule.phases],
         "digests": dict(context.digests),
@@ -84,5 +88,5 @@ def _phase(context: RunContext, phase: Phase) -> dict[str, Any]:
         "parameters": sum(context.unit_sizes[unit] for unit in phase.units),
         "until": None if until is None else {**until.model_dump(), "condition": describe_until(until)},
         "rates": {unit: list(of_unit) for unit, of_unit in rates.items()},
-        "draws": context.sampler.draws(phase.start, phase.stop),
+        "draws": context.draws_by_task(phase.start, phase.stop),
     }

@@ -64,9 +64,9 @@ def seed_device(device: torch.device, seed: int) -> None:
 class LayerwiseLearningRateTrainer:
     """Trains one step at a time with a learning rate for each unit of the model.
 
-    The loss of a global batch is the weighted sum over tasks of the mean over that task's examples in it. The counts
-    come from the sampler, so each rank adds its share without asking the others, and the gradient is the same for any
-    number of processes and any number of gradient-accumulation steps.
+    The loss of a global batch is the weighted sum over tasks of the mean over its rows that have that task's label; a
+    row can count for several tasks. The counts come from the sampler, so each rank adds its share without asking the
+    others, and the gradient is the same for any number of processes and any number of gradient-accumulation steps.
     """
 
     def __init__(self, context: RunContext, train_state: TrainState) -> None:
@@ -135,7 +135,7 @@ class LayerwiseLearningRateTrainer:
     ) -> Tensor:
         """Forward and backward pass of this rank's rows of one micro-step; returns losses as in StepResult, detached.
 
-        `counts` are the examples of each task in `batch`. `gradients`, if given, adds up each task's gradient.
+        `counts` are the rows of `batch` with each task's label. `gradients`, if given, adds up each task's gradient.
         """
         context, step = self.context, batch.step
         rank = context.group.rank
@@ -144,7 +144,7 @@ class LayerwiseLearningRateTrainer:
         context.heartbeat(f"{place}: reading rows")
         prefix = context.cache.prefix_for_micro_step(batch, parts, micro_step)
         with_tokens = prefix is None or prefix.depth < self.engine.model.layout.num_blocks
-        inputs = context.data.batch("train", batch.task_ids[positions], batch.rows[positions], with_tokens)
+        inputs = context.data.training_batch(batch.pool_ids[positions], batch.rows[positions], with_tokens)
         inputs = inputs.to(self.engine.device)
         context.heartbeat(f"{place}: forward and backward")
         seed_device(self.engine.device, dropout_seed(self.recipe.seed, step, rank, micro_step))

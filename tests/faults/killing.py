@@ -120,17 +120,17 @@ def check_samples(runs: Runs, config: LaunchConfig, name: str) -> str:
     steps = steps_of(runs.folder / name)
     if [line["plan/digest"] for line in steps] != [sampler.batch(step).digest for step in range(len(steps))]:
         return "the steps' digests are not the sampler's"
-    for index, (task, source) in enumerate(data.tasks.items()):
-        if not draws_are_even(sampler, len(steps), index, len(source.splits["train"].lengths)):
-            return f"a pass over {task} has a row twice"
+    for index, pool in enumerate(data.pools):
+        if not draws_are_even(sampler, len(steps), index, np.arange(pool.size) if pool.rows is None else pool.rows):
+            return f"a pass over {pool.name} has a row twice"
     return ""
 
 
-def draws_are_even(sampler: TaskBalancedSampler, steps: int, task: int, rows: int) -> bool:
-    """Whether every row of a task was drawn at least once, and no row more than one time more than another."""
+def draws_are_even(sampler: TaskBalancedSampler, steps: int, pool: int, rows: np.ndarray) -> bool:
+    """Whether every row of a pool was drawn at least once, and no row more than one time more than another."""
     batches = [sampler.batch(step) for step in range(steps)]
-    drawn = np.concatenate([batch.rows[batch.task_ids == task] for batch in batches])
-    counts = np.bincount(drawn, minlength=rows)
+    drawn = np.concatenate([batch.rows[batch.pool_ids == pool] for batch in batches])
+    counts = np.bincount(drawn, minlength=int(rows[-1]) + 1)[rows]
     return bool(counts.max() - counts.min() <= 1 and counts.min() >= 1)
 
 

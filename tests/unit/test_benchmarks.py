@@ -31,8 +31,8 @@ from tests.utils.tiny import tiny_recipe
 def test_useful_flops_match_torchs_flop_counter(tmp_path: Path, phase: str, unit: str) -> None:
     asked = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path / 'cache'}", "cache.mode=never")
     setup, work = setup_here(asked), work_of(asked)
-    rows = np.flatnonzero(setup.data.tasks["mood"].splits["train"].lengths == 8)
-    inputs = setup.data.batch("train", np.ones(len(rows), dtype=np.int64), rows)
+    rows = np.flatnonzero(setup.data.tasks["mood"].examples.splits["train"].lengths == 8)
+    inputs = setup.data.training_batch(np.ones(len(rows), dtype=np.int64), rows)
     one_length = type(work)(
         work.hidden,
         work.inner,
@@ -130,7 +130,7 @@ def test_generated_data_replaces_the_quickstarts(tmp_path: Path) -> None:
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     asked = parse(recipe_arguments((1, 1, 1), *overrides, *QUICK, cache)).recipe
     setup = setup_here(asked)
-    lengths = np.concatenate([task.splits["train"].lengths for task in setup.data.tasks.values()])
+    lengths = np.concatenate([examples.splits["train"].lengths for examples in setup.data.sets])
     assert 21 < lengths.mean() < 25
     assert lengths.max() <= LONGEST
     assert {task: set(source.labels) for task, source in setup.data.tasks.items()} == {

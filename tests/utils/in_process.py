@@ -20,6 +20,7 @@ from mtl_dist.schedule.partition import micro_steps_for
 from mtl_dist.schedule.phases import compile_schedule
 from mtl_dist.training.build import build_model, build_sampler
 from mtl_dist.training.context import RunContext
+from mtl_dist.training.evaluation_split import evaluation_split
 from mtl_dist.training.run import run_on
 
 
@@ -42,16 +43,16 @@ def setup_here(recipe: Recipe, accumulation: int = 1, precision: str = "no", on_
     accelerator = accelerator_here(accumulation, precision, on_cpu)
     choose_kernels(accelerator.device, recipe.safety.deterministic)
     engine = DataParallel(accelerator, processes, model, recipe.optimizer)
-    rows = sum(len(source.splits["train"].lengths) for source in data.tasks.values())
     num_blocks = model.layout.num_blocks
-    schedule = compile_schedule(recipe, num_blocks, rows)
+    schedule = compile_schedule(recipe, num_blocks, sum(pool.size for pool in data.pools))
     rates = LearningRates(recipe.optimizer, schedule, num_blocks)
     micro_steps = micro_steps_for(recipe.batch_size, 1, recipe.micro_batch_size, accumulation)
     plan = build_sampler(recipe, data)
     cache = ActivationCache(recipe, engine, data, plan, schedule, micro_steps)
     parameters = dict(model.named_parameters())
     sizes = {unit: sum(parameters[name].numel() for name in names) for unit, names in model.unit_parameters().items()}
-    return RunContext(recipe, processes, engine, data, plan, rates, micro_steps, cache, sizes)
+    split = evaluation_split(recipe, data)
+    return RunContext(recipe, processes, engine, data, plan, rates, micro_steps, cache, sizes, split)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

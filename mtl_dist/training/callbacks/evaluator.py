@@ -9,7 +9,7 @@ from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training.callbacks.base import Callback
 from mtl_dist.training.callbacks.preemption import Preemption
 from mtl_dist.training.context import RunContext
-from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics
+from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics, nonfinite_losses
 from mtl_dist.training.misclassified import final_tables
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ class Evaluator(Callback):
         self._tracker = tracker
         self._preemption = preemption
         self._watchdog = watchdog
-        self._split = context.recipe.evaluation.split
+        self._split = context.evaluation_split
         self._last: tuple[int, Metrics] = -1, {}
-        """Steps done at the last evaluation of `evaluation.split`, and its metrics."""
+        """Steps done at the last evaluation of `RunContext.evaluation_split`, and its metrics."""
 
     def on_train_start(self) -> None:
         self._evaluate_if_due()
@@ -43,7 +43,10 @@ class Evaluator(Callback):
             state.evaluated = state.step
 
     def measure(self, split: str, max_mistakes: int = 0) -> Metrics:
-        """Metrics of every task on `split`, the same on every rank. Raises Interrupted where the run is to stop."""
+        """Metrics of the tasks that have rows of `split`, the same on every rank.
+
+        Raises Interrupted where the run is to stop.
+        """
 
         def before_batch() -> None:
             self._watchdog.heartbeat(f"after step {self.trainer.train_state.step}: a batch of {split}")
@@ -54,7 +57,7 @@ class Evaluator(Callback):
         return evaluate(context.engine, context.data, split, batch_size, context.cache, before_batch, max_mistakes)
 
     def evaluate(self, phase: Phase) -> Metrics:
-        """Measures `evaluation.split`, and logs the metrics as `eval/...` and on the screen."""
+        """Measures the split of evaluations within the run, and logs the metrics as `eval/...` and on the screen."""
         step = self.trainer.train_state.step
         metrics = self.measure_for_checkpoint()
         self._tracker.log(step, phase.name, flat_metrics(metrics, "eval") | flat_confusions(metrics, "eval"))
@@ -63,7 +66,7 @@ class Evaluator(Callback):
         return metrics
 
     def measure_for_checkpoint(self) -> Metrics:
-        """Measures `evaluation.split`, so that `figures` has this step's metrics."""
+        """Measures the split of evaluations within the run, so that `figures` has this step's metrics."""
         metrics = self.measure(self._split)
         self._last = self.trainer.train_state.step, metrics
         return metrics
@@ -74,7 +77,7 @@ class Evaluator(Callback):
         return {task: one.as_dict() for task, one in metrics.items()} if step == self.trainer.train_state.step else {}
 
     def evaluate_end(self) -> Metrics:
-        """Measures the test split at the end of the run, and `evaluation.split`; returns the metrics of the test."""
+        """Measures the test split and the one measured within the run; returns the metrics of the test split."""
         tracking = self._context.recipe.tracking
         test = self.measure("test", tracking.misclassified if tracking.wandb else 0)
         last = test if self._split == "test" else self.measure(self._split)
@@ -95,3 +98,5 @@ def _show(when: str, metrics: Metrics) -> None:
         f"{task} accuracy {one.accuracy:.4f} macro-F1 {one.macro_f1:.4f}" for task, one in metrics.items()
     )
     logger.info("%s: %s", when, figures)
+    for line in nonfinite_losses(metrics):
+        logger.warning("%s: %s", when, line)

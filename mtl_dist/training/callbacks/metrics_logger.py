@@ -1,5 +1,6 @@
-"""The line of metrics.jsonl for a training step, and alerts about steps that were skipped."""
+"""The line of metrics.jsonl for a training step, and warnings and alerts about steps that were skipped."""
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,11 @@ from mtl_dist.training.context import RunContext
 from mtl_dist.training.step_result import StepResult
 from mtl_dist.training.throughput import Throughput, memory_figures
 
+logger = logging.getLogger(__name__)
+
+MOST_SKIPS_SHOWN = 10
+"""Warnings about steps without a finite gradient in one process."""
+
 
 class MetricsLogger(Callback):
     """Logs every step for which `TransferLearningTrainer.is_logged` holds."""
@@ -19,6 +25,8 @@ class MetricsLogger(Callback):
         self._context = context
         self._tracker = tracker
         self._throughput = Throughput(context.cache)
+        self._skips = 0
+        """Number of calls of `on_skipped_step`."""
         self.last_loss: tuple[int, float] | None = None
         """The last step that was logged, as steps done by then, and its loss."""
 
@@ -33,6 +41,12 @@ class MetricsLogger(Callback):
 
     def on_skipped_step(self, step: int) -> None:
         phase = self.trainer.schedule.phase_at(step)
+        self._skips += 1
+        if self._skips <= MOST_SKIPS_SHOWN:
+            last = "; further ones are counted at the end" if self._skips == MOST_SKIPS_SHOWN else ""
+            logger.warning(
+                "step %s, phase %s: the gradient is not finite, so the step is skipped%s", step + 1, phase.name, last
+            )
         self._tracker.alert("Gradient not finite", f"step {step + 1}, phase {phase.name}: skipped", step + 1)
 
     def _log(self, phase: Phase, result: StepResult) -> float:
@@ -50,6 +64,11 @@ class MetricsLogger(Callback):
                 "train/loss": loss,
                 **{f"train/{task}/loss": value for task, value in by_task.items() if present[task]},
                 **self._draws(result.batch.step + 1),
+                **{
+                    f"train/{task}/labels": int(count)
+                    for task, count in present.items()
+                    if len(context.data.pool_of[task].tasks) > 1
+                },
                 **{f"optim/lr/{unit}": rate for unit, rate in trainer.rates_at(result.batch.step).items()},
                 **self._gradient_figures(result),
                 "optim/nonfinite_steps": trainer.train_state.nonfinite_total,
@@ -71,9 +90,9 @@ class MetricsLogger(Callback):
         }
 
     def _draws(self, done: int) -> dict[str, float]:
-        """Examples of each task in the first `done` steps, and passes over its training rows."""
+        """Rows drawn from each task's pool in the first `done` steps, and passes over the pool."""
         figures: dict[str, float] = {}
-        for task, draws in self._context.sampler.draws(0, done).items():
+        for task, draws in self._context.draws_by_task(0, done).items():
             figures[f"train/{task}/draws"] = draws
-            figures[f"train/{task}/passes"] = draws / len(self._context.data.tasks[task].splits["train"].lengths)
+            figures[f"train/{task}/passes"] = draws / self._context.data.pool_of[task].size
         return figures

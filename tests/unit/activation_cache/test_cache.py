@@ -83,7 +83,7 @@ def test_each_text_is_computed_once_for_two_phases(tmp_path: Path, monkeypatch: 
     drawn: list[set[tuple[int, int]]] = []
     for phase in setup.rates.schedule.phases[:2]:
         batches = [setup.sampler.batch(step) for step in range(phase.start, phase.stop)]
-        drawn.append({pair for batch in batches for pair in zip(batch.task_ids, batch.rows, strict=True)})
+        drawn.append({pair for batch in batches for pair in zip(batch.pool_ids, batch.rows, strict=True)})
     computed: list[tuple[tuple[int, ...], int]] = []
     run_prefix = MultitaskTransformer.run_prefix
 

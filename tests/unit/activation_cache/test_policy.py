@@ -24,6 +24,7 @@ from mtl_dist.config.recipe import CacheConfig
 from mtl_dist.schedule.partition import partition_batch
 from mtl_dist.schedule.phases import Phase, Schedule
 from mtl_dist.schedule.sampler import TaskBalancedSampler
+from tests.utils.pools import pools_of_tasks
 
 BLOCKS = 4
 HEADS = ("heads.a", "heads.b")
@@ -90,7 +91,7 @@ ROWS, TOKENS, BATCH = 60, 5, 12
 def sampler_of(rows: int = ROWS) -> TaskBalancedSampler:
     lengths = {task: np.full(rows, TOKENS, dtype=np.int32) for task in ("a", "b")}
     return TaskBalancedSampler(
-        lengths, batch_size=BATCH, seed=1, shares={"a": 1, "b": 1}, batches="mixed", length_window=4
+        pools_of_tasks(lengths), batch_size=BATCH, seed=1, shares={"a": 1, "b": 1}, batches="mixed", length_window=4
     )
 
 
@@ -138,7 +139,7 @@ def test_the_budget_is_divided_in_the_order_of_reading() -> None:
 
 def test_hidden_states_have_to_save_more_on_a_gpu() -> None:
     """Sentence vectors have the same threshold on all devices."""
-    few = TextCounts(count=160, tokens=160 * TOKENS, by_task={"a": 80, "b": 80})
+    few = TextCounts(count=160, tokens=160 * TOKENS, by_pool={"a": 80, "b": 80})
     shares = []
     for names in (("from 2", "from 2"), ("from 2", "from 2", "from 2")):
         schedule = schedule_of(*names)
@@ -166,7 +167,7 @@ def test_hidden_states_of_large_forward_passes_are_not_cached_on_a_gpu() -> None
 def test_the_cache_is_skipped_only_if_it_saves_little(rows: int, tasks: int) -> None:
     names = [f"t{index}" for index in range(tasks)]
     sampler = TaskBalancedSampler(
-        {name: np.full(rows, TOKENS) for name in names},
+        pools_of_tasks({name: np.full(rows, TOKENS) for name in names}),
         batch_size=BATCH,
         seed=3,
         shares=dict.fromkeys(names, 1),
@@ -202,21 +203,19 @@ def test_the_cache_is_skipped_if_the_budget_is_less_than_a_tenth() -> None:
 
 
 def distinct_texts(texts: Sequence[Sequence[int]]) -> DistinctTexts:
-    """The texts of two tasks; each text has as many tokens as its number."""
-    hashes = {
-        str(task): np.array([[7, text] for text in of_task], dtype=np.uint64) for task, of_task in enumerate(texts)
-    }
-    return DistinctTexts(hashes, {str(task): np.array(of_task) for task, of_task in enumerate(texts)})
+    """The texts of two example sets, each with one pool; each text has as many tokens as its number."""
+    hashes = [np.array([[7, text] for text in of_set], dtype=np.uint64) for of_set in texts]
+    return DistinctTexts(hashes, [np.array(of_set) for of_set in texts], range(len(texts)))
 
 
-def test_equal_texts_have_the_same_number_in_all_tasks() -> None:
+def test_equal_texts_have_the_same_number_in_all_example_sets() -> None:
     distinct = distinct_texts([[4, 9, 4], [9, 2]])
     numbers = distinct.numbers(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1]))
     assert numbers[0] == numbers[2]
     assert numbers[1] == numbers[3]
     assert len(set(numbers.tolist())) == 3
     assert distinct.lengths[numbers].tolist() == [4, 9, 4, 9, 2]
-    assert distinct.counts_by_task == {"0": 2, "1": 2}
+    assert [distinct.count(0, None), distinct.count(1, None), distinct.count(0, np.array([0, 2]))] == [2, 2, 1]
 
 
 def test_every_text_belongs_to_the_first_part_that_contains_it() -> None:
@@ -233,12 +232,12 @@ def test_every_text_belongs_to_the_first_part_that_contains_it() -> None:
         for of_ranks in parts:
             for rank in ranks:
                 at = of_ranks[rank]
-                texts = dict.fromkeys(distinct.numbers(batch.task_ids[at], batch.rows[at]).tolist())
+                texts = dict.fromkeys(distinct.numbers(batch.pool_ids[at], batch.rows[at]).tolist())
                 fresh = [text for text in texts if not any(text in group for group in expected)]
                 expected += [fresh] if fresh else []
         assert [group.texts.tolist() for group in compute_groups.groups] == expected
     for number, group in enumerate(compute_groups.groups):
-        assert distinct.numbers(group.task_ids, group.rows).tolist() == group.texts.tolist()
+        assert distinct.numbers(group.pool_ids, group.rows).tolist() == group.texts.tolist()
         assert (compute_groups.group_of[group.texts] == number).all()
 
 

@@ -38,7 +38,7 @@ def test_a_mistake_in_a_recipe_is_one_line(tmp_path: Path, capsys: pytest.Captur
 
 def test_plan_prints_the_table_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny_recipe_file(tmp_path))]) == 0
-    assert "12 steps; " in capsys.readouterr().out
+    assert "whole run  12 " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.models.model_card import run_card
+from mtl_dist.models.model_card import MOST_LABELS, run_card
 from tests.utils.tiny import tiny_recipe
 
 LABELS = {"topic": ("art", "a|b"), "mood": ("0", "1")}
@@ -86,3 +86,14 @@ def test_a_source_that_tasks_share_is_shown_as_theirs_and_without_its_folder(tmp
     again = parse(["--config", str(tmp_path / "again.yaml")]).recipe
     assert again.sources["pairs"].data_files == {"train": ["pairs.csv"]}
     assert {task: again.tasks[task] for task in labels} == {task: recipe.tasks[task] for task in labels}
+
+
+def test_a_card_of_many_classes_is_short(tmp_path: Path) -> None:
+    names = [f"department {index}" for index in range(2000)]
+    recipe = tiny_recipe(tmp_path)
+    tasks = {"topic": recipe.tasks["topic"].model_copy(update={"labels": names})}
+    text = run_card(recipe.model_copy(update={"tasks": tasks}), {"topic": names}, SUMMARY)
+    assert f"`{names[MOST_LABELS - 1]}` and 1,980 more, in config.json |" in text
+    assert "... and 1,980 more" in text.split("```yaml\n")[1]
+    assert names[MOST_LABELS] not in text
+    assert len(text) < 10_000

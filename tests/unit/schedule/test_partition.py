@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mtl_dist.errors import UserError
 from mtl_dist.schedule.partition import micro_steps_for, partition_batch
 from mtl_dist.schedule.sampler import TaskBalancedSampler
+from tests.utils.pools import pools_of_tasks
 
 
 @st.composite
@@ -99,14 +100,19 @@ def test_any_world_size_and_accumulation_give_the_same_global_batch(
 ) -> None:
     lengths = {task: np.random.default_rng(seed).integers(1, 60, 50) for seed, task in enumerate(["a", "b", "c"])}
     sampler = TaskBalancedSampler(
-        lengths, batch_size=32, seed=3, shares=dict.fromkeys(lengths, 1), batches="mixed", length_window=8
+        pools_of_tasks(lengths),
+        batch_size=32,
+        seed=3,
+        shares=dict.fromkeys(lengths, 1),
+        batches="mixed",
+        length_window=8,
     )
     batch = sampler.batch(step)
     micro_steps = micro_steps_for(32, world_size, micro_batch_size, accumulation)
     trained = np.concatenate(
         list(itertools.chain(*partition_batch(batch.lengths, world_size, micro_steps, micro_batch_size)))
     )
-    tasks, rows = batch.task_ids[trained], batch.rows[trained]
+    tasks, rows = batch.pool_ids[trained], batch.rows[trained]
     order = np.lexsort((rows, tasks, -batch.lengths[trained]))
     pairs = np.stack([tasks, rows], axis=1)[order]
     assert hashlib.blake2b(pairs.astype("<i8").tobytes(), digest_size=16).hexdigest() == batch.digest

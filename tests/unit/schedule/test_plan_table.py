@@ -1,7 +1,7 @@
 """The printed table against the sampler, the schedule and the learning rates."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -18,10 +18,12 @@ from mtl_dist.config.recipe import (
 from mtl_dist.config.selectors import select
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.phases import compile_schedule
-from mtl_dist.schedule.plan_table import HEADER, plan_table
-from mtl_dist.schedule.sampler import TaskBalancedSampler, task_shares
+from mtl_dist.schedule.plan_table import HEADER, ONE_TASK_EACH, SEVERAL_TASKS, PoolSize, plan_table
+from mtl_dist.schedule.sampler import TaskBalancedSampler, pool_shares
+from tests.utils.pools import pools_of_tasks
 
 SIZES = {"topic": 1000, "mood": 350}
+POOLS = {task: PoolSize(rows, {task: rows}) for task, rows in SIZES.items()}
 NUM_BLOCKS = 6
 UNIT_SIZES = {
     "embeddings": 50_000,
@@ -51,24 +53,36 @@ def rates_and_sampler(
         optimizer=optimizer,
     )
     sampler = TaskBalancedSampler(
-        {task: np.ones(rows, dtype=np.int32) for task, rows in SIZES.items()},
+        pools_of_tasks({task: np.ones(rows, dtype=np.int32) for task, rows in SIZES.items()}),
         batch_size=recipe.batch_size,
         seed=0,
-        shares=task_shares(strategy or recipe.sampling, SIZES),
+        shares=pool_shares(strategy or recipe.sampling, SIZES, {task: [task] for task in SIZES}),
         batches="mixed",
         length_window=4,
     )
     return LearningRates(optimizer, compile_schedule(recipe, NUM_BLOCKS, sum(SIZES.values())), NUM_BLOCKS), sampler
 
 
-def cells(rates: LearningRates, sampler: TaskBalancedSampler) -> list[list[str]]:
-    """The table's lines in columns, header and rule left out, and the last line whole."""
-    header, rule, *lines, total = plan_table(rates, sampler, SIZES, UNIT_SIZES).splitlines()
-    assert tuple(re.split(" {2,}", header)) == HEADER
+def cells(
+    rates: LearningRates,
+    sampler: TaskBalancedSampler,
+    pools: Mapping[str, PoolSize] = POOLS,
+    unit_sizes: Mapping[str, int] = UNIT_SIZES,
+) -> list[list[str]]:
+    """The table's rows in columns, header and rule left out; cells of several lines are joined."""
+    header, rule, *lines = plan_table(rates, sampler, pools, unit_sizes).splitlines()
+    shared = any(len(pool.labels) > 1 for pool in pools.values())
+    assert tuple(re.split(" {2,}", header)) == HEADER + (SEVERAL_TASKS if shared else ONE_TASK_EACH)
     assert set(rule) == {"-", " "}
     starts = [match.start() for match in re.finditer("-+", rule)]
-    ends = [*starts[1:], None]
-    return [[line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in lines] + [[total]]
+    rows: list[list[str]] = []
+    for line in lines:
+        parts = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        if parts[0]:
+            rows.append(parts)
+        else:
+            rows[-1] = [f"{above} {part}".strip() for above, part in zip(rows[-1], parts, strict=True)]
+    return rows
 
 
 def draws_in(text: str) -> dict[str, tuple[int, float]]:
@@ -86,14 +100,14 @@ def test_a_line_for_each_phase() -> None:
         ["upper", "31-115", "blocks[4:6] heads.topic heads.mood", "2,509 (4.4%)"],
         ["all", "116", "embeddings blocks[0:6] heads.topic heads.mood", "56,515 (100.0%)"],
     ]
-    assert rows[-1][0].startswith("116 steps; ")
+    assert rows[-1][:2] == ["whole run", "116"]
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "proportional"])
 def test_draws_are_those_of_the_sampler(strategy: str) -> None:
     sampling = SamplingConfig(strategy="proportional") if strategy == "proportional" else SamplingConfig()
     rates, sampler = rates_and_sampler(OptimizerConfig(), strategy=sampling)
-    *rows, [total] = cells(rates, sampler)
+    *rows, total = cells(rates, sampler)
     counted = dict.fromkeys(SIZES, 0)
     for row, phase in zip(rows, rates.schedule.phases, strict=True):
         drawn = dict.fromkeys(SIZES, 0)
@@ -102,7 +116,7 @@ def test_draws_are_those_of_the_sampler(strategy: str) -> None:
                 drawn[task] += int(count)
                 counted[task] += int(count)
         assert draws_in(row[5]) == {task: (count, round(count / SIZES[task], 2)) for task, count in drawn.items()}
-    assert draws_in(total) == {task: (count, round(count / SIZES[task], 2)) for task, count in counted.items()}
+    assert draws_in(total[5]) == {task: (count, round(count / SIZES[task], 2)) for task, count in counted.items()}
 
 
 @pytest.mark.parametrize(
@@ -143,14 +157,12 @@ def test_a_phase_with_early_stopping_has_its_steps_at_most_and_the_condition() -
     rates, sampler = rates_and_sampler(
         OptimizerConfig(), phases=[PHASES[0], PHASES[1].model_copy(update={"until": until}), PHASES[2]]
     )
-    fixed = plan_table(*rates_and_sampler(OptimizerConfig()), SIZES, UNIT_SIZES).splitlines()
-    *lines, last = plan_table(rates, sampler, SIZES, UNIT_SIZES).splitlines()
-    assert [re.split(" {2,}", line)[1] for line in lines[2:-1]] == ["1-30", "31-115 at most", "116"]
-    assert lines[-1] == fixed[-1].replace("116 steps; ", "116 steps at most; ")
+    *lines, last = plan_table(rates, sampler, POOLS, UNIT_SIZES).splitlines()
+    assert [re.split(" {2,}", line)[1] for line in lines[2:]] == ["1-30", "31-115 at most", "116", "116 at most"]
     assert last == "upper ends early when topic/accuracy stops improving (patience 3, every_steps 5)"
 
 
 def test_everything_frozen_is_one_line() -> None:
     rates, sampler = rates_and_sampler(OptimizerConfig(), "all")
     expected = "everything is frozen (model.freeze): no training steps, evaluation only"
-    assert plan_table(rates, sampler, SIZES, UNIT_SIZES) == expected
+    assert plan_table(rates, sampler, POOLS, UNIT_SIZES) == expected

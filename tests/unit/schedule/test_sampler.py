@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mtl_dist.config.recipe import SamplingConfig
 from mtl_dist.schedule import sampler as sampler_module
-from mtl_dist.schedule.sampler import GlobalBatch, TaskBalancedSampler, cumulative_draws, task_shares
+from mtl_dist.schedule.sampler import GlobalBatch, TaskBalancedSampler, cumulative_draws, pool_shares
+from tests.utils.pools import pools_of_tasks
 
 modest = settings(deadline=None, derandomize=True, max_examples=50)
 steps = st.integers(0, 60)
@@ -33,7 +34,7 @@ class Arguments(NamedTuple):
 
     def sampler(self) -> TaskBalancedSampler:
         return TaskBalancedSampler(
-            self.lengths,
+            pools_of_tasks(self.lengths),
             batch_size=self.batch_size,
             seed=self.seed,
             shares=self.shares or dict.fromkeys(self.lengths, 1),
@@ -58,14 +59,14 @@ def small(draw: st.DrawFn) -> Arguments:
 
 
 def contents_of(batch: GlobalBatch) -> tuple[int, list[int], list[int], list[int], list[int], str]:
-    arrays = (batch.task_ids, batch.rows, batch.lengths, batch.counts)
+    arrays = (batch.pool_ids, batch.rows, batch.lengths, batch.counts)
     return batch.step, *(array.tolist() for array in arrays), batch.digest
 
 
 def examples(sampler: TaskBalancedSampler, start: int, stop: int) -> Counter[tuple[int, int]]:
     """Number of draws of each (task, row) in steps `start` to `stop`."""
     batches = [sampler.batch(step) for step in range(start, stop)]
-    return Counter(pair for batch in batches for pair in zip(batch.task_ids.tolist(), batch.rows.tolist(), strict=True))
+    return Counter(pair for batch in batches for pair in zip(batch.pool_ids.tolist(), batch.rows.tolist(), strict=True))
 
 
 # The batch of a step
@@ -79,7 +80,7 @@ def test_a_batch_depends_on_its_step_alone(arguments: Arguments, order: list[int
         batch = sampler.batch(step)
         assert contents_of(batch) == contents_of(arguments.sampler().batch(step))
         # A caller that changes its batch does not change later results.
-        batch.rows[:], batch.task_ids[:], batch.lengths[:] = 0, 0, 0
+        batch.rows[:], batch.pool_ids[:], batch.lengths[:] = 0, 0, 0
 
 
 @modest
@@ -87,20 +88,20 @@ def test_a_batch_depends_on_its_step_alone(arguments: Arguments, order: list[int
 def test_a_batch_is_in_canonical_order_and_its_fields_agree(arguments: Arguments, step: int) -> None:
     batch = arguments.sampler().batch(step)
     lengths = list(arguments.lengths.values())
-    triples = list(zip(batch.lengths.tolist(), batch.task_ids.tolist(), batch.rows.tolist(), strict=True))
+    triples = list(zip(batch.lengths.tolist(), batch.pool_ids.tolist(), batch.rows.tolist(), strict=True))
     assert batch.step == step
     assert len(triples) == arguments.batch_size
     assert triples == sorted(triples, key=lambda triple: (-triple[0], *triple[1:]))
     assert all(length == lengths[task][row] for length, task, row in triples)
-    assert batch.counts.tolist() == [batch.task_ids.tolist().count(task) for task in range(len(lengths))]
-    assert [array.dtype for array in (batch.task_ids, batch.rows, batch.lengths)] == [np.int64, np.int64, np.int32]
+    assert batch.counts.tolist() == [batch.pool_ids.tolist().count(task) for task in range(len(lengths))]
+    assert [array.dtype for array in (batch.pool_ids, batch.rows, batch.lengths)] == [np.int64, np.int64, np.int32]
 
 
 def test_a_batchs_digest_covers_task_and_row_ids() -> None:
     short, long = (
         Arguments({"a": np.full(50, length), "b": np.full(70, length)}).sampler().batch(5) for length in (3, 300)
     )
-    pairs = np.stack([short.task_ids, short.rows], axis=1).astype("<i8")
+    pairs = np.stack([short.pool_ids, short.rows], axis=1).astype("<i8")
     assert short.digest == long.digest == hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest()
 
 
@@ -117,7 +118,7 @@ def test_seeds_draw_different_rows() -> None:
 
 def test_tasks_of_one_size_draw_in_different_orders() -> None:
     batch = Arguments({"a": np.full(1000, 5), "b": np.full(1000, 5)}).sampler().batch(0)
-    assert batch.rows[batch.task_ids == 0].tolist() != batch.rows[batch.task_ids == 1].tolist()
+    assert batch.rows[batch.pool_ids == 0].tolist() != batch.rows[batch.pool_ids == 1].tolist()
 
 
 def test_batches_are_the_same_in_every_version() -> None:
@@ -144,7 +145,7 @@ def test_each_pass_over_a_task_visits_each_row_once(arguments: Arguments) -> Non
     for step in range(40):
         batch = sampler.batch(step)
         for task, times in enumerate(seen):
-            times += np.bincount(batch.rows[batch.task_ids == task], minlength=sizes[task])
+            times += np.bincount(batch.rows[batch.pool_ids == task], minlength=sizes[task])
             assert np.ptp(times) <= 1
     assert [int(times.sum()) for times in seen] == list(sampler.draws(0, 40).values())
 
@@ -218,22 +219,22 @@ def test_one_task_batches_hold_one_task(arguments: Arguments, step: int) -> None
 def test_shares_are_exact() -> None:
     sizes = {"a": 300, "b": 100, "c": 200}
     weights = {"c": 0.1, "b": 0.3, "a": 0.2}
-    assert task_shares(SamplingConfig(), sizes) == dict.fromkeys(sizes, Fraction(1, 3))
-    assert task_shares(SamplingConfig(strategy="proportional"), sizes) == {
+    tasks = {task: [task] for task in sizes}
+    assert pool_shares(SamplingConfig(), sizes, tasks) == dict.fromkeys(sizes, Fraction(1, 3))
+    assert pool_shares(SamplingConfig(strategy="proportional"), sizes, tasks) == {
         "a": Fraction(1, 2),
         "b": Fraction(1, 6),
         "c": Fraction(1, 3),
     }
-    weighted = task_shares(SamplingConfig(strategy="weighted", weights=weights), sizes)
+    weighted = pool_shares(SamplingConfig(strategy="weighted", weights=weights), sizes, tasks)
     assert list(weighted.items()) == [("a", Fraction(1, 3)), ("b", Fraction(1, 2)), ("c", Fraction(1, 6))]
 
 
 def test_a_whole_pass_over_all_rows_in_each_proportional_batch() -> None:
     sizes = {"a": 7, "b": 1, "c": 12}
     lengths = {task: np.arange(1, size + 1) for task, size in sizes.items()}
-    sampler = Arguments(
-        lengths, batch_size=20, shares=task_shares(SamplingConfig(strategy="proportional"), sizes)
-    ).sampler()
+    shares = pool_shares(SamplingConfig(strategy="proportional"), sizes, {task: [task] for task in sizes})
+    sampler = Arguments(lengths, batch_size=20, shares=shares).sampler()
     every_row = Counter((task, row) for task, size in enumerate(sizes.values()) for row in range(size))
     assert all(examples(sampler, step, step + 1) == every_row for step in range(10))
 
@@ -266,7 +267,7 @@ def test_steps_of_a_window_take_ranges_of_length_in_the_same_random_order_for_al
         batches = [sampler.batch(step) for step in range(start, start + window)]
         orders_of_tasks = set()
         for task in (0, 1):
-            by_step = [batch.lengths[batch.task_ids == task] for batch in batches]
+            by_step = [batch.lengths[batch.pool_ids == task] for batch in batches]
             order = sorted(range(window), key=lambda step: -by_step[step][0])
             assert all(by_step[order[k]].min() > by_step[order[k + 1]].max() for k in range(window - 1))
             orders_of_tasks.add(tuple(order))

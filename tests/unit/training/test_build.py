@@ -67,7 +67,7 @@ def test_the_plan_is_printed_without_weights(
         ["upper", "5-8"],
         ["all", "9-12"],
     ]
-    assert lines[rule + 4].startswith("12 steps; topic 72 (1.50), mood 72 (1.50)")
+    assert lines[rule + 4].split(maxsplit=3) == ["whole", "run", "12", "topic 72 (1.50), mood 72 (1.50)"]
     assert sum("warning: optimizer.warmup_steps: 12, " in line for line in lines) == 1
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"^model\.encoder: cannot load the weights of "):

@@ -166,7 +166,7 @@ def test_the_console_prints_why_a_phase_ended(folder: Path, whole: Recipe, capsy
     assert early[0].endswith(f": {reason}")
     total = stops["last"]
     assert [line.split()[1] for line in lines if line.startswith("step ")][-1] == f"{total}/{total}"
-    assert sum(line.startswith("28 steps at most; ") for line in lines) == 1
+    assert sum(line.startswith("whole run  28 at most  ") for line in lines) == 1
 
 
 def saved_at(line: str) -> int:

@@ -50,7 +50,7 @@ def setup(folder: Path) -> Iterator[RunContext]:
     with torch.no_grad():
         # New heads predict the same class for all texts, so their mean logits are subtracted from the biases.
         for index, (task, head) in enumerate(model.heads.items()):
-            batch = setup.data.batch("train", np.full(48, index), np.arange(48))
+            batch = setup.data.training_batch(np.full(48, index), np.arange(48))
             logits = model(batch.input_ids, batch.attention_mask, task)
             head.get_parameter("3.bias").sub_(logits.mean(dim=0))
         yield setup

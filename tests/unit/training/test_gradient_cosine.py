@@ -52,7 +52,7 @@ def first_step(setup: RunContext, phase: int) -> StepResult:
 def plain_gradients(setup: RunContext, step: int) -> list[dict[str, Tensor]]:
     """Returns the gradients of each task's mean loss in a global batch by parameter, from a copy of the model."""
     model, batch = copy.deepcopy(setup.engine.model), setup.sampler.batch(step)
-    inputs = setup.data.batch("train", batch.task_ids, batch.rows)
+    inputs = setup.data.training_batch(batch.pool_ids, batch.rows)
     found = []
     for task in TASKS:
         model.requires_grad_(True).zero_grad()
@@ -100,7 +100,7 @@ def test_a_head_absent_from_the_batch_has_no_norm(tmp_path: Path) -> None:
     overrides = ("sampling.batches=one_task", "tracking.gradient_cosine_every_steps=null")
     result = first_step(setup_here(recipe_of(tmp_path, *overrides)), 1)
     heads = {unit for unit in result.unit_norms if unit.startswith("heads.")}
-    assert heads == {f"heads.{TASKS[int(result.batch.task_ids[0])]}"}
+    assert heads == {f"heads.{TASKS[int(result.batch.pool_ids[0])]}"}
 
 
 def test_norms_are_only_computed_for_logged_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

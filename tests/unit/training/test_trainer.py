@@ -107,7 +107,7 @@ class Reference:
     def losses(self, step: int, setup: RunContext) -> dict[str, Tensor]:
         """Returns the mean loss of each task that occurs in the global batch of `step`."""
         batch = setup.sampler.batch(step)
-        rows = {task: batch.rows[batch.task_ids == index] for index, task in enumerate(TASKS)}
+        rows = {task: batch.rows[batch.pool_ids == index] for index, task in enumerate(TASKS)}
         return {task: self.task_loss(task, of_task) for task, of_task in rows.items() if len(of_task)}
 
     def step(self, step: int, setup: RunContext) -> tuple[dict[str, float], float]:
@@ -245,7 +245,7 @@ def test_a_phase_may_train_a_head_that_a_batch_lacks(build: Build) -> None:
 
 def hidden_states(model: MultitaskTransformer, setup: RunContext) -> tuple[Tensor, ...]:
     """Returns the output of the embeddings and of each block for some training texts."""
-    batch = setup.data.batch("train", np.zeros(6, dtype=np.int64), np.arange(6))
+    batch = setup.data.training_batch(np.zeros(6, dtype=np.int64), np.arange(6))
     with torch.no_grad():
         encoder = model.sentence_transformer.encoder
         return encoder(batch.input_ids, batch.attention_mask, output_hidden_states=True).hidden_states
@@ -346,7 +346,7 @@ def test_bf16_computes_in_bf16_in_every_phase_and_keeps_weights_in_fp32(build: B
     assert seen == [torch.bfloat16] * TOTAL_STEPS
     assert {parameter.dtype for parameter in setup.engine.model.parameters()} == {torch.float32}
     # Evaluation too, which uses the model without its wrapping.
-    batch = setup.data.batch("test", np.zeros(2, dtype=np.int64), np.arange(2))
+    batch = setup.data.evaluation_batch(setup.data.sets[0], "test", np.arange(2))
     with setup.engine.evaluating():
         logits = setup.engine.logits(batch)["topic"]
     assert seen[TOTAL_STEPS:] == [torch.bfloat16]

@@ -100,6 +100,7 @@ def test_remote_files_are_brought_here(tmp_path: Path, monkeypatch: pytest.Monke
         ("data.csv/part-0", None),
         ("a.xlsx", None),
         ("a.gz", None),
+        ("my.data.v2.csv.gz.bz2", "csv"),
         ("a", None),
         (".csv", None),
     ],
