@@ -24,8 +24,9 @@ FILES = ("Makefile", "pyproject.toml", "constraints.txt")
 EXAMPLES = {
     "reviews.csv": "text\nWhat a waste of two hours.\n",
     "mine.jsonl": '{"text": "What a waste of two hours.", "sentiment": "negative"}\n',
+    "tickets.csv": csv_text(tickets(rows=240)),
 }
-"""The reader's own files, which README.md only names."""
+"""The reader's own files, which pages only name."""
 NO_TEST = re.compile("network|GPU|container engine|cluster|compile|hours|tests", re.IGNORECASE)
 """Reasons for which a command may be marked as not run."""
 
