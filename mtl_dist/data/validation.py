@@ -29,7 +29,7 @@ from mtl_dist.data.labels import (
 from mtl_dist.data.sources import SourceTables
 from mtl_dist.data.splitting import sides
 from mtl_dist.data.string_table import StringTable
-from mtl_dist.errors import UserError, list_some
+from mtl_dist.errors import UserError, clip, list_some
 
 EmptyText = Literal["error", "skip"]
 MANY_CLASSES, TOO_MANY_CLASSES = 20, 1000
@@ -213,7 +213,9 @@ def _classes(
     found = sorted({classes.index(value) for value in train})
     if len(classes.names) < 2 or (len(found) < 2 and classes.kind != CLASS_LABEL):
         name = classes.names[found[0]]
-        raise UserError(f"{key}.label: all training rows have the label {name!r}; a task has at least two classes")
+        raise UserError(
+            f"{key}.label: all training rows have the label {clip(name)!r}; a task has at least two classes"
+        )
     count = tables["train"].count(task)
     if classes.kind != CLASS_LABEL and len(found) > TOO_MANY_CLASSES and 2 * len(found) > count:
         raise UserError(

@@ -271,7 +271,10 @@ def test_missing_tokenizer_is_refused_before_data_is_read(recipe: Recipe, tmp_pa
 
 def test_cache_folder_that_cannot_be_created_is_a_user_error(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
-    assert refusal(recipe) == f"data.cache_dir: cannot write {tmp_path}/cache (File exists)"
+    assert (
+        refusal(recipe)
+        == f"data.cache_dir: cannot write {tmp_path}/cache (File exists); name a folder there, or by MTL_DIST_CACHE"
+    )
 
 
 class ThreadProcessGroup(ProcessGroup):

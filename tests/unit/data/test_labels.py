@@ -262,7 +262,7 @@ UNNAMED: list[tuple[Any, Any, str]] = [
     (
         ["a1", *(f"b{n}" for n in range(20))],
         "xyz",
-        f"; they are a1, {', '.join(f'b{n}' for n in range(9))} and 11 more",
+        f"; choose from a1, {', '.join(f'b{n}' for n in range(9))} and 11 more",
     ),
 ]
 

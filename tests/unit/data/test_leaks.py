@@ -138,3 +138,10 @@ def test_rows_of_the_result_are_mapped(recipe: Recipe, tmp_path: Path) -> None:
     assert opened is not None
     assert all(isinstance(rows, np.memmap) for rows in opened.rows)
     assert [rows.tolist() for rows in opened.rows] == [[1, 3, 4, 5], [1]]
+
+
+def test_of_many_classes_without_training_rows_only_some_are_named(recipe: Recipe) -> None:
+    recipe.tasks["a"].labels = {str(index): f"c{index}" for index in range(2000)}
+    line = prepared(recipe)[0].warnings[0]
+    names = ", ".join(f"c{index}" for index in range(2, 12))
+    assert line == f"tasks.a: no training row has the label {names} and 1988 more"

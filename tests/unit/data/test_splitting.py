@@ -1,5 +1,5 @@
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ SHARES = SplitConfig(validation=0.1, test=0.25)
 BY_CLASS = SplitConfig(validation=0.1, test=0.25, stratify="label")
 
 
-def sides_of(columns: dict[str, Sequence[Any]], split: SplitConfig, text: Sequence[str] = ("text",)) -> list[int]:
+def sides_of(columns: Mapping[str, Sequence[Any]], split: SplitConfig, text: Sequence[str] = ("text",)) -> list[int]:
     schema = pa.schema([(name, pa.large_string()) for name in columns])
     table = StringTable(pa.table({name: list(values) for name, values in columns.items()}, schema))
     usable = np.array([bool(value) for value in columns["text"]])

@@ -48,7 +48,7 @@ def test_digest_covers_the_labels_of_every_task_in_order(tmp_path: Path) -> None
     entry = open_entry(tmp_path / "entry")
     assert entry is not None
     train, reference = entry.splits["train"], hashlib.sha256()
-    ids = cast(list[list[int]], train.rows.to_dict()["input_ids"])
+    ids = cast(dict[str, list[list[int]]], train.rows.to_dict())["input_ids"]
     for start in range(0, ROWS, 1000):
         part = slice(start, start + 1000)
         reference.update(np.concatenate(ids[part]).astype("<i4").tobytes())
