@@ -26,12 +26,13 @@ def data(
         from mtl_dist.inspection.data_lines import data_lines
         from mtl_dist.inspection.data_page import data_page
         from mtl_dist.io import write_text_atomically
+        from mtl_dist.models.limits import limits_of
         from mtl_dist.tracking.console import show_log_lines
         from mtl_dist.training.build import check_encoder
 
     show_log_lines(is_main=True)
-    check_encoder(recipe)
-    figures = figures_of(recipe, prepare(recipe, ProcessGroup()))
+    _, skeleton = check_encoder(recipe)
+    figures = figures_of(recipe, prepare(recipe, ProcessGroup(), limits_of(skeleton)))
     print("\n".join(data_lines(figures)))
     if html is not None:
         write_text_atomically(html, data_page(_title(words), figures))

@@ -18,7 +18,7 @@ from mtl_dist.data.sources import SourceTables
 from mtl_dist.data.token_files import Split, open_split, write_split
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledSet
-from mtl_dist.environment import CACHE_VARIABLE, cache_root
+from mtl_dist.environment import cache_root
 from mtl_dist.errors import UserError
 from mtl_dist.io import apply_umask
 from mtl_dist.progress import Progress, no_progress
@@ -61,10 +61,7 @@ def _reporting_write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"data.cache_dir: cannot write {root} ({reason}); name a folder there, or by {CACHE_VARIABLE}"
-        ) from error
+        raise UserError(f"data.cache_dir: cannot write {root} ({error.strerror or error})") from error
 
 
 def entry_name(

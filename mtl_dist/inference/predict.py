@@ -184,6 +184,11 @@ class _Rows:
     empty: Literal["error", "skip"]
     """Whether a row without text is an error, or None."""
 
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return self.table.name
+
     def __iter__(self) -> Iterator[Texts | None]:
         """Raises UserError for the first row that cannot be used."""
         for batch, place in self._blocks():

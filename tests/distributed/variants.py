@@ -1,7 +1,7 @@
 """Variants of one run, which worker.py carries out one after another on the same processes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,17 @@ Errors = dict[tuple[int, str], list[str | None]]
 """Error that ended each rank, or None, by number of processes and name of the variant."""
 
 
-def run_variants(root: Path, on_world: Mapping[int, Mapping[str, Variant]], common: Sequence[str]) -> Errors:
-    """Runs the tiny recipe in each variant on its numbers of processes; `common` are overrides of all of them.
+def run_variants(
+    root: Path,
+    on_world: Mapping[int, Mapping[str, Variant]],
+    common: Sequence[str],
+    recipe_file: Callable[[Path], Path] = tiny_recipe_file,
+) -> Errors:
+    """Runs a recipe in each variant on its numbers of processes; `common` are overrides of all of them.
 
-    The run folder is `root / <number of processes> / <name>`.
+    `recipe_file` writes the recipe into a folder. The run folder is `root / <number of processes> / <name>`.
     """
-    recipe = tiny_recipe_file(root)
+    recipe = recipe_file(root)
     errors: Errors = {}
     for world, variants in on_world.items():
         jobs = [

@@ -32,6 +32,8 @@ from mtl_dist.training import build
 from mtl_dist.training.callbacks.early_stopping import EarlyStopping
 from mtl_dist.training.callbacks.evaluator import Evaluator
 from mtl_dist.training.run import run_on
+from mtl_dist.training.step_result import StepResult
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 
 if find_spec("deepspeed"):  # a machine that is lent for its GPU may lack it
     from mtl_dist.engines import zero
@@ -127,6 +129,18 @@ def with_a_stray_memory() -> None:
     EarlyStopping.evaluate_and_decide = stray
 
 
+def until_step_7() -> None:
+    """All ranks end after six steps, as if they were killed: nothing is saved on the way out."""
+    training_step = LayerwiseLearningRateTrainer.training_step
+
+    def killed(self: LayerwiseLearningRateTrainer, step: int) -> StepResult:
+        if step == 6:
+            raise RuntimeError("killed")
+        return training_step(self, step)
+
+    LayerwiseLearningRateTrainer.training_step = killed
+
+
 ENGINES = {
     "data parallel": LaunchRequest("a job"),
     "fsdp2": LaunchRequest("a job", engine=DistributedType.FSDP),
@@ -148,6 +162,7 @@ BREAKS: dict[str, tuple[Callable[[], None], ...]] = {
     "stray rank": (with_a_stray_rank,),
     "stray measurement": (with_a_stray_measurement,),
     "stray memory": (with_a_stray_memory,),
+    "the later steps": (until_step_7,),
 }
 """Negative controls by name: the mechanism that is removed, and the checks that would report that."""
 
@@ -158,7 +173,7 @@ def methods(part: type) -> list[tuple[str, Any]]:
 
 def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
-    parts = (Engine, DataParallel, FullySharded, *ZERO, Evaluator, EarlyStopping)
+    parts = (Engine, DataParallel, FullySharded, *ZERO, Evaluator, EarlyStopping, LayerwiseLearningRateTrainer)
     intact: list[tuple[Any, str, Any]] = [(part, name, value) for part in parts for name, value in methods(part)]
     intact += [(build, "trim_vocabulary", build.trim_vocabulary), (base, "check_optimizer", base.check_optimizer)]
     errors: list[str | None] = []

@@ -104,12 +104,12 @@ def test_a_rank_counts_only_if_a_launcher_has_set_it(launcher: str | None, monke
 
 
 def test_the_cache_is_the_recipes_or_the_variables_or_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/users/me")
+    monkeypatch.setenv("HOME", "/homes/me")
     monkeypatch.delenv("MTL_DIST_CACHE", raising=False)
-    assert cache_root(None) == Path("/users/me/.cache/mtl_dist")
+    assert cache_root(None) == Path("/homes/me/.cache/mtl_dist")
     monkeypatch.setenv("MTL_DIST_CACHE", "~/c")
-    assert cache_root(None) == Path("/users/me/c")
-    assert cache_root("~/d") == Path("/users/me/d")
+    assert cache_root(None) == Path("/homes/me/c")
+    assert cache_root("~/d") == Path("/homes/me/d")
 
 
 @pytest.mark.parametrize("home", [None, ""])
@@ -137,9 +137,9 @@ def test_a_home_that_is_no_absolute_path_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_tildes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/users/me")
+    monkeypatch.setenv("HOME", "/homes/me")
     assert [expand_home("key", path) for path in ("~", "~/a b", "a~", "./~", "/a/~")] == [
-        *("/users/me", "/users/me/a b"),
+        *("/homes/me", "/homes/me/a b"),
         *("a~", "./~", "/a/~"),
     ]
     me = pwd.getpwuid(os.getuid())

@@ -19,6 +19,7 @@ _MIN_RECORDS, _MAX_RECORDS = 64, 2048
 _MAX_FIELD = 2**27
 """Characters of a field: far more than a text has, and few enough for the memory if a quote never closes."""
 csv.field_size_limit(_MAX_FIELD)
+_QUOTES = "a quote within quotes is doubled, and read.quotechar=null takes quotes as they are"
 
 
 class CsvFile:
@@ -116,11 +117,11 @@ class CsvFile:
 def _explained(error: csv.Error) -> str:
     message = str(error)
     if "unexpected end of data" in message:
-        return "a quote opens in this row and never closes"
+        return f"a quote opens in this row and never closes; {_QUOTES}"
     if "field larger" in message:
         return f"a field of more than {_MAX_FIELD} characters; does a quote open in this row and never close?"
     if "expected after" in message:
-        return "text behind a closing quote; quotes inside of a field are doubled, or was one left open before?"
+        return f"text behind a closing quote, or a quote before it was left open; {_QUOTES}"
     if "new-line character" in message:
         return "a CR inside of a field; a text with line ends needs quotes"
     return f"no valid CSV ({message})"

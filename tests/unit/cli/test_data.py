@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mtl_dist.cli.main import main
+from tests.utils.hostile import change_config
 from tests.utils.report_pages import cells, parsed
 from tests.utils.tickets import tickets
 from tests.utils.tiny import WORDS, tiny_encoder
@@ -109,15 +110,17 @@ def test_duplicates_conflicts_leaks_and_cut_texts_are_counted(
     assert cells(page.by_id("duplicates").first("table")) == [["one", "11", "5", "one 1"], ["two", "0", "0", "none"]]
 
 
-def test_the_cache_is_warm_for_training(folder: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = write_rows("t.jsonl", [{"text": text(number), "label": "xy"[number % 2]} for number in range(60)])
-    write_recipe(encoder, sources={"t": source(rows, split={"test": 0.3})}, tasks={"a": {"source": "t"}})
+def test_the_cache_is_warm_for_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_config(tiny_encoder(Path("encoder")), type_vocab_size=1)  # which leaves out the tokenizer's token types
+    rows = [{"text": text(number), "pair": text(number + 7), "label": "xy"[number % 2]} for number in range(60)]
+    split = source(write_rows("t.jsonl", rows), text=["text", "pair"], split={"test": 0.3})
+    write_recipe("encoder", sources={"t": split}, tasks={"a": {"source": "t"}})
     first = shown(capsys)
     assert list(Path("cache").glob("*/train.arrow"))
     before = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("train*")}
-    assert main(["data", "r.yaml"]) == 0
+    assert main(["data", "r.yaml"]) == main(["plan", "r.yaml"]) == 0
     out = capsys.readouterr().out
-    assert out.endswith(first)
+    assert first in out
     assert "tokenizing" not in out
     assert {path: path.stat().st_mtime_ns for path in Path("cache").rglob("train*")} == before
 
@@ -142,11 +145,14 @@ def test_names_from_data_are_text_in_the_page(folder: Path, encoder: str, capsys
     labels = ("<script>alert(1)</script>", "a\x1b[31m\nb")
     words = (*WORDS[:2], "\u202e")
     rows = [{"text": f"{text(number)} {words[number % 3]}", "label": labels[number % 2]} for number in range(40)]
-    files = {"train": write_rows("t.jsonl", rows), "test": write_rows("u.jsonl", [*rows[:3]])}
+    files = {
+        "train": write_rows("t.jsonl", rows),
+        "test": write_rows("u.jsonl", [{"text": "\u202d\u202d", "label": labels[0]}, *rows[:3]]),
+    }
     write_recipe(encoder, tasks={"a": source(files)})
     out = shown(capsys, "--html", "d.html")
     assert "\x1b" not in out
-    assert "U+202E 14x" in out
+    assert "U+202E 14x, U+202D 2x" in out
     page = Path("d.html").read_text()
     assert "<script>alert" not in page
     tree = parsed(page)

@@ -69,7 +69,6 @@ def test_a_table_becomes_a_recipe_that_trains(folder: Path, encoder: str, capsys
     assert main(["data", "tickets.yaml"]) == 0
 
 
-@pytest.mark.xfail(raises=AttributeError, reason="training is being adapted to example sets; remove this mark then")
 def test_the_recipe_trains(folder: Path, encoder: str) -> None:
     write_tickets(Path("tickets.csv"), rows=60)
     assert main(["init", "tickets.csv", "--encoder", encoder]) == 0

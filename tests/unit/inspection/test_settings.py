@@ -1,6 +1,6 @@
 """Settings of a new recipe, and YAML words."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -39,6 +39,8 @@ def test_the_encoder_decides_on_blocks_and_rates() -> None:
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("\t\n\r\x85\u2028${}\\\"'[],:# -"))
 
 
+@example(["${a}", "\\${oc.env:HOME}", "\\\\${"])
+@example(["${a}.csv"])
 @given(st.lists(TEXT, min_size=1, max_size=3))
 def test_words_are_read_back_by_the_recipe_loader(values: list[str]) -> None:
     for text in (f"key: {words(values)}", f"key: {{inner: {words(values)}}}", f"{word(values[0])}: 1"):

@@ -93,9 +93,10 @@ def test_a_word_of_known_characters_can_be_unknown(tmp_path: Path) -> None:
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path / "encoder")
     texts = [f"a {'x' * (number + 1)}" for number in range(40)]
-    texts[:3] = ["ab x", "a ab ac", "ü axü x"]
+    texts[::8] = ["ab x"] * 5  # the unknown token is the first of its row
+    texts[1:3] = ["a ab ac", "ü axü x"]
     rows = [{"text": text, "a": "pq"[index % 2], "b": "pq"[index % 2]} for index, text in enumerate(texts)]
     _, unknown, _ = figures(tmp_path, rows, "text", 8)
-    assert unknown.words == {"ab": 2}
+    assert unknown.words == {"ab": 6}
     assert unknown.characters == {"c": 1, "ü": 2}
-    assert unknown.rows == 3
+    assert unknown.rows == 7

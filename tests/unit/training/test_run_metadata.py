@@ -46,14 +46,14 @@ def test_the_setup_has_tasks_units_and_planned_phases(folder: Path) -> None:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     units = {unit: sum(sizes[name] for name in names) for unit, names in model.unit_parameters().items()}
     assert setup["units"] == units
-    rows = {"train": 48, "test": 12}
+    rows = {"train": 48, "validation": 12, "test": 12}
     assert not any(count for task in setup["tasks"].values() for count in task.pop("missing").values())
     assert setup["tasks"] == {
         "topic": {"labels": sorted(TOPICS), "rows": rows, "pool": "topic"},
         "mood": {"labels": ["0", "1", "2"], "rows": rows, "pool": "mood"},
     }
     assert setup["pools"] == {task: {"tasks": [task], "rows": 48} for task in TASKS}
-    assert setup["evaluation_split"] == "test"
+    assert setup["evaluation_split"] == "validation"
     assert [(one["name"], one["start"], one["stop"]) for one in setup["phases"]] == [
         ("heads", 0, 4),
         ("upper", 4, 8),
