@@ -118,6 +118,7 @@ class ZeroRedundancy(Engine):
         self._flat_parameters = {}
         self.model_wrapped = self._autocasting
         if self._deepspeed is not None:
+            self._finish_prefetches()
             # Otherwise the old engine stays alive, and active, in the hooks of modules and parameters.
             self._deepspeed.module_forward_pre_hook.remove()
             self._deepspeed.module_forward_post_hook.remove()
@@ -182,7 +183,16 @@ class ZeroRedundancy(Engine):
             return nullcontext()
         return GatheredParameters([parameter], modifier_rank=source_rank)
 
+    def _finish_prefetches(self) -> None:
+        """Waits for parameters that stage 3 has begun to gather ahead of their use, and shards them again.
+
+        Gathered by name meanwhile, they would stay registered as in flight, and the next forward pass would fail.
+        """
+        if self._stage == 3 and self._deepspeed is not None:
+            self._deepspeed.optimizer.empty_partition_cache()
+
     def unsharded_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        self._finish_prefetches()
         for name, parameter in self.model.named_parameters():
             with self._gathering(parameter):
                 yield name, parameter.detach()
