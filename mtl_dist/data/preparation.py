@@ -42,7 +42,7 @@ def fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Pro
 
 
 class _Preparation:
-    """The way of one example set from its source to its entry in the cache."""
+    """Preparation of one example set, from its source to its entry in the cache."""
 
     folder: Path
     """Folder of the entry; known after `validate`."""

@@ -25,7 +25,7 @@ class Group:
 
     @property
     def scans(self) -> list[Scan]:
-        """All files."""
+        """Files of all splits."""
         return [one for scans in self.splits.values() for one in scans]
 
 
