@@ -1,7 +1,9 @@
 """Exceptions that end a run on purpose, their exit codes, and helpers for error messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MOST_LISTED = 10
 
 
 class UserError(ValueError):
@@ -34,9 +36,20 @@ def root_cause(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """End of a message about an unknown `word`: the closest known word after `prefix`, or all if none is close."""
+    """End of a message about an unknown `word`: the closest known word after `prefix`, or some to choose from."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
     if close:
-        return f"; did you mean {prefix}{close[0]}?"
-    return f"; choose from {', '.join(names)}" if names else ""
+        return f"; did you mean {prefix}{clip(close[0])}?"
+    return f"; choose from {list_some(names)}" if names else ""
+
+
+def list_some(names: Sequence[str]) -> str:
+    """The first ten of `names`, and how many there are beyond these; messages stay readable with 2,000 classes."""
+    more = len(names) - MOST_LISTED
+    return ", ".join(map(clip, names[:MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
+
+
+def clip(text: str, most: int = 80) -> str:
+    """At most `most` characters of `text`, of which the last is an ellipsis where some are left out."""
+    return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"

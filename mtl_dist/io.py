@@ -1,10 +1,14 @@
 """Writing to a disk that may be full, read-only or cut off at any moment: a file is complete, or does not exist."""
 
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -20,6 +24,19 @@ def reporting_write_errors(path: Path) -> Iterator[None]:
         raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise TrainingError(f"cannot write {path}: {root_cause(error)}") from error
+
+
+def valid_json(content: Any, indent: int | None = None) -> str:
+    """`content` as JSON, with null for every number that is not finite: JSON has no NaN."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -40,6 +57,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 def atomic_folder(final: Path) -> Iterator[Path]:
     """Yields a temporary folder that replaces `final` when the block ends, and is deleted when the block raises.
 
+    Its files get the modes that the umask says, whatever library writes them.
+
     Raises TrainingError if the folder cannot be written.
     """
     partial = final.with_name(f".{final.name}.partial")
@@ -48,6 +67,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
+            apply_umask(partial)
             fsync_tree(partial)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -58,6 +78,24 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         fsync(final.parent)
+
+
+def apply_umask(folder: Path) -> None:
+    """Gives everything in `folder` the mode of new files and folders there: libraries write files that are closed.
+
+    Asks the file system for these modes, because the umask cannot be read without changing it for other threads, and
+    the folder may have rules of its own (access control lists). Raises OSError.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    file_mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    probe.mkdir()
+    folder_mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(folder_mode if path.is_dir() else file_mode)
 
 
 def fsync(path: Path) -> None:

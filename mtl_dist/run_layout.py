@@ -7,3 +7,6 @@ REPORT = "report.html"
 STACKS = "stacks"
 """Folder with the stack traces of all ranks, written when a run ends because a rank stopped responding."""
 TENSORBOARD = "tensorboard"
+WANDB = "wandb"
+OWN_NAMES = (RECIPE, SETUP, METRICS, SUMMARY, REPORT, MODEL, CHECKPOINTS, STACKS, WANDB, TENSORBOARD)
+"""All that a run writes into its folder; a later run there moves it aside."""

@@ -28,6 +28,7 @@ from mtl_dist.checkpoint.format import (
     write_manifest,
 )
 from mtl_dist.checkpoint.tensor_io import sha256_on_disk, write_tensors
+from mtl_dist.config.earlier import differing_keys
 from mtl_dist.config.metric_names import SIGNS
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import TrainingError, UserError
@@ -137,9 +138,11 @@ def load(checkpoint: Checkpoint, like: Mapping[str, Tensor]) -> tuple[dict[str, 
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns the dotted keys that differ between two runs' identities and could change the run."""
-    old, new = _flat(before), _flat(now)
-    return sorted(key for key in old | new if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS))
+    """Returns the dotted keys that differ between two runs' identities and could change the run.
+
+    `before` may be that of a run of an earlier version.
+    """
+    return [key for key in differing_keys(before, now) if not key.startswith(FREE_KEYS)]
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -185,13 +188,3 @@ def _best(folders: Mapping[Path, int], figure: str) -> list[Path]:
             if math.isfinite(value) and (task not in best or value > best[task][0]):
                 best[task] = value, folder
     return [folder for _, folder in best.values()]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat

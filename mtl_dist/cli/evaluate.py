@@ -31,7 +31,7 @@ def evaluate(
     with importing_models():
         from mtl_dist.inference.evaluate import evaluate_run
 
-    evaluation = evaluate_run(run, task=task, data=data, text=text, label=label)
+    evaluation = evaluate_run(run, task=task, data=data, text=text, label=label, to=to)
     print(evaluation.as_text())
     if to is not None:
         evaluation.write_json(to)

@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from mtl_dist import __version__
-from mtl_dist.cli import config, evaluate, export, plan, predict, push, quickstart, report, schema, submit, sweep, train
+from mtl_dist.cli import (
+    config,
+    data,
+    evaluate,
+    export,
+    init,
+    plan,
+    predict,
+    push,
+    quickstart,
+    report,
+    schema,
+    submit,
+    sweep,
+    train,
+)
 from mtl_dist.cli.usage import CommandGroup, UsageError, as_user_error
 from mtl_dist.errors import TrainingError, UserError
 
@@ -19,6 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help"]},
 )
 for _command in (
+    init.init,
+    data.data,
     train.train,
     plan.plan,
     config.config,

@@ -32,6 +32,7 @@ def write_report(runs: list[Path], to: Path | None = None) -> Path:
     from mtl_dist.io import write_text_atomically
     from mtl_dist.report.page import page_of_run, page_of_runs
     from mtl_dist.report.records import read_run
+    from mtl_dist.run_files import check_output
 
     records = [read_run(folder) for folder in runs]
     several = len(records) > 1
@@ -40,5 +41,7 @@ def write_report(runs: list[Path], to: Path | None = None) -> Path:
         raise UserError(f"--to: {path.parent} is no folder")
     if path.is_dir():
         raise UserError(f"--to: {path} is a folder; name a file in it")
+    for record in records:
+        check_output("--to", path, (), record.folder, allowed=REPORT)
     write_text_atomically(path, page_of_runs(records) if several else page_of_run(records[0]))
     return path

@@ -9,6 +9,7 @@ import typer
 
 from mtl_dist.cli.engine_option import default_engine, engine_file
 from mtl_dist.cli.recipe_words import RecipeWords, recipe_arguments
+from mtl_dist.environment import cache_root, check_variables, prepare_home
 from mtl_dist.errors import UserError
 from mtl_dist.resources import TRAIN_SCRIPT, engine_names
 
@@ -58,7 +59,9 @@ def train(
     from mtl_dist.config.load import parse
 
     arguments = recipe_arguments(words)
-    parse(arguments)  # its mistakes are reported before anything is started
+    command = parse(arguments)  # its mistakes are reported before anything is started
+    check_variables()
+    prepare_home(cache_root(command.recipe.data.cache_dir))
     default = default_engine(num_processes) if engine is None else None
     launch = launch_of(
         arguments,

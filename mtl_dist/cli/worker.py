@@ -10,6 +10,7 @@ from typing import NoReturn
 from mtl_dist.config.load import parse
 from mtl_dist.distributed.exit_codes import LOST_CONTACT, record_exit_code
 from mtl_dist.distributed.preemption import StopRequest
+from mtl_dist.environment import cache_root, check_variables, is_rank_0, prepare_home
 from mtl_dist.errors import Interrupted, TrainingError, UserError, root_cause
 from mtl_dist.startup import without_garbage_collection
 
@@ -23,17 +24,19 @@ def run_worker(arguments: Sequence[str]) -> int:
     stop_request.listen()
     try:
         command = parse(arguments)
+        check_variables()
+        prepare_home(cache_root(command.recipe.data.cache_dir))
         # Imported here because --help and mistakes in the recipe should not wait for torch.
         with without_garbage_collection():
             from mtl_dist.training.run import run
 
         run(command, stop_request)
     except Interrupted as interrupted:  # on every rank, with the same message
-        if os.environ.get("RANK", "0") == "0":
+        if is_rank_0():
             print(interrupted, file=sys.stderr)
         return _recorded(interrupted.exit_code)
     except (UserError, TrainingError) as error:
-        if os.environ.get("RANK", "0") == "0" or not _wait_for_rank_0(stop_request, error.exit_code):
+        if is_rank_0() or not _wait_for_rank_0(stop_request, error.exit_code):
             print(f"error: {error}", file=sys.stderr)
         return _recorded(error.exit_code)
     except RuntimeError as error:

@@ -1,14 +1,30 @@
 """The sections of a recipe on data: sources of rows, tasks, and the way from text to tokens."""
 
-import codecs
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from mtl_dist.config.section import Allowed, Count, PositiveFloat, RequiredText, Section, Shorthand, Strings
+from mtl_dist.config.section import (
+    Allowed,
+    Count,
+    PositiveFloat,
+    RequiredText,
+    Section,
+    Shorthand,
+    Strings,
+    refuse_repeated,
+    wrong_form,
+)
 
 SPLITS = ("train", "validation", "test")
+
+
+def value_text(value: str | float) -> str:
+    """A label as text, in the form in which the readers of data files return it: `true`, `1`, `0.5`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _as_files(value: Any) -> Any:
@@ -17,34 +33,60 @@ def _as_files(value: Any) -> Any:
 
 
 def _as_classes(value: Any) -> Any:
-    """A list of values stands for classes that have these names; values and names become text."""
+    """A list of values stands for classes that have these names; values and names become text.
+
+    Raises PydanticCustomError for what is no value and for a value that occurs twice.
+    """
     if isinstance(value, list):
-        return (
-            {value_text(item): value_text(item) for item in value} if len({*map(str, value)}) == len(value) else value
-        )
-    if isinstance(value, Mapping):
-        return {value_text(key): value_text(item) for key, item in value.items()}
-    return value
+        pairs = [(f"[{index}]", item, item) for index, item in enumerate(value)]
+    elif isinstance(value, Mapping):
+        pairs = [(f".{item}", item, name) for item, name in value.items()]
+    else:
+        return value
+    classes: dict[str, Any] = {}
+    for place, item, name in pairs:
+        if not _is_scalar(item):
+            raise wrong_form(place, f"{'null' if item is None else repr(item)} is not text or a number")
+        text = value_text(item)
+        if "${" in text:
+            raise wrong_form(place, f"{text!r} is an interpolation, and values are compared as they are written here")
+        if not text.strip():
+            raise wrong_form(place, f"{text!r} is blank; such a label is a missing one")
+        if text in classes:
+            raise wrong_form("", f"{text!r} stands twice")
+        classes[text] = value_text(name) if _is_scalar(name) else name
+    return classes
 
 
-def value_text(value: Any) -> str:
-    """A label as text, in the form in which the readers of data files return it: `true`, `1`, `0.5`."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _as_classes_or_same(value: Any) -> Any:
+    try:
+        return _as_classes(value)
+    except PydanticCustomError:
+        return value
 
 
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _some_file(files: list[str]) -> list[str]:
+    if not all(files) or not files:
+        raise wrong_form("", "empty; name a file")
+    return files
+
+
+FilesOfSplit = Annotated[Strings, AfterValidator(_some_file)]
 Files = Annotated[
-    dict[str, Strings],
+    dict[str, FilesOfSplit],
     BeforeValidator(_as_files, json_schema_input_type=str | list[str] | dict[str, str | list[str]]),
-    Shorthand(_as_files),
+    Shorthand(_as_files, "a file, a list of files, or a mapping of splits to their files"),
 ]
 """Files of each split; a single file or list is that of the training split."""
+_Scalar = str | int | float | bool
 Classes = Annotated[
     dict[str, str],
-    BeforeValidator(
-        _as_classes,
-        json_schema_input_type=list[str | int | float | bool] | dict[str, str | int | float | bool],
-    ),
-    Shorthand(_as_classes, replaces=True),
+    BeforeValidator(_as_classes, json_schema_input_type=list[_Scalar] | dict[str, _Scalar]),
+    Shorthand(_as_classes_or_same, "a list of values, or a mapping of values to class names", replaces=True),
 ]
 """Values in the data -> class names, in the order of the classes; a list names values that are class names too."""
 Share = Annotated[float, Field(gt=0, lt=1), Allowed("above 0 and below 1")]
@@ -65,18 +107,27 @@ class ReadConfig(Section):
     @field_validator("delimiter", "quotechar")
     @classmethod
     def _one_character(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 1 or value in "\r\n"):
-            raise ValueError(f"{value!r} is not one character")
+        if value in ("\\t", "tab"):  # on command lines, and in YAML without double quotes
+            return "\t"
+        if value is not None and (len(value) != 1 or value in "\r\n\0"):
+            hint = '; quote it, e.g. "|"' if not value.strip() else ""
+            raise ValueError(f"{value!r} is not one character{hint}")
         return value
 
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str) -> str:
         try:
-            codecs.lookup(value)
-        except LookupError:
+            "".encode(value)
+        except (LookupError, ValueError):
             raise ValueError(f"no encoding {value!r}; e.g. utf-8, cp1252, utf-16") from None
         return value
+
+    @model_validator(mode="after")
+    def _fields_can_be_told_apart(self) -> Self:
+        if self.delimiter is not None and self.delimiter == self.quotechar:
+            raise ValueError(f"delimiter and quotechar are both {self.delimiter!r}")
+        return self
 
 
 class SplitConfig(Section):
@@ -133,7 +184,7 @@ def _one_or_two_columns(text: list[str] | None) -> list[str] | None:
 class SourceConfig(SourceFields):
     """A table that several tasks can use; they refer to it by its name."""
 
-    path: RequiredText
+    path: RequiredText  # pyrefly: ignore[bad-override-mutable-attribute] - a source has one in any case
     """What `datasets.load_dataset` takes: a hub id, or csv, json, parquet, arrow together with `data_files`."""
     text: Strings = Field(default_factory=lambda: ["text"])
     """Text column, or two columns for a sentence pair."""
@@ -160,16 +211,6 @@ class TaskConfig(SourceFields):
 
     _text = field_validator("text")(_one_or_two_columns)
 
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _no_value_twice(cls, labels: Any) -> Any:
-        if isinstance(labels, list):
-            texts = [value_text(item) for item in labels]
-            for index, text in enumerate(texts):
-                if text in texts[:index]:
-                    raise ValueError(f"{text!r} stands twice")
-        return labels
-
     @field_validator("labels")
     @classmethod
     def _at_least_two_classes(cls, labels: dict[str, str] | None) -> dict[str, str] | None:
@@ -177,10 +218,7 @@ class TaskConfig(SourceFields):
             return None
         if len(labels) < 2:
             raise ValueError(f"{len(labels)} given; a task has at least two classes")
-        names = list(labels.values())
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise ValueError(f"{name!r} stands twice")
+        refuse_repeated(list(labels.values()))
         return labels
 
 

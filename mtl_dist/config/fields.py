@@ -113,7 +113,7 @@ def _filled(value: Any, hint: Any) -> Any:
     bare = field_type(hint).bare
     if value is None:
         return None
-    if is_section(bare):
+    if is_section(bare) and isinstance(value, dict):
         return filled(value, bare)
     if get_origin(bare) is dict and isinstance(value, dict):
         return {key: _filled(item, get_args(bare)[1]) for key, item in value.items()}

@@ -5,25 +5,31 @@ torch nor transformers, so that help and errors appear at once.
 """
 
 import argparse
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from mtl_dist.config.earlier import todays_form
 from mtl_dist.config.fields import Location, expanded, filled, type_at, without_replaced
+from mtl_dist.config.files_read import check_run_folder
 from mtl_dist.config.help import recipe_help
 from mtl_dist.config.messages import is_interpolation, join, recipe_error, type_error
-from mtl_dist.config.recipe import RENAMED_KEYS, Recipe
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.sources import missing_path
 from mtl_dist.config.validation import check_recipe
+from mtl_dist.environment import expand_home, is_rank_0
 from mtl_dist.errors import UserError, did_you_mean
+
+HOME_KEYS = ("output_dir", "cache.folder", "data.cache_dir", "model.encoder")
+"""Keys whose paths may begin with `~`; those of data files are expanded where the files are found."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Command:
     recipe: Recipe
     plan_only: bool
     """Print the compiled plan and stop."""
+    files: tuple[str, ...] = ()
+    """The recipe files, as they were named."""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -64,16 +72,17 @@ def parse(argv: Sequence[str]) -> Command:
         _print_and_exit(parser.format_help())
     recipe = _load(arguments.config, arguments.overrides)
     check_recipe(recipe)
+    check_run_folder(recipe, arguments.config)
     if arguments.print_config:
         _print_and_exit(resolved_yaml(recipe))
-    return Command(recipe, plan_only=arguments.plan)
+    return Command(recipe, plan_only=arguments.plan, files=tuple(arguments.config))
 
 
 def parse_recipe_of_run(file: Path, *more: str) -> Recipe:
     """Reads the recipe that a run wrote to `file`, with the recipes `more` merged into it.
 
-    A run of an older version has written keys under the names that they had then; these are read under today's. Raises
-    UserError as `parse` does.
+    A run of an older version has written it in the form of then, which is read in today's. Raises UserError as `parse`
+    does.
     """
     recipe = _load([str(file), *more], [], written_by_a_run=str(file))
     check_recipe(recipe)
@@ -91,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _print_and_exit(text: str) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
+    if is_rank_0():
         print(text.rstrip())
     raise SystemExit(0)
 
@@ -99,14 +108,14 @@ def _print_and_exit(text: str) -> NoReturn:
 def _load(files: Sequence[str], overrides: Sequence[str], written_by_a_run: str | None = None) -> Recipe:
     """The recipe from defaults, files and overrides, merged in this order, with interpolations resolved.
 
-    In the file `written_by_a_run`, keys may have the names of older versions.
+    The file `written_by_a_run` may have the form of an older version.
     """
     config = filled({}, Recipe)
     for file in files:
         with _messages_from(f"{file}: "):
             layer = _read(file)
-            config = _merged(config, _with_todays_names(layer) if file == written_by_a_run else layer)
-    tasks_of_files = list(config["tasks"])
+            config = _merged(config, todays_form(layer) if file == written_by_a_run else layer)
+    names_of_files = {section: list(config[section]) for section in ("sources", "tasks")}
     paths = [_path(override) for override in overrides]
     with _messages_from("command line: "):
         for override, path in zip(overrides, paths, strict=True):
@@ -115,22 +124,14 @@ def _load(files: Sequence[str], overrides: Sequence[str], written_by_a_run: str 
             if value is not None and (replaced := _other_length(path)) and replaced not in paths:
                 config = _with(config, replaced, None, "")
         for path in paths:
-            _refuse_unknown_task(path, config, tasks_of_files)
+            _refuse_unknown_name(path, config, names_of_files)
     with _messages_from(""):
+        for name, source in config["sources"].items():
+            if source["path"] == MISSING:
+                raise UserError(missing_path(f"sources.{name}", source["data_files"]))
         if missing := sorted(OmegaConf.missing_keys(OmegaConf.create(config))):
             raise UserError(f"{', '.join(missing)}: missing")
-        return _validated(_resolved(config))
-
-
-def _with_todays_names(layer: Any) -> Any:
-    """`layer` with the keys of RENAMED_KEYS under their names of today."""
-    for old, new in RENAMED_KEYS.items():
-        section, _, key = old.rpartition(".")
-        values = layer.get(section) if isinstance(layer, dict) else None
-        if isinstance(values, dict) and key in values:
-            renamed = {new.rpartition(".")[2] if name == key else name: value for name, value in values.items()}
-            layer = {**layer, section: renamed}
-    return layer
+        return _with_home(_validated(_resolved(config)))
 
 
 def _other_length(path: Sequence[str]) -> list[str] | None:
@@ -199,6 +200,22 @@ def _validated(config: dict[str, Any]) -> Recipe:
         raise recipe_error(error, config) from None
 
 
+def _with_home(recipe: Recipe) -> Recipe:
+    """`recipe` with a leading `~` in the keys of HOME_KEYS replaced by the home folder. Raises UserError.
+
+    Here rather than where they are used, so that all that reads the recipe, also later and by another user, has the
+    same folders.
+    """
+    for key in HOME_KEYS:
+        section, _, name = key.rpartition(".")
+        owner = getattr(recipe, section) if section else recipe
+        path = getattr(owner, name)
+        if path is not None and path.startswith("~"):
+            changed = owner.model_copy(update={name: expand_home(key, path)})
+            recipe = recipe.model_copy(update={section: changed}) if section else changed
+    return recipe
+
+
 @contextmanager
 def _messages_from(origin: str) -> Iterator[None]:
     """Context in which the message of an error begins with `origin` and is one line."""
@@ -217,8 +234,10 @@ def _read(file: str) -> Any:
     """The content of a YAML file in plain containers. Raises UserError."""
     try:
         text = Path(file).read_text(encoding="utf-8")
-        if not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode | None):
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(node, yaml.MappingNode | None):
             raise UserError("is not a mapping of keys to values")
+        _refuse_equal_keys(node)
         return OmegaConf.to_container(OmegaConf.create(text))
     except yaml.YAMLError as error:
         raise UserError(_yaml_problem(error)) from error
@@ -232,10 +251,29 @@ def _value(override: str) -> Any:
     """The value of `key=value`, parsed as YAML."""
     key, _, text = override.partition("=")
     try:
+        _refuse_equal_keys(yaml.compose(text, Loader=yaml.SafeLoader))
         layer: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
         return layer["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{key}: {_yaml_problem(error)}") from error
+
+
+def _refuse_equal_keys(root: yaml.Node | None) -> None:
+    """Raises YAMLError for keys of one mapping that are written differently and are equal, such as 1, 1.0 and true."""
+    nodes, reached = [root], {id(root)}  # an alias may stand for a node around it
+    for node in nodes:
+        if not isinstance(node, yaml.CollectionNode):
+            continue
+        seen: dict[object, str] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                known = seen.setdefault(yaml.SafeLoader("").construct_object(key), key.value)
+                if known != key.value:
+                    problem = f"{known} and {key.value} are one key"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+        inner = [value for _, value in node.value] if isinstance(node, yaml.MappingNode) else node.value
+        nodes += [one for one in inner if id(one) not in reached]
+        reached |= {id(one) for one in inner}
 
 
 def _yaml_problem(error: Exception) -> str:
@@ -269,10 +307,14 @@ def _with(node: Any, path: Sequence[str], value: Any, key: str) -> Any:
     ]
 
 
-def _refuse_unknown_task(path: Sequence[str], config: Any, known: Sequence[str]) -> None:
-    """Raises UserError for a task that only overrides name, unless they say where its rows are: a typing mistake."""
-    if not known or path[0] != "tasks" or len(path) == 1 or path[1] in known:
+def _refuse_unknown_name(path: Sequence[str], config: Any, known: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError for a task or source that only overrides name without saying where its rows are: a mistake.
+
+    `known` are the names in each of these sections that files define.
+    """
+    section, names = path[0], known.get(path[0])
+    if not names or len(path) == 1 or path[1] in names:
         return
-    task = config["tasks"][path[1]]
-    if task["path"] is None and task["source"] is None:
-        raise UserError(f"{'.'.join(path)}: no task {path[1]}{did_you_mean(path[1], known)}")
+    if config[section][path[1]]["path"] in (None, MISSING) and config[section][path[1]].get("source") is None:
+        kind = section.removesuffix("s")
+        raise UserError(f"{'.'.join(path)}: no {kind} {path[1]}{did_you_mean(path[1], names)}")

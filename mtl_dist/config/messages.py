@@ -1,6 +1,6 @@
 """One-line messages for the errors that pydantic finds in a recipe."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ _WANTED = {
 }
 """Type of pydantic's error -> what the value is not."""
 _OF_SCALARS = ("string_type", "bool_type", "int_type", "float_type", "literal_error")
-_OF_TYPES = {*_WANTED, "literal_error", "extra_forbidden", "invalid_key"}
+_OF_TYPES = {*_WANTED, "literal_error", "extra_forbidden", "invalid_key", "wrong_form"}
 """Errors that are seen in one file or override by itself; others depend on what is merged with it."""
 
 
@@ -39,7 +39,7 @@ def recipe_error(error: ValidationError, recipe: Any) -> UserError:
     """The first error of a whole recipe in plain containers, types before rules."""
     found = error.errors()
     first = _first([one for one in found if one["type"] in _OF_TYPES], recipe)
-    return first or UserError(_message(found[0]))
+    return first or UserError(_message(found[0], recipe))
 
 
 def is_interpolation(value: Any) -> bool:
@@ -61,10 +61,23 @@ def _first(errors: list[ErrorDetails], document: Any) -> UserError | None:
     """The error that comes first in `document`; pydantic lists them in the order of the schema."""
     if not errors:
         return None
-    return UserError(_message(min(errors, key=lambda error: list(_positions(document, error["loc"])))))
+    first = min(errors, key=lambda error: list(_positions(document, _written(document, error["loc"]))))
+    return UserError(_message(first, document))
 
 
-def _positions(document: Any, location: Location) -> Iterator[int]:
+def _written(document: Any, location: Location) -> Iterator[str | int]:
+    """`location` without the parts that only the full form of what stands in `document` has."""
+    for part in location:
+        if isinstance(document, str) or (isinstance(document, list) and not isinstance(part, int)):
+            continue
+        yield part
+        if isinstance(document, Mapping):
+            document = document.get(part)
+        else:
+            document = document[part] if isinstance(document, list) and isinstance(part, int) else None
+
+
+def _positions(document: Any, location: Iterable[str | int]) -> Iterator[int]:
     """Position of each part of `location` among its siblings; -1 where the document has no such part."""
     for part in location:
         if isinstance(document, Mapping) and part in document:
@@ -78,13 +91,15 @@ def _positions(document: Any, location: Location) -> Iterator[int]:
             return
 
 
-def _message(error: ErrorDetails) -> str:
-    """`KEY: what is wrong`."""
+def _message(error: ErrorDetails, document: Any) -> str:
+    """`KEY: what is wrong`, with the key as it stands in `document`."""
     location, value = error["loc"], error["input"]
-    key = _key(location)
+    key = _key(tuple(_written(document, location)))
     match error["type"]:
         case "missing" | "string_too_short":
             return f"{key}: missing"
+        case "wrong_form":
+            return f"{key}{error['ctx']['place']}: {error['ctx']['problem']}"
         case "value_error":
             return f"{key}: {error['ctx']['error']}"
         case "extra_forbidden":
@@ -96,8 +111,9 @@ def _message(error: ErrorDetails) -> str:
         case "literal_error":
             return _is_not(key, value, f"one of {', '.join(get_args(type_at(Recipe, location).bare))}")
         case kind if kind in _WANTED:
+            shorthand = type_at(Recipe, location).shorthand if kind in ("list_type", "dict_type") else None
             quote = "; quote it" if kind == "string_type" and isinstance(value, bool | int | float) else ""
-            return _is_not(key, value, f"{_WANTED[kind]}{quote}")
+            return _is_not(key, value, shorthand.words if shorthand else f"{_WANTED[kind]}{quote}")
         case _:
             return f"{key}: {value} is not {type_at(Recipe, location).allowed}"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -31,9 +32,19 @@ class Shorthand:
 
     expand: Callable[[Any], Any]
     """Returns the full form of a value; any other value unchanged."""
+    words: str
+    """All forms in words, for error messages and help."""
     replaces: bool = False
     """Whether a value in a later file or override always replaces an earlier one, instead of being merged with it; a
     value in the shorter form always does."""
+
+
+def wrong_form(place: str, problem: str) -> PydanticCustomError:
+    """The error of a value that no other file or override can make right, found in each of them by itself.
+
+    `place` ends the dotted key of the field that has the value, e.g. `[0]`.
+    """
+    return PydanticCustomError("wrong_form", "{problem}", {"place": place, "problem": problem})
 
 
 def _as_list(value: Any) -> Any:
@@ -42,7 +53,11 @@ def _as_list(value: Any) -> Any:
 
 RequiredText = Annotated[str, Field(min_length=1)]
 """Text that has no default and must not be empty."""
-Strings = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), Shorthand(_as_list)]
+Strings = Annotated[
+    list[str],
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    Shorthand(_as_list, "a list of text or a single text"),
+]
 """A list of strings; a single string is a list of one."""
 
 Count = Annotated[int, Field(ge=1), Allowed("at least 1")]

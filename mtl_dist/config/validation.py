@@ -5,13 +5,20 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from mtl_dist.config.data_recipe import SPLITS, SourceConfig, SourceFields, TaskConfig
+from mtl_dist.config.data_recipe import SPLITS, ReadConfig, SourceConfig, SourceFields, TaskConfig
 from mtl_dist.config.messages import recipe_error
 from mtl_dist.config.metric_names import task_and_name
 from mtl_dist.config.recipe import Recipe, UntilConfig
 from mtl_dist.config.section import refuse_repeated
 from mtl_dist.config.selectors import check_selectors
-from mtl_dist.config.sources import FILE_BUILDERS, example_sets, source_of, splits_by_recipe
+from mtl_dist.config.sources import (
+    FILE_BUILDERS,
+    builder_of,
+    example_sets,
+    missing_path,
+    source_of,
+    splits_by_recipe,
+)
 from mtl_dist.errors import UserError, did_you_mean
 
 
@@ -22,10 +29,7 @@ def check_recipe(recipe: Recipe) -> None:
     if not tasks:
         raise UserError("tasks: none; a run needs at least one")
     _check_tasks(recipe)
-    drawn = len(tasks) if recipe.sampling.rows == "per_task" else len(example_sets(recipe))
-    if recipe.sampling.batches == "mixed" and recipe.batch_size < drawn:
-        what = "tasks" if drawn == len(tasks) else "sources"
-        raise UserError(f"batch_size: {recipe.batch_size} is smaller than its {drawn} {what}")
+    _check_batch_size(recipe)
     _check_sampling_weights(recipe)
     _check_gradient_cosine(recipe)
     check_selectors(recipe.model.freeze, tasks, "model.freeze")
@@ -57,9 +61,8 @@ def _check_tasks(recipe: Recipe) -> None:
 
 def _check_task(key: str, task: TaskConfig, recipe: Recipe) -> None:
     """Checks that a task has its rows from one place."""
-    if task.source is None and task.path is None:
-        others = f", or a source: {', '.join(recipe.sources)}" if recipe.sources else ""
-        raise UserError(f"{key}.path: missing{others}")
+    if task.source is None and not task.path:
+        raise UserError(missing_path(key, task.data_files, recipe.sources))
     if task.source is None:
         return
     if task.source not in recipe.sources:
@@ -67,31 +70,57 @@ def _check_task(key: str, task: TaskConfig, recipe: Recipe) -> None:
     defaults = TaskConfig()
     for field in SourceFields.model_fields:
         if getattr(task, field) != getattr(defaults, field):
-            raise UserError(f"{key}.{field}: goes with a task's own path; set sources.{task.source}.{field}")
+            raise UserError(
+                f"{key}.{field}: the rows come from the source {task.source}; set sources.{task.source}.{field},"
+                f" or {key}.source: null"
+            )
 
 
 def _check_source(key: str, source: SourceConfig, recipe: Recipe) -> None:
+    if not source.data_files and (builder := builder_of(source.path)):
+        raise UserError(f"{key}.path: {source.path} is a file; write path: {builder}, data_files: {source.path}")
     for split in source.data_files:
         if split not in SPLITS:
             raise UserError(f"{key}.data_files: no split {split!r}{did_you_mean(split, SPLITS)}")
     for split in source.split.held_out:
         if split in source.data_files:
             raise UserError(f"{key}.split.{split}: there are files for this split too; leave out one of both")
+    _check_read(key, source)
     if source.path not in FILE_BUILDERS and not source.data_files:
         return
+    if not source.data_files:
+        raise UserError(f"{key}.data_files: missing; path {source.path} reads files")
     found = splits_by_recipe(source) or ()
-    for split in ("test", "train"):
+    for split in ("test", "train", "validation") if recipe.evaluation.split == "validation" else ("test", "train"):
         if split not in found:
-            hint = f", or a share: split: {{{split}: 0.2}}" if split == "test" else ""
+            hint = "" if split == "train" else f"; name one, or hold out rows, e.g. split: {{{split}: 0.2}}"
             raise UserError(f"{key}.data_files: no file for the split {split}{hint}")
+
+
+def _check_read(key: str, source: SourceConfig) -> None:
+    """Refuses a way of reading text files where there are none."""
+    defaults = ReadConfig()
+    for field in ReadConfig.model_fields:
+        paths = ("csv", "json", "text") if field == "encoding" else ("csv",)
+        if source.path not in paths and getattr(source.read, field) != getattr(defaults, field):
+            raise UserError(f"{key}.read.{field}: goes with path {' or '.join(paths)}, not {source.path}")
 
 
 def _check_names_of_sets(recipe: Recipe) -> None:
     """Refuses a source that has the name of a task with other rows: both would stand under one name in logs."""
-    for name in recipe.sources:
-        task = recipe.tasks.get(name)
+    for name in dict.fromkeys(task.source for task in recipe.tasks.values()):
+        task = recipe.tasks.get(name) if name is not None else None
         if task is not None and task.source != name:
             raise UserError(f"sources.{name}: a task with other rows has this name; rename one of both")
+
+
+def _check_batch_size(recipe: Recipe) -> None:
+    """Checks that a mixed batch has room for a row of each task, of tasks that share rows for one."""
+    tasks = len(recipe.tasks)
+    drawn = tasks if recipe.sampling.rows == "per_task" else len(example_sets(recipe))
+    if recipe.sampling.batches == "mixed" and recipe.batch_size < drawn:
+        what = "tasks" if drawn == tasks else "groups of tasks with rows of their own"
+        raise UserError(f"batch_size: {recipe.batch_size} is smaller than its {drawn} {what}")
 
 
 def _check_sampling_weights(recipe: Recipe) -> None:

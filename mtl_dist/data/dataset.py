@@ -17,14 +17,15 @@ from mtl_dist.config.recipe import Recipe
 from mtl_dist.config.sources import ExampleSetConfig, example_sets
 from mtl_dist.data.chunked import class_counts
 from mtl_dist.data.collate import Batch, collate
-from mtl_dist.data.labels import NO_LABEL, cut
+from mtl_dist.data.labels import NO_LABEL
 from mtl_dist.data.leaks import Leaks, find_leaks, open_leaks
 from mtl_dist.data.preparation import fill_cache
 from mtl_dist.data.token_cache import Entry, open_entry
 from mtl_dist.data.token_files import Split
+from mtl_dist.data.token_limits import TokenLimits
 from mtl_dist.data.tokenization import load_tokenizer
 from mtl_dist.distributed.process_group import ProcessGroup
-from mtl_dist.errors import UserError
+from mtl_dist.errors import UserError, list_some
 from mtl_dist.progress import Progress, show_progress
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ class TaskData:
         splits = list(self.class_counts)
         rows = np.stack([self.class_counts[split] for split in splits], axis=1).tolist()
         classes = [f"{name}: {'/'.join(map(str, counts))}" for name, counts in zip(self.labels, rows, strict=True)]
-        line = f"tasks.{self.name}: {len(classes)} classes, {self.kind}; rows in {'/'.join(splits)}: {cut(classes)}"
+        line = (
+            f"tasks.{self.name}: {len(classes)} classes, {self.kind}; rows in {'/'.join(splits)}: {list_some(classes)}"
+        )
         missing = [str(self.missing[split]) for split in splits]
         return f"{line}; without a label: {'/'.join(missing)}" if any(self.missing.values()) else line
 
@@ -75,7 +78,7 @@ class TaskData:
         """One line per finding about the classes' training rows."""
         train = self.class_counts["train"]
         absent = [name for name, count in zip(self.labels, train, strict=True) if not count]
-        return [f"tasks.{self.name}: no training row has the label {cut(absent)}"] if absent else []
+        return [f"tasks.{self.name}: no training row has the label {list_some(absent)}"] if absent else []
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,18 @@ class DataBundle:
         return collate(parts, ids, rows, list(self.tasks), int(self.tokenizer.pad_token_id))
 
 
-def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:
+def prepare(recipe: Recipe, processes: ProcessGroup, limits: TokenLimits | None = None) -> DataBundle:
     """Opens the data of `recipe` in the cache; the first process of each machine tokenizes what is missing there.
 
     Every rank calls this. Raises UserError, the same on every rank, for data that cannot be read or is not valid (see
-    `validation`), for a tokenizer that cannot be used (see `tokenization`) and for a cache that cannot be written.
+    `validation`), for a tokenizer that cannot be used (see `tokenization`), for a row that is beyond the `limits` of
+    the encoder and for a cache that cannot be written.
     """
+    limits = limits or TokenLimits()
     with processes.raise_together():
         tokenizer = load_tokenizer(recipe.model)
+        pairs = any(len(one.text) == 2 for one in example_sets(recipe))
+        limits.fit_tokenizer(tokenizer, pairs, f"model.encoder: {recipe.model.encoder}")
     bar = processes.is_main and sys.stderr.isatty()
     progress = partial(show_progress, bar=bar, log=logger.info, first_line=True, last_line=False)
     configs = example_sets(recipe)
@@ -157,6 +164,9 @@ def prepare(recipe: Recipe, processes: ProcessGroup) -> DataBundle:
     *folders, leaks_folder = processes.all_gather(folders)[processes.rank - processes.local_rank]
     with processes.raise_together():
         entries = [_open(folder, open_entry) for folder in folders]
+        for one, entry in zip(configs, entries, strict=True):
+            for split, rows in entry.splits.items():
+                limits.check_split(f"{one.key}: {one.origin_of(split)}", rows, tokenizer)
         leaks = _open(leaks_folder, open_leaks)
         data = _bundle(recipe, tokenizer, configs, entries, leaks)
     if processes.is_main:

@@ -15,14 +15,12 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.errors import MOST_LISTED, UserError, clip, did_you_mean, list_some
 
 NO_LABEL = -1
 """In place of a class index: the row has no label for the task."""
 UNKNOWN = -2
 """In place of a class index: the row's label is none of the classes."""
-SHOWN = 10
-"""Most classes that a message names."""
 NAMED, CLASS_LABEL, WHOLE_NUMBERS, BOOLEANS, STRINGS = (
     "values of the recipe",
     "class names of the data set",
@@ -82,30 +80,20 @@ class LabelClasses:
 
     def complaint(self, value: str) -> str:
         """What is wrong with a value that is of no class, and what may help."""
-        return f"label {value!r} is not one of the classes{_choice(value, self.values)}{self._hint(value)}"
+        return f"label {clip(value)!r} is not one of the classes{did_you_mean(value, self.values)}{self._hint(value)}"
 
     def _hint(self, value: str) -> str:
         if self.kind != NAMED:
             return ""
         count = len(self.names)
         if canonical(value) in map(str, range(count)) and not any(map(is_whole_number, self.values)):
-            classes = [f"{index}: {name}" for index, name in enumerate(self.names[:SHOWN])]
-            return f"; naming classes by position needs labels: {{{', '.join(classes)}{', ...' * (count > SHOWN)}}}"
+            classes = [f"{index}: {name}" for index, name in enumerate(self.names[:MOST_LISTED])]
+            return (
+                f"; naming classes by position needs labels: {{{', '.join(classes)}{', ...' * (count > MOST_LISTED)}}}"
+            )
         if value.lower() in _YAML_BOOLEANS and {"true", "false"} & set(self.values):
             return "; YAML reads yes, no, on and off as true and false: quote them"
         return ""
-
-
-def _choice(value: str, known: Sequence[str]) -> str:
-    """The closest known value, or all of them if they are few, else the first ones."""
-    hint = did_you_mean(value, known)
-    return hint if len(known) <= SHOWN or hint.startswith("; did") else f"; they are {cut(known)}"
-
-
-def cut(names: Sequence[str], shown: int = SHOWN) -> str:
-    """Names for a message, the first ones if they are many."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{', '.join(names[:shown])}{more}"
 
 
 def decide_classes(class_names: Sequence[str], train: Set[str], others: Set[str]) -> LabelClasses | None:
@@ -140,7 +128,9 @@ def classes_of_model(key: str, names: Sequence[str], labels: Mapping[str, str] |
         return LabelClasses(tuple(names), tuple(names), STRINGS)
     values = {name: value for value, name in labels.items()}
     if values.keys() != set(names):
-        raise UserError(f"{key}.labels: the model's classes are {cut(names)}, and these {cut(list(values))}")
+        raise UserError(
+            f"{key}.labels: the model's classes are {list_some(names)}, and these {list_some(list(values))}"
+        )
     return LabelClasses(tuple(names), tuple(values[name] for name in names), NAMED)
 
 

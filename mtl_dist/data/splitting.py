@@ -54,11 +54,10 @@ def _stratified_sides(
     rows = np.flatnonzero(usable)
     distinct, first = np.unique(np.asarray(hashes[rows]), return_index=True)
     order = np.argsort(first)
-    of_texts = np.empty(len(distinct), dtype=np.int8)
+    of_texts = np.full(len(distinct) + 1, TRAIN, dtype=np.int8)  # with a place for texts that are not usable
     of_texts[order] = _sides_in_order(table, rows[first[order]], split, stratify)
     return concatenate_on_disk(
-        of_texts[np.searchsorted(distinct, hashes[chunk]).clip(max=len(distinct) - 1)]
-        for chunk in chunk_slices(len(hashes))
+        of_texts[np.searchsorted(distinct, hashes[chunk])] for chunk in chunk_slices(len(hashes))
     )
 
 
@@ -66,7 +65,7 @@ def _sides_in_order(table: StringTable, rows: np.ndarray, split: SplitConfig, st
     """Side of each text, [n] int8, whose first rows are `rows`, ascending."""
     seen: dict[str | None, int] = {}
     starts: dict[str | None, float] = {}
-    parts = []
+    parts = [np.zeros(0, dtype=np.int8)]
     for chunk in chunk_slices(len(rows)):
         numbers = np.empty(chunk.stop - chunk.start)
         values = table.take(rows[chunk], [stratify]).column(stratify).to_pylist()

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from mtl_dist.config.recipe import DataConfig
 from mtl_dist.config.sources import ExampleSetConfig
 from mtl_dist.data.sources import SourceTables
+from mtl_dist.data.temporary_folder import temporary_folder
 from mtl_dist.data.token_files import Split, open_split, write_split
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledSet
+from mtl_dist.environment import CACHE_VARIABLE, cache_root
 from mtl_dist.errors import UserError
+from mtl_dist.io import apply_umask
 from mtl_dist.progress import Progress, no_progress
 
 FORMAT = 4
@@ -49,7 +50,7 @@ class Entry:
 
 def make_root(data: DataConfig) -> Path:
     """Creates the cache folder if it does not exist, and returns it. Raises UserError if it cannot be created."""
-    root = Path(data.cache_dir or os.environ.get("MTL_DIST_CACHE") or "~/.cache/mtl_dist").expanduser()
+    root = cache_root(data.cache_dir)
     with _reporting_write_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     return root
@@ -60,7 +61,10 @@ def _reporting_write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"data.cache_dir: cannot write {root} ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise UserError(
+            f"data.cache_dir: cannot write {root} ({reason}); name a folder there, or by {CACHE_VARIABLE}"
+        ) from error
 
 
 def entry_name(
@@ -154,14 +158,15 @@ def write_entry(
             "files": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
         }
         (new / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        apply_umask(new)
         publish(new, folder, lambda other: open_entry(other) is not None)
 
 
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
     """A temporary folder in the cache folder. Raises UserError if the cache cannot be written."""
-    with _reporting_write_errors(root), tempfile.TemporaryDirectory(prefix=".writing-", dir=root) as scratch:
-        yield Path(scratch)
+    with _reporting_write_errors(root), temporary_folder(root) as scratch:
+        yield scratch
 
 
 def publish(new: Path, folder: Path, is_intact: Callable[[Path], bool]) -> None:

@@ -164,9 +164,10 @@ def _tokenized_batches(
     key: str, split: LabeledSplit, tokenize: ColumnTokenizer
 ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
     """Yields position of the first row, columns of `Split.rows` and text hashes of BATCH_ROWS rows at a time."""
+    columns = list(dict.fromkeys(tokenize.columns))  # a pair may be of one column twice
     for start in range(0, len(split.rows), BATCH_ROWS):
         rows = split.rows[start : start + BATCH_ROWS]
-        tokens, hashes = tokenize(split.table.take(rows, tokenize.columns))
+        tokens, hashes = tokenize(split.table.take(rows, columns))
         batch = pa.record_batch(tokens | {"row": rows})
         lengths = batch["input_ids"].value_lengths().to_numpy()
         if not lengths.all():

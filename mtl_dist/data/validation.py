@@ -22,7 +22,6 @@ from mtl_dist.data.labels import (
     STRINGS,
     UNKNOWN,
     LabelClasses,
-    cut,
     decide_classes,
     is_whole_number,
     similar_names,
@@ -30,7 +29,7 @@ from mtl_dist.data.labels import (
 from mtl_dist.data.sources import SourceTables
 from mtl_dist.data.splitting import sides
 from mtl_dist.data.string_table import StringTable
-from mtl_dist.errors import UserError
+from mtl_dist.errors import UserError, clip, list_some
 
 EmptyText = Literal["error", "skip"]
 MANY_CLASSES, TOO_MANY_CLASSES = 20, 1000
@@ -89,30 +88,38 @@ def check_rows(
     labeled: dict[str, LabeledSplit] = {}
     missing: dict[str, dict[str, int]] = {task: {} for task in config.tasks}
     for split in (split for split in SPLITS if split in splits):
-        origin = "train" if split in config.source.split.held_out else split
+        origin = config.origin_of(split)
         if origin not in checked:
             continue
         part = checked[origin]
         mask = part.rows_of(split)
         for task, found in indices[origin].items():
-            missing[task][split] = sum(
-                int(np.count_nonzero(mask[chunk] & (found[chunk] == NO_LABEL))) for chunk in chunk_slices(len(found))
-            )
+            missing[task][split] = _count_missing(found, mask)
         chosen = mask & part.labelled
         if chosen.any():
             max_rows = config.source.max_rows if split == "train" else None
             labeled[split] = _selected(part.table, origin, chosen, indices[origin], max_rows)
-        elif split in config.source.split.held_out:
-            raise UserError(
-                f"{config.key}.split.{split}: none of the {len(chosen)} rows falls into it; raise the share"
-            )
-        elif split != "validation":
-            raise UserError(f"{config.key}: the {split} split has no rows with a label")
+        else:
+            _check_absent(config, split, len(chosen))
     counts = {task: _class_counts(config, task, labeled, len(classes[task].names)) for task in config.tasks}
     warnings = [line for part in checked.values() for line in part.warnings]
-    if not known:
-        warnings += [line for task in config.tasks for line in _class_warnings(config, task, classes[task], checked)]
+    for task in () if known else config.tasks:
+        warnings += _class_warnings(config, task, classes[task], checked)
     return LabeledSet(classes, labeled, counts, missing, tuple(warnings))
+
+
+def _check_absent(config: ExampleSetConfig, split: str, rows: int) -> None:
+    """Raises UserError for a split without labelled rows, of `rows` in its source, that must have some."""
+    if split in config.source.split.held_out:
+        raise UserError(f"{config.key}.split.{split}: none of the {rows} rows falls into it; raise the share")
+    if split != "validation":
+        raise UserError(f"{config.key}: the {split} split has no rows with a label")
+
+
+def _count_missing(indices: np.ndarray, mask: np.ndarray) -> int:
+    """Number of rows of a mask that have no label, by the class index of each row, [rows] int64."""
+    chunks = chunk_slices(len(indices))
+    return sum(int(np.count_nonzero(mask[chunk] & (indices[chunk] == NO_LABEL))) for chunk in chunks)
 
 
 class _CheckedTable:
@@ -214,7 +221,9 @@ def _classes(
     found = sorted({classes.index(value) for value in train})
     if len(classes.names) < 2 or (len(found) < 2 and classes.kind != CLASS_LABEL):
         name = classes.names[found[0]]
-        raise UserError(f"{key}.label: all training rows have the label {name!r}; a task has at least two classes")
+        raise UserError(
+            f"{key}.label: all training rows have the label {clip(name)!r}; a task has at least two classes"
+        )
     count = tables["train"].count(task)
     if classes.kind != CLASS_LABEL and len(found) > TOO_MANY_CLASSES and 2 * len(found) > count:
         raise UserError(
@@ -237,7 +246,7 @@ def _class_warnings(
     key, lines = config.key_of(task), []
     similar = similar_names(classes.names) if classes.kind in (STRINGS, CLASS_LABEL) else []
     if similar:
-        groups = cut([" and ".join(map(repr, group)) for group in similar])
+        groups = list_some([" and ".join(map(repr, group)) for group in similar])
         lines.append(f"{key}: classes differ only in case, white space or digits: {groups}")
     if classes.kind != NAMED and len(classes.names) > MANY_CLASSES:
         count = tables["train"].count(task)

@@ -3,11 +3,18 @@
 Accelerate silently falls back to other configurations: a `MULTI_CPU` file starts one process, a GPU file on a machine
 without a GPU trains on the CPU, fp16 on a CPU is fp32. Each of these would be another run than the requested one, so
 each is refused.
+
+Variables of Accelerate in the environment are settings too. Some are honoured: ACCELERATE_USE_CPU,
+ACCELERATE_MIXED_PRECISION (no or bf16), ACCELERATE_GRADIENT_ACCUMULATION_STEPS, ACCELERATE_CPU_AFFINITY,
+ACCELERATE_DEBUG_MODE and ACCELERATE_LOG_LEVEL. Those that would make another run are refused (see
+`_check_environment`). Those of one engine (FSDP_..., ACCELERATE_DEEPSPEED_...) or of fp8 have no effect on their own:
+Accelerate reads them with ACCELERATE_USE_FSDP, ACCELERATE_USE_DEEPSPEED or fp8, which are refused without a request.
 """
 
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +28,7 @@ from accelerate.utils import DistributedType, DynamoBackend
 
 from mtl_dist.distributed.launch_request import (
     ACCUMULATION,
+    ENVIRONMENT,
     GPU_ENGINES,
     SHARDING_ENGINES,
     LaunchRequest,
@@ -28,6 +36,7 @@ from mtl_dist.distributed.launch_request import (
     read_request,
 )
 from mtl_dist.distributed.process_group import ProcessGroup
+from mtl_dist.environment import ATTEMPT_VARIABLE, check_variables, has_launcher, is_set
 from mtl_dist.errors import UserError
 
 SUPPORTED_ENGINES = {
@@ -61,25 +70,43 @@ ENGINE_VARIABLES = {
     "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
 }
 """Environment variables by which `accelerate launch` selects an engine in its processes."""
-ATTEMPT_VARIABLE = "TORCHELASTIC_RESTART_COUNT"
-"""Set by torchrun, and by `accelerate launch` for more than one process."""
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Variables that make a process one of several; left over in a shell, they make it wait for others in vain."""
+UNSUPPORTED_FLAGS = ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_USE_SAGEMAKER")
+"""Variables that make another kind of run where they are true."""
+UNSUPPORTED_VARIABLES = {
+    "ACCELERATE_TORCH_DEVICE": "choose GPUs by CUDA_VISIBLE_DEVICES, or the CPU by ACCELERATE_USE_CPU=true",
+    "ACCELERATE_GRADIENT_CLIPPING": "the recipe has it as optimizer.max_grad_norm",
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": "give the settings in accelerate's own file",
+}
+"""Variables that would be ignored, or make another run -> what to use instead."""
+NO_COMPILATION = {"ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_DYNAMO_MODE": "default"}
+"""What `accelerate launch` sets for a run that is not compiled."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
+AGENT_STORE_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
+"""`True` where the launcher keeps the store at MASTER_ADDR."""
+CONNECT_SECONDS = 10.0
+PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
+PRECISIONS = ("no", "bf16")
 CPU_VARIABLE = "ACCELERATE_USE_CPU"
 """Makes a launch with a GPU file run on CPUs."""
 
 
 def start_accelerator() -> tuple[Accelerator, ProcessGroup, LaunchRequest]:
     """The Accelerator of this process and the request. Raises UserError if the run is not the requested one."""
+    check_variables()
+    _check_launcher()
     command = launcher_command(psutil.Process().parent())
     request = read_request(command)
     check_request(request)
+    _check_environment(request)
     if command or ATTEMPT_VARIABLE in os.environ:
         _end_with_launcher()
     # Accelerate provides processes, device and precision. Its own engines fall back to DDP on CPUs; ours do not.
     for variable in ENGINE_VARIABLES:
         os.environ.pop(variable, None)
-    on_cpu = request.device == "cpu" or _is_set(CPU_VARIABLE) or not torch.cuda.is_available()
+    on_cpu = request.device == "cpu" or is_set(CPU_VARIABLE) or not torch.cuda.is_available()
     if ATTEMPT_VARIABLE in os.environ:
         _init_process_group(on_cpu)
     accelerator = Accelerator(cpu=on_cpu, gradient_accumulation_steps=request.accumulation or 1)
@@ -111,7 +138,7 @@ def check_request(request: LaunchRequest) -> None:
     """Refuses a request that cannot be met, before a process group is initialized. Raises UserError."""
     where = request.source
     for variable, engine in ENGINE_VARIABLES.items():
-        if _is_set(variable) and request.engine != engine:
+        if is_set(variable) and request.engine != engine:
             raise UserError(f"{variable}: {where} does not ask for {engine.value}; ask by accelerate launch and a file")
     if request.engine is not None and request.engine not in SUPPORTED_ENGINES:
         raise UserError(
@@ -119,12 +146,51 @@ def check_request(request: LaunchRequest) -> None:
         )
     if request.engine in SETTINGS:
         _check_settings(where, request.settings, SETTINGS[request.engine])
-    if request.device == "gpu" and not _is_set(CPU_VARIABLE) and not torch.cuda.is_available():
+    if request.device == "gpu" and not is_set(CPU_VARIABLE) and not torch.cuda.is_available():
         # Accelerate overwrites the variable when it starts one process.
         override = f"set {CPU_VARIABLE}=true" if request.engine in GPU_ENGINES else "add --cpu to accelerate launch"
         raise UserError(f"{where}: asks for GPUs, this machine has none; {override} to run on CPUs")
-    if request.precision not in {None, "no", "bf16"}:
+    if request.precision is not None and request.precision not in PRECISIONS:
         raise UserError(f"{where}: mixed_precision {request.precision} is not supported; use 'no' or bf16")
+
+
+def _check_launcher() -> None:
+    """Refuses variables that say this is one of several processes where nobody has started the others.
+
+    Raises UserError.
+    """
+    left_over = [variable for variable in LAUNCHER_VARIABLES if variable in os.environ]
+    advice = "unset them, or start with mtl-dist train, accelerate launch or torchrun"
+    if left_over and not has_launcher():
+        raise UserError(f"{', '.join(left_over)}: set, and no launcher has started this process; {advice}")
+    if os.environ.get(AGENT_STORE_VARIABLE) != str(True):
+        return
+    address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    try:  # the launcher has a store there since before it started this process
+        socket.create_connection(address, CONNECT_SECONDS).close()
+    except ConnectionRefusedError:
+        place = "{}:{}".format(*address)
+        raise UserError(f"MASTER_ADDR, MASTER_PORT: no launcher is at {place} any more; {advice}") from None
+    except OSError:
+        pass  # torch tries for longer, and says what it cannot reach
+
+
+def _check_environment(request: LaunchRequest) -> None:
+    """Refuses variables of Accelerate that would make another run than `request`. Raises UserError."""
+    for variable in UNSUPPORTED_FLAGS:
+        if is_set(variable):
+            raise UserError(f"{variable}: is not supported; unset it")
+    for variable, instead in UNSUPPORTED_VARIABLES.items():
+        if os.environ.get(variable):
+            raise UserError(f"{variable}: is not supported; {instead}")
+    if request.source != ENVIRONMENT:
+        return  # the launcher has set the others, from what `check_request` and `check_launched` look at
+    precision = os.environ.get(PRECISION_VARIABLE, "no")
+    if precision not in PRECISIONS:
+        raise UserError(f"{PRECISION_VARIABLE}: {precision!r} is not supported; use no or bf16, or unset it")
+    for variable, value in NO_COMPILATION.items():
+        if os.environ.get(variable, value).lower() != value:
+            raise UserError(f"{variable}: compilation is not supported; unset it")
 
 
 def _check_settings(where: str, settings: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
@@ -176,7 +242,3 @@ def bf16_hint(accelerator: Accelerator) -> str | None:
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     found = next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
     return f"this CPU has {found}: bf16 would pay; add --mixed_precision bf16 to accelerate launch" if found else None
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in {"1", "true", "yes"}

@@ -26,6 +26,8 @@ SHARDING_ENGINES = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 GPU_ENGINES = {DistributedType.MULTI_GPU, *SHARDING_ENGINES}
 """Engines that Accelerate runs on GPUs unless a file or flag says otherwise."""
 ACCUMULATION = "gradient_accumulation_steps"
+ENVIRONMENT = "the environment"
+"""Source of a request without `accelerate launch`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def read_request(command: Sequence[str]) -> LaunchRequest:
     """
     if not command:
         world_size = os.environ.get("WORLD_SIZE")  # not set by mpirun
-        return LaunchRequest("the environment", processes=int(world_size) if world_size else None)
+        return LaunchRequest(ENVIRONMENT, processes=int(world_size) if world_size else None)
     flags = launch_command_parser().parse_args(list(command))
     path = flags.config_file
     if path is None and Path(default_config_file).is_file() and not flags.cpu:

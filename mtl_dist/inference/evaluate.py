@@ -1,6 +1,7 @@
 """Metrics of a finished run's model, on the run's own test split or on other labelled data."""
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ import yaml
 from torch import Tensor
 
 from mtl_dist.config.data_recipe import SourceConfig
+from mtl_dist.config.files_read import data_paths
 from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.config.sources import ExampleSetConfig, example_sets, source_of
@@ -27,15 +29,18 @@ from mtl_dist.data.validation import LabeledSet, check_rows
 from mtl_dist.device import choose_kernels
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.inference.figures_text import task_text
 from mtl_dist.inference.finished_run import FinishedRun, device_here, open_run
-from mtl_dist.io import write_text_atomically
+from mtl_dist.io import valid_json, write_text_atomically
 from mtl_dist.models.attention import use_fast_attention
 from mtl_dist.models.frozen_linear import cache_frozen_casts
+from mtl_dist.models.limits import limits_of
 from mtl_dist.models.multitask import MultitaskTransformer, PrefixState
 from mtl_dist.progress import show_progress
+from mtl_dist.run_files import check_output
 from mtl_dist.run_layout import RECIPE, SUMMARY
 from mtl_dist.tasks.classification import ClassificationMetrics
-from mtl_dist.training.evaluation import evaluate, flat_metrics
+from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics, nonfinite_losses
 
 SPLIT = "test"
 KINDS = ("csv", "json", "parquet", "arrow")
@@ -54,22 +59,28 @@ class Evaluation:
     """How the figures compare with summary.json, in a line; None for data other than the run's own test split."""
 
     def as_text(self) -> str:
-        """Figures and confusion matrices for the terminal."""
-        parts = [_task_text(task, self.labels[task], one) for task, one in self.metrics.items()]
+        """Figures and confusion matrices for the terminal; of many classes, those that were confused most."""
+        parts = [task_text(task, self.labels[task], one) for task, one in self.metrics.items()]
+        parts += [f"warning: {line}" for line in nonfinite_losses(self.metrics)]
         return "\n".join(parts if self.comparison is None else [*parts, self.comparison])
 
     def write_json(self, path: Path) -> None:
-        """Writes the figures to a file. Raises TrainingError where the disk is full."""
-        content = {
+        """Writes the figures to a JSON file, a line for each task. Raises TrainingError where the disk is full.
+
+        `confusion` has [label, prediction, count] where the count is not 0. A loss that is not finite is null.
+        """
+        cells = flat_confusions(self.metrics, SPLIT)
+        tasks = {
             task: {
                 "rows": int(one.confusion.sum()),
                 **one.as_dict(),
                 "labels": list(self.labels[task]),
-                "confusion": one.confusion.tolist(),
+                "confusion": cells[f"{SPLIT}/{task}/confusion"],
             }
             for task, one in self.metrics.items()
         }
-        write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+        lines = [f"{json.dumps(task)}: {valid_json(content)}" for task, content in tasks.items()]
+        write_text_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def evaluate_run(
@@ -79,15 +90,20 @@ def evaluate_run(
     data: str | None = None,
     text: Sequence[str] | None = None,
     label: str | None = None,
+    to: Path | None = None,
 ) -> Evaluation:
     """Evaluates the model of the finished run in folder `run`.
 
     Without `data`, on the run's own test split, else on a file of labelled rows of one task, with text columns `text`
     and label column `label` (those of the recipe by default), or on the test splits that a recipe names. `task` limits
-    this to one task. Raises UserError and TrainingError.
+    this to one task. `to` is where the figures will be written (`Evaluation.write_json`), which must not be what is
+    read. Raises UserError and TrainingError.
     """
     finished = open_run(run)
     sets = _sets_to_evaluate(finished, task, data, text, label)
+    if to is not None:
+        read = data_paths({"sources": {one.name: one.source.model_dump() for one in sets}})
+        check_output("--to", to, [*(path for _, path in read), *([Path(data)] if data else [])], finished.folder)
     model = finished.load_model()
     metrics = evaluate_sets(finished, model, sets)
     metrics = {name: one for name, one in metrics.items() if task in (None, name)}
@@ -100,7 +116,7 @@ def evaluate_sets(
 ) -> dict[str, ClassificationMetrics]:
     """Metrics of the tasks of `sets`, computed with the batch size and precision of the run's own evaluation."""
     recipe = run.recipe
-    tokenizer = run.load_tokenizer()
+    tokenizer, limits = run.load_tokenizer(model), limits_of(model.sentence_transformer.encoder)
     with ExitStack() as scratch:
         # All sets are checked before the first one is tokenized.
         labeled = [_labeled(one, recipe, model, scratch) for one in sets]
@@ -109,10 +125,11 @@ def evaluate_sets(
         for index, (one, rows) in enumerate(zip(sets, labeled, strict=True)):
             (folder / str(index)).mkdir()
             stem = folder / str(index) / SPLIT
-            write_split(
-                stem, one.key, rows.splits[SPLIT], ColumnTokenizer(tokenizer, list(one.text), recipe.data.max_length)
-            )
-            found[one.name] = ExampleSet(one.name, tuple(one.tasks), {SPLIT: open_split(stem, list(one.tasks))})
+            tokenize = ColumnTokenizer(tokenizer, list(one.text), recipe.data.max_length)
+            write_split(stem, one.key, rows.splits[SPLIT], tokenize)
+            split = open_split(stem, list(one.tasks))
+            limits.check_split(f"{one.key}: {one.origin_of(SPLIT)}", split, tokenizer)
+            found[one.name] = ExampleSet(one.name, tuple(one.tasks), {SPLIT: split})
         tasks = {
             task: TaskData(
                 task, classes.names, found[one.name], rows.class_counts[task], rows.missing[task], classes.kind
@@ -230,26 +247,11 @@ def _tasks_in(file: str, run: FinishedRun) -> list[str]:
     return chosen
 
 
-def _task_text(task: str, labels: Sequence[str], metrics: ClassificationMetrics) -> str:
-    """Figures and confusion matrix of one task."""
-    head = (
-        f"{task}: {int(metrics.confusion.sum())} rows, accuracy {metrics.accuracy:.4f},"
-        f" macro-F1 {metrics.macro_f1:.4f}, loss {metrics.loss:.4f}"
-    )
-    width = max(map(len, (*labels, *map(str, metrics.confusion.ravel())))) + 2
-    rows = [
-        ["", *labels],
-        *([label, *map(str, counts)] for label, counts in zip(labels, metrics.confusion, strict=True)),
-    ]
-    lines = ["".join(cell.rjust(width) for cell in row) for row in rows]
-    return "\n".join([head, "rows: true label, columns: prediction", *lines, ""])
-
-
 def _comparison(figures: Mapping[str, float], summary: Mapping[str, Any]) -> str:
     """How `figures` compare with those of summary.json, in a line."""
     for name, value in figures.items():
         if name not in summary:
             return f"{SUMMARY} has no figures to compare with"
-        if summary[name] != value:
+        if not (summary[name] == value or (summary[name] is None and not math.isfinite(value))):  # JSON has no NaN
             return f"not as in {SUMMARY}: {name} is {value!r} here and {summary[name]!r} there"
     return f"the same figures as in {SUMMARY}, to the last bit"

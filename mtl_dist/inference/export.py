@@ -17,8 +17,10 @@ from mtl_dist.inference.pooled_classifier import PooledClassifier, PooledClassif
 from mtl_dist.inference.sequence_classification import sequence_classifier
 from mtl_dist.io import atomic_folder
 from mtl_dist.models.encoder import has_remote_code, quiet_transformers
+from mtl_dist.models.limits import limits_of
 from mtl_dist.models.model_card import CARD, model_card
 from mtl_dist.models.multitask import SETTINGS, MultitaskTransformer
+from mtl_dist.run_files import check_output
 
 TOLERANCE, ROUNDING = 1e-6, 1e-5
 """Largest allowed difference between the outputs of an exported folder and those of the run, relative to the largest
@@ -70,6 +72,7 @@ def export_run(
     finished = open_run(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; name a new folder")
+    check_output("export", folder, (), finished.folder)
     if task is None:
         return export_encoder(finished, folder)
     finished.check_task(task)
@@ -93,7 +96,7 @@ def export_classifier(run: FinishedRun, task: str, folder: Path, with_code: bool
         card = model_card(run.recipe, labels, run.summary, "transformers", "text-classification", usage)
         (partial / CARD).write_text(card, encoding="utf-8")
         again: Any = type(classifier).from_pretrained(partial)
-        ids, mask = _sample(tokenizer, run.recipe.data.max_length)
+        ids, mask = _sample(tokenizer, run.recipe.data.max_length, model.sentence_transformer.encoder)
         return _compare(
             lambda: again(input_ids=ids, attention_mask=mask).logits, lambda: model(ids, mask, task), again, model
         )
@@ -114,7 +117,7 @@ def export_encoder(run: FinishedRun, folder: Path) -> float:
             (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (partial / CARD).write_text(card, encoding="utf-8")
         again = type(encoder).from_pretrained(partial)
-        ids, mask = _sample(tokenizer, run.recipe.data.max_length)
+        ids, mask = _sample(tokenizer, run.recipe.data.max_length, encoder)
         return _compare(lambda: _states(again, ids, mask), lambda: _states(encoder, ids, mask), again, encoder)
 
 
@@ -175,7 +178,7 @@ def _pooled_classifier(model: MultitaskTransformer, task: str) -> PreTrainedMode
 
 def _tokenizer_for(run: FinishedRun, model: MultitaskTransformer) -> PreTrainedTokenizerBase:
     """The run's tokenizer, limited to the inputs that the encoder takes and to the maximum length of training."""
-    tokenizer = copy.deepcopy(run.load_tokenizer())
+    tokenizer = copy.deepcopy(run.load_tokenizer(model))
     taken = inspect.signature(model.sentence_transformer.encoder.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     tokenizer.model_max_length = run.recipe.data.max_length
@@ -183,10 +186,13 @@ def _tokenizer_for(run: FinishedRun, model: MultitaskTransformer) -> PreTrainedT
     return tokenizer
 
 
-def _sample(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Tensor, Tensor]:
-    """Random token ids and attention mask [16, tokens] with lengths from 1 to `max_length`, at most 64."""
-    special = set(tokenizer.all_special_ids)
-    known = torch.tensor([index for index in range(len(tokenizer)) if index not in special])
+def _sample(tokenizer: PreTrainedTokenizerBase, max_length: int, encoder: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Random token ids and attention mask [16, tokens] with lengths from 1 to `max_length`, at most 64.
+
+    Of the tokenizer's tokens, those that `encoder` has vectors for.
+    """
+    special, end = set(tokenizer.all_special_ids), limits_of(encoder).tokens or len(tokenizer)
+    known = torch.tensor([index for index in range(min(len(tokenizer), end)) if index not in special])
     longest = min(max_length, 64)
     chosen = torch.randint(len(known), (16, longest), generator=torch.Generator().manual_seed(0))
     lengths = torch.linspace(1, longest, 16).long().unsqueeze(1)

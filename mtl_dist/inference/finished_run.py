@@ -10,8 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import ModelConfig, Recipe
+from mtl_dist.config.sources import text_of
 from mtl_dist.data.tokenization import load_tokenizer
 from mtl_dist.errors import UserError, did_you_mean
+from mtl_dist.models.encoder import num_positions
+from mtl_dist.models.limits import limits_of
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.run_layout import MODEL, RECIPE, SUMMARY
 
@@ -30,16 +33,29 @@ class FinishedRun:
         return self.folder / MODEL
 
     def load_model(self) -> MultitaskTransformer:
-        """The trained model in eval mode on the CPU. Raises UserError where it cannot be read."""
-        return MultitaskTransformer.from_pretrained(
+        """The trained model in eval mode on the CPU.
+
+        Raises UserError where it cannot be read, is not finite or has fewer positions than the recipe's texts.
+        """
+        model = MultitaskTransformer.from_pretrained(
             self.model_folder, trust_remote_code=self.recipe.model.trust_remote_code
         )
+        positions, longest = num_positions(model.sentence_transformer.encoder), self.recipe.data.max_length
+        if positions is not None and longest > positions:
+            raise UserError(
+                f"{self.folder / RECIPE}: data.max_length: {longest} is more than the {positions} positions of the"
+                f" encoder in {self.model_folder}"
+            )
+        return model
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer saved with the model. Raises UserError where it cannot be used."""
-        return load_tokenizer(
+    def load_tokenizer(self, model: MultitaskTransformer) -> PreTrainedTokenizerBase:
+        """The tokenizer saved with `model`, which it is fitted to. Raises UserError where it cannot be used."""
+        tokenizer = load_tokenizer(
             ModelConfig(encoder=str(self.model_folder), trust_remote_code=self.recipe.model.trust_remote_code)
         )
+        pairs = any(len(text_of(self.recipe, task)) == 2 for task in self.recipe.tasks)
+        limits_of(model.sentence_transformer.encoder).fit_tokenizer(tokenizer, pairs, str(self.model_folder))
+        return tokenizer
 
     def check_task(self, task: str) -> None:
         """Raises UserError for a task that is not in the run's recipe."""

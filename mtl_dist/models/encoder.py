@@ -20,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from mtl_dist.config.recipe import ModelConfig
 from mtl_dist.errors import UserError, root_cause
+from mtl_dist.finite import find_nonfinite
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -136,7 +137,7 @@ def new_encoder(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code:
 def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedModel:
     """Loads the pretrained encoder to the CPU, without its pooler, which sentence vectors do not use.
 
-    Raises UserError if the weights cannot be read or are incomplete.
+    Raises UserError if the weights cannot be read, are incomplete or are not finite.
     """
     dtype = getattr(torch, model.dtype)
     try:
@@ -159,7 +160,10 @@ def load_encoder(model: ModelConfig, config: PretrainedConfig) -> PreTrainedMode
     if misshapen:
         raise UserError(f"model.encoder: {model.encoder}: the shape of {misshapen[0]} is not that of its config.json")
     encoder.to(dtype)  # DeBERTa creates some parameters as float32
-    return drop_pooler(encoder)
+    drop_pooler(encoder)
+    if fault := find_nonfinite(encoder.named_parameters()):
+        raise UserError(f"model.encoder: {model.encoder}: {fault}")
+    return encoder
 
 
 def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -202,13 +206,18 @@ def find_encoder_layout(encoder: PreTrainedModel) -> EncoderLayout:
 
 def check_max_length(encoder: PreTrainedModel, max_length: int) -> None:
     """Raises UserError if the encoder has fewer positions than `max_length` tokens."""
+    positions = num_positions(encoder)
+    if positions is not None and max_length > positions:
+        raise UserError(f"data.max_length: {max_length} is more than the {positions} positions of the encoder")
+
+
+def num_positions(encoder: PreTrainedModel) -> int | None:
+    """Largest number of tokens in a text; None where no table limits it, as with relative and rotary positions."""
     table = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
     if not isinstance(table, nn.Embedding):
-        return  # relative and rotary positions are not limited by a table
+        return None
     # RoBERTa and models derived from it number positions from padding_idx + 1.
-    positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    if max_length > positions:
-        raise UserError(f"data.max_length: {max_length} is more than the {positions} positions of the encoder")
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
 def _is_stack(module: nn.Module) -> TypeGuard[nn.ModuleList]:

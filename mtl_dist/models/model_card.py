@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from mtl_dist.config.data_recipe import SourceConfig, SourceFields
+from mtl_dist.config.data_recipe import SourceConfig, TaskConfig
 from mtl_dist.config.load import resolved_yaml
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.config.sources import FILE_BUILDERS, source_of
 
+_Rows = TypeVar("_Rows", SourceConfig, TaskConfig)
 CARD = "README.md"
 """File name of a model card on the Hugging Face hub."""
+MOST_LABELS = 20
+"""Labels of a task on a card; config.json has all of them."""
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
 """Names of our metrics, and of the same metrics on the hub."""
 _RUN = """\
@@ -83,7 +86,9 @@ def model_card(
 
 
 def _row(task: str, labels: Sequence[str], source: SourceConfig, summary: Mapping[str, Any]) -> str:
-    names = ", ".join(f"`{label}`" for label in labels).replace("|", "\\|")
+    names = ", ".join(f"`{label}`" for label in labels[:MOST_LABELS]).replace("|", "\\|")
+    if len(labels) > MOST_LABELS:
+        names += f" and {len(labels) - MOST_LABELS:,} more, in config.json"
     pair = " (pair)" if len(source.text) == 2 else ""
     figures = [summary.get(f"test/{task}/{name}") for name in _METRICS]
     shown = " | ".join("" if figure is None else f"{figure:.4f}" for figure in figures)
@@ -121,19 +126,31 @@ def _last_part(name: str) -> str:
     return PurePath(name).name if _is_local(name) else name
 
 
+def _some_labels(labels: dict[str, str] | None) -> dict[str, str] | None:
+    """A task's labels as in its recipe; of many only the first, and how many there are beyond these."""
+    if labels is None or len(labels) <= MOST_LABELS:
+        return labels
+    first = list(labels)[:MOST_LABELS]
+    return {**{one: labels[one] for one in first}, "...": f"... and {len(labels) - MOST_LABELS:,} more"}
+
+
 def _without_folders(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "output_dir": PurePath(recipe.output_dir).name,
             "model": recipe.model.model_copy(update={"encoder": _last_part(recipe.model.encoder)}),
             "data": recipe.data.model_copy(update={"cache_dir": None}),
-            "sources": {name: source.model_copy(update=_names_only(source)) for name, source in recipe.sources.items()},
-            "tasks": {name: task.model_copy(update=_names_only(task)) for name, task in recipe.tasks.items()},
+            "cache": recipe.cache.model_copy(update={"folder": None}),
+            "sources": {name: _by_file_name(source) for name, source in recipe.sources.items()},
+            "tasks": {
+                name: _by_file_name(task).model_copy(update={"labels": _some_labels(task.labels)})
+                for name, task in recipe.tasks.items()
+            },
         }
     )
 
 
-def _names_only(source: SourceFields) -> dict[str, Any]:
-    """The fields that can name folders, without these."""
-    files = {split: [PurePath(file).name for file in files] for split, files in source.data_files.items()}
-    return {"path": source.path and _last_part(source.path), "data_files": files}
+def _by_file_name(rows: _Rows) -> _Rows:
+    files = {split: [PurePath(file).name for file in of_split] for split, of_split in rows.data_files.items()}
+    path = None if rows.path is None else _last_part(rows.path)
+    return rows.model_copy(update={"path": path, "data_files": files})

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from mtl_dist.errors import UserError, root_cause
+from mtl_dist.finite import find_nonfinite
 from mtl_dist.models.encoder import drop_pooler, find_encoder_layout, has_remote_code, new_encoder
 from mtl_dist.models.partial_forward import PartialForward
 from mtl_dist.tasks.classification import classification_head
@@ -207,8 +208,8 @@ class MultitaskTransformer(nn.Module):
     ) -> "MultitaskTransformer":
         """Loads a model that `save_pretrained` wrote, from a folder or the hub, in eval mode on the CPU.
 
-        Raises UserError if the folder holds another kind of model, code or pickled weights, which are not opened, and
-        OSError if there is no model.
+        Raises UserError if the folder holds another kind of model, weights that are not finite, code or pickled
+        weights, which are not opened, and OSError if there is no model.
         """
         source = str(name_or_folder)
         config = _load_config(source, revision, trust_remote_code)
@@ -223,6 +224,8 @@ class MultitaskTransformer(nn.Module):
         if missing := sorted(set(names.values()) - weights.keys()):
             raise UserError(f"{source}: {WEIGHTS} has no {missing[0]} ({len(missing)} missing)")
         model.load_state_dict({name: weights[in_file] for name, in_file in names.items()})
+        if fault := find_nonfinite(model.named_parameters()):
+            raise UserError(f"{source}: {fault}")
         return model.eval()
 
     def _name_in_file(self, name: str) -> str:

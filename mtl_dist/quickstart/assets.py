@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtl_dist.errors import UserError
+from mtl_dist.io import apply_umask
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def make(folder: Path, archives: Path | None, sources: Sources = PUBLISHED) -> b
         _write_encoder(new / "encoder", _checked(archives, sources.encoder), sources.weights_sha256)
         files = {str(file.relative_to(new)): _sha256(file.read_bytes()) for file in sorted(new.glob("*/*"))}
         (new / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
+        apply_umask(new)
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         new.rename(folder)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mtl_dist.config.earlier import todays_form
 from mtl_dist.report.charts import Axis, Band, Line, Steps, around, chart, from_zero, key, legend
 from mtl_dist.report.differences import environment_of, flattened, merged_keys, run_names
 from mtl_dist.report.formatting import DASH, duration
@@ -58,7 +59,8 @@ def comparison_sections(runs: Sequence[RunRecord]) -> list[Section]:
     """Returns all sections in order."""
     names = run_names(runs)
     steps = Steps(max(run.total for run in runs), _common_bands(runs))
-    recipes, environments = [flattened(run.recipe) for run in runs], [environment_of(run) for run in runs]
+    recipes = [flattened(todays_form(run.recipe)) for run in runs]
+    environments = [environment_of(run) for run in runs]
     return [
         _runs_section(runs, names),
         _figures_section(runs, names),

@@ -1,4 +1,4 @@
-"""Confusion matrices: a table of counts for few classes; a drawing and the most confused pairs for many."""
+"""Confusion matrices: a table of counts for few classes; the most confused pairs for many, and a drawing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ MANY_LABELS = 14
 """Number of classes up to which the counts fit into a table."""
 DEEP = 0.73
 """Share of a row from which the text on a cell changes its colour: where black and white are equally readable."""
+MOST_SQUARES = 1500
+"""Number of counts that are not 0 up to which they are drawn: each takes about 150 bytes of the page."""
 WORST = 12
 """Number of pairs of classes listed under a drawing."""
 
@@ -64,7 +66,8 @@ def confusion_matrix(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> M
         totals[label] += count
     if size > MANY_LABELS:
         worst = _worst_pairs(counts, totals, names)
-        return render("confusion_drawing.html", drawing=_drawing(counts, totals, names), worst=worst)
+        drawing = _drawing(counts, totals, names) if len(counts) <= MOST_SQUARES else None
+        return render("confusion_drawing.html", drawing=drawing, worst=worst, size=size)
     rows = [_row(counts, totals, names, label) for label in range(size)]
     return render("confusion_table.html", labels=names, rows=rows, few=size <= 4, deep=DEEP)
 

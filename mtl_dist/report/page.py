@@ -33,7 +33,7 @@ def page_of_run(run: RunRecord) -> str:
         environment.recipe_section(run),
         environment.environment_section(run),
     ]
-    return _page(
+    return render_page(
         "run.html",
         run.name,
         [section for section in sections if section is not None],
@@ -47,7 +47,20 @@ def page_of_run(run: RunRecord) -> str:
 
 def page_of_runs(runs: list[RunRecord]) -> str:
     """Returns the page that compares several runs."""
-    return _page("comparison.html", f"{len(runs)} runs", comparison_sections(runs))
+    return render_page("comparison.html", f"{len(runs)} runs", comparison_sections(runs))
+
+
+def render_page(template: str, title: str, sections: Sequence[Section], **values: Any) -> str:
+    """Renders a document from a template that extends page.html.
+
+    Its content-security policy allows the page's own script and no loading.
+    """
+    script = asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    return render(
+        template, title=title, sections=sections, style=asset("page.css"), script=script, policy=policy, **values
+    )
 
 
 def write_report(folder: Path) -> Path:
@@ -58,16 +71,6 @@ def write_report(folder: Path) -> Path:
     path = folder / REPORT
     write_text_atomically(path, page_of_run(read_run(folder)))
     return path
-
-
-def _page(template: str, title: str, sections: Sequence[Section], **values: Any) -> str:
-    """Renders a document; its content-security policy allows the page's own script and no loading."""
-    script = asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
-    return render(
-        template, title=title, sections=sections, style=asset("page.css"), script=script, policy=policy, **values
-    )
 
 
 def _facts(run: RunRecord) -> list[tuple[str, str | int]]:

@@ -179,6 +179,12 @@ class RunRecord:
             return self.setup["starts"]
         return [{"step": 0, **{key: self.summary[key] for key in known}}] if self.summary else []
 
+    @property
+    def evaluation_split(self) -> str:
+        """Name of the split that is measured within the run, as `eval`."""
+        asked = (self.recipe.get("evaluation") or {}).get("split")
+        return str(self.setup.get("evaluation_split") or asked or "evaluation")
+
     def column(self, key: str) -> Series:
         """Returns a number of the training steps; empty where the run never logged it."""
         return self.lines.columns.get(key, Series())
@@ -202,8 +208,11 @@ class RunRecord:
 
     def labels(self, task: str) -> list[str]:
         """Returns the class names in order; empty where the run did not record them."""
-        known = self.setup.get("tasks", {}).get(task, {}).get("labels")
-        return [str(label) for label in known or self.recipe["tasks"][task].get("labels") or ()]
+        known = (
+            self.setup.get("tasks", {}).get(task, {}).get("labels") or self.recipe["tasks"][task].get("labels") or ()
+        )
+        # Recipes have a mapping of values to names, those of older versions a list of names.
+        return [str(label) for label in (known.values() if isinstance(known, dict) else known)]
 
 
 def read_run(folder: Path) -> RunRecord:

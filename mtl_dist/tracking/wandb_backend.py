@@ -27,7 +27,7 @@ WANDB_FINISH_SECONDS = 60.0
 WANDB_UPLOAD_SECONDS = 600.0
 """The same as `WANDB_FINISH_SECONDS`, for a run with artifacts."""
 MOST_CELLS = 10_000
-"""Cells up to which a confusion matrix is sent in full; of a larger one only the cells that are not 0."""
+"""Cells of a confusion matrix that are sent: all of a matrix that has no more, otherwise the largest that are not 0."""
 
 _ROLLBACK, _STEP, _MEASURED, _END = range(4)
 _ROWS_OF_A_STEP = 4
@@ -175,11 +175,14 @@ def _charts(tables: FinalTables) -> dict[str, Any]:
 
 
 def _cells(labels: Sequence[str], cells: Sequence[Sequence[int]]) -> list[Any]:
-    """Returns rows of class name, predicted class name and count; zeros too where the matrix is small enough."""
+    """Returns rows of class name, predicted class name and count; see MOST_CELLS."""
     counts = {(label, prediction): count for label, prediction, count in cells}
     if len(labels) ** 2 <= MOST_CELLS:
         every = range(len(labels))
         counts = {(label, prediction): 0 for label in every for prediction in every} | counts
+    else:
+        largest = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:MOST_CELLS]
+        counts = dict(sorted(largest))
     return [[labels[label], labels[prediction], count] for (label, prediction), count in counts.items()]
 
 

@@ -23,6 +23,7 @@ from mtl_dist.models.encoder import (
     load_encoder,
     load_encoder_config,
 )
+from mtl_dist.models.limits import limits_of
 from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer, check_task_names
 from mtl_dist.models.vocab_trimming import trim_vocabulary, trimmed_size
 from mtl_dist.schedule.early_stopping import earliest_stop
@@ -84,7 +85,7 @@ def plan_run(recipe: Recipe, group: ProcessGroup, accumulation: int) -> RunPlan:
         num_blocks = find_encoder_layout(skeleton).num_blocks
     with group.raise_together():
         micro_steps = micro_steps_for(recipe.batch_size, group.world_size, recipe.micro_batch_size, accumulation)
-    data = prepare(recipe, group)
+    data = prepare(recipe, group, limits_of(skeleton))
     with group.raise_together():
         split = evaluation_split(recipe, data)
         unmeasured = check_measured_tasks(recipe, data, split)

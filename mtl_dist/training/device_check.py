@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mtl_dist.errors import UserError, root_cause
+from mtl_dist.models.encoder import num_positions
 from mtl_dist.models.multitask import MultitaskTransformer
 from mtl_dist.models.vocab_trimming import PLACEHOLDER_TOKEN
 
@@ -20,9 +21,10 @@ def check_model_on_device(accelerator: Accelerator, model: MultitaskTransformer)
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     model.to(accelerator.device)
-    tokens = torch.full((2, 8), PLACEHOLDER_TOKEN, device=accelerator.device)
+    length = min(8, num_positions(model.sentence_transformer.encoder) or 8)
+    tokens = torch.full((2, length), PLACEHOLDER_TOKEN, device=accelerator.device)
     mask = torch.ones_like(tokens)
-    mask[1, 6:] = 0
+    mask[1, max(1, length - 2) :] = 0
     rows = dict.fromkeys(model.heads, torch.arange(2, device=accelerator.device))
     training = model.training
     # A device that gets a shard of the model may not have the memory for the whole gradient.

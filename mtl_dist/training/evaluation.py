@@ -1,9 +1,9 @@
 """Evaluation of every task on a split, shared out among the ranks with exact counts.
 
 The rows of an example set are encoded once for all of its tasks. Batches are formed over the whole split, whatever the
-number of ranks, and taken by the ranks in turn. Confusion counts
-are integers and batch losses are added by `math.fsum`, so that the metrics do not depend on the number of ranks. All
-ranks make the same number of forward passes, because with sharded parameters each pass needs them all.
+number of ranks, and taken by the ranks in turn. Confusion counts are integers and batch losses are added by
+`math.fsum`, so that the metrics do not depend on the number of ranks. All ranks make the same number of forward passes,
+because with sharded parameters each pass needs them all.
 """
 
 import math
@@ -114,6 +114,15 @@ class _Counts:
 def flat_metrics(metrics: Mapping[str, ClassificationMetrics], prefix: str) -> dict[str, float]:
     """Metrics by `<prefix>/<task>/<name>`."""
     return {f"{prefix}/{task}/{name}": value for task, one in metrics.items() for name, value in one.as_dict().items()}
+
+
+def nonfinite_losses(metrics: Mapping[str, ClassificationMetrics]) -> list[str]:
+    """A line for each task whose loss is not finite, because some of its logits are not."""
+    return [
+        f"{task}: the loss is not finite; the model overflows, and its other figures mean nothing"
+        for task, one in metrics.items()
+        if not math.isfinite(one.loss)
+    ]
 
 
 def flat_confusions(metrics: Mapping[str, ClassificationMetrics], prefix: str) -> dict[str, list[list[int]]]:

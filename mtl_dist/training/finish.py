@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_dist.distributed.consistency import combined_digest
 from mtl_dist.errors import TrainingError, UserError, root_cause
-from mtl_dist.io import atomic_folder, write_text_atomically
+from mtl_dist.io import atomic_folder, valid_json, write_text_atomically
 from mtl_dist.models.model_card import CARD, run_card
 from mtl_dist.report.page import write_report
 from mtl_dist.run_layout import MODEL, SUMMARY
@@ -82,8 +82,8 @@ def save_model(context: RunContext, folder: Path, weights: dict[str, Tensor], su
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json, whose presence says that the run is finished."""
-    write_text_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    """Writes summary.json, whose presence says that the run is finished; a figure that is not finite is null."""
+    write_text_atomically(folder / SUMMARY, valid_json(summary, indent=2) + "\n")
 
 
 def _write_report(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """A training run from its command line to its summary: plan, build, resume, fit, finish. Every rank does all of it."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from mtl_dist.checkpoint import storage
 from mtl_dist.config.load import Command, resolved_yaml
@@ -17,6 +19,7 @@ from mtl_dist.distributed.watchdog import Watchdog
 from mtl_dist.engines.ddp import DataParallel
 from mtl_dist.engines.factory import EngineClass, engine_class_of
 from mtl_dist.errors import Interrupted, TrainingError, UserError
+from mtl_dist.finite import find_nonfinite
 from mtl_dist.io import write_text_atomically
 from mtl_dist.run_layout import RECIPE, STACKS
 from mtl_dist.tracking.accelerate_backend import check_trackers
@@ -72,10 +75,10 @@ def run_on(
     require_equal(group, "start", {f"the {name}": digest for name, digest in plan.digests.items()})
     watchdog = Watchdog(group, recipe.safety.timeout_seconds, Path(recipe.output_dir) / STACKS)
     context = build_context(plan, accelerator, group, engine_class, watchdog.heartbeat)
-    execute(context, resume(context), stop_request or StopRequest(), watchdog)
+    execute(context, resume(context, command.files), stop_request or StopRequest(), watchdog)
 
 
-def resume(context: RunContext) -> TrainState:
+def resume(context: RunContext, recipe_files: Sequence[str] = ()) -> TrainState:
     """Opens the run folder and loads the checkpoint that the run resumes from; a fresh state where there is none.
 
     The last of all that can be refused, because it moves an earlier run's files aside.
@@ -84,17 +87,29 @@ def resume(context: RunContext) -> TrainState:
     found = None
     with group.raise_together():
         if group.is_main:
-            found = open_run_folder(Path(recipe.output_dir), context.identity, recipe.checkpoint.resume)
+            found = open_run_folder(Path(recipe.output_dir), context.identity, recipe.checkpoint.resume, recipe_files)
     found = group.all_gather(found)[0]
     if found is None:
         return TrainState()
     with group.raise_together():
         tensors = storage.load(found, context.engine.parameter_templates)
+        _check_finite(found, *tensors)
     context.engine.load(*tensors)
     state = TrainState(**found.state["train_state"])
     total = context.schedule_of(state).total_steps
     logger.info("resuming from %s, step %s of %s", found.folder.name, state.step, total)
     return state
+
+
+def _check_finite(
+    checkpoint: storage.Checkpoint, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]
+) -> None:
+    """Raises UserError for a checkpoint that no finite number can be computed from."""
+    if fault := find_nonfinite([*weights.items(), *optimizer_state.items()]):
+        raise UserError(
+            f"{checkpoint.folder}: {fault}; remove this checkpoint to resume from the one before, or start anew with"
+            " checkpoint.resume=never and a lower optimizer.lr"
+        )
 
 
 def execute(context: RunContext, state: TrainState, stop_request: StopRequest, watchdog: Watchdog) -> None:
@@ -153,6 +168,9 @@ def _fit_and_finish(
             progress.close()
         # The last phase boundary: nothing trains any more, and the ranks compare their final parameters.
         context.engine.enter_phase("the end", ())
+        if state.nonfinite_total:
+            skipped, done = state.nonfinite_total, state.step
+            logger.warning("%s of %s steps were skipped: their gradient was not finite", skipped, done)
         summary = summarize(context, state, evaluator.evaluate_end())
     except Interrupted:
         checkpointer.save()

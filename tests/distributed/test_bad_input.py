@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mtl_dist.config.selectors import GRAMMAR
+from mtl_dist.environment import ATTEMPT_VARIABLE
 from mtl_dist.errors import Interrupted
 from tests.distributed.launching import ROOT, TIMEOUT, forked, launch
 from tests.utils.hostile import with_code, with_pickled_weights
@@ -30,20 +31,26 @@ def fifth(**changes: Any) -> Callable[[list[Row]], list[Row]]:
     return lambda rows: [row | changes if number == 5 else row for number, row in enumerate(rows)]
 
 
+FRACTIONAL = "is a fractional number; classes are whole numbers or strings, or named by labels in the recipe"
 # Task and split whose rows are edited, the edit, and the error message after the task's key; rows count from 0.
 BAD_ROWS: dict[str, tuple[str, str, Callable[[list[Row]], list[Row]], str]] = {
-    "label out of range": ("mood", "test", fifth(label=3), ": test row 5 (from 0): label 3 is out of range 0..2"),
+    "label out of range": (
+        "mood",
+        "test",
+        fifth(label=3),
+        ": test row 5 (from 0): label '3' is not one of the classes; choose from 0, 1, 2",
+    ),
     "unknown class": (
         "topic",
         "test",
         fifth(label="dog"),
         ": test row 5 (from 0): label 'dog' is not one of the classes; choose from art, cat, law, sea",
     ),
-    "null label": (
-        "topic",
+    "fractional label": (
+        "mood",
         "train",
-        fifth(label=None),
-        ": train row 5 (from 0): label is null; leave out rows that have none",
+        fifth(label=0.5),
+        ": train row 5 (from 0): label 0.5 " + FRACTIONAL,
     ),
     "empty text": (
         "topic",
@@ -55,13 +62,13 @@ BAD_ROWS: dict[str, tuple[str, str, Callable[[list[Row]], list[Row]], str]] = {
         "topic",
         "test",
         lambda rows: [row | {"text": number} for number, row in enumerate(rows)],
-        ": test row 0 (from 0): text column 'text' holds 0, no string; 11 more like it",
+        ": {file} line 1: text column 'text' holds 0, no string",
     ),
     "missing column": (
         "mood",
         "test",
         lambda rows: [{"txt": row["text"], "label": row["label"]} for row in rows],
-        ".text: the test split has no column 'text'; did you mean txt?",
+        ": {file}: no column 'text'; did you mean txt?",
     ),
     "empty split": ("mood", "train", lambda rows: [], ": the train split has no rows"),
 }
@@ -133,7 +140,7 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
     ),
     "a cache that cannot be written": (
         "data.cache_dir={folder}/recipe.yaml",
-        "data.cache_dir: cannot write {folder}/recipe.yaml (File exists)",
+        "data.cache_dir: cannot write {folder}/recipe.yaml (File exists); name a folder there, or by MTL_DIST_CACHE",
     ),
 }
 OPEN_END = ("a missing encoder", "an encoder cut short")
@@ -178,7 +185,7 @@ def line_of(folder: Path, case: str) -> str:
     """Returns the expected error message of the case, or its beginning."""
     if case in BAD_ROWS:
         task, *_, message = BAD_ROWS[case]
-        return f"tasks.{task}{message}"
+        return f"tasks.{task}{message}".replace("{file}", str(bad_file(folder, case)))
     return BAD_RECIPES[case][1].replace("{folder}", str(folder))
 
 
@@ -219,7 +226,7 @@ def test_bad_input_is_one_line_on_every_rank(folder: Path, errors: Mapping[str, 
     assert untouched(folder, case)
 
 
-@pytest.mark.parametrize("case", ["a typo in a key", "a missing encoder", "null label"])
+@pytest.mark.parametrize("case", ["a typo in a key", "a missing encoder", "fractional label"])
 def test_a_launch_with_bad_input_ends_with_one_line_and_code_2(folder: Path, case: str) -> None:
     """The errors occur before torch is imported, at the encoder and in the data."""
     done = launch("launch/train.py", *arguments_of(folder, case), processes=2)
@@ -252,7 +259,7 @@ def rank_1() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", LEAVING],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1", ATTEMPT_VARIABLE: "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -278,7 +285,7 @@ def test_an_error_that_rank_0_does_not_have_is_printed_by_its_own_rank() -> None
     code = (
         "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 0; sys.exit(worker.run_worker(['x']))"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "1", ATTEMPT_VARIABLE: "0"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -292,7 +299,8 @@ def test_a_rank_on_another_machine_is_silent_if_the_launcher_of_rank_0_ends(ends
         "import sys; from mtl_dist.cli import worker; worker.SECONDS_FOR_RANK_0 = 1; sys.exit(worker.run_worker(['x']))"
     )
     with socket.create_server(("127.0.0.1", 0)) as store:
-        place = {"RANK": "2", "GROUP_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
+        port = str(store.getsockname()[1])
+        place = {"RANK": "2", "GROUP_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, ATTEMPT_VARIABLE: "0"}
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | place
         with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE) as rank:
             connection, _ = store.accept()

@@ -16,6 +16,7 @@ import pytest
 
 from tests.distributed.launching import ROOT, TIMEOUT
 from tests.distributed.pages import DONE, read_page, script_of
+from tests.utils.tickets import COLUMNS, csv_text, tickets
 from tests.utils.tiny import tiny_encoder
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -24,8 +25,9 @@ FILES = ("Makefile", "pyproject.toml", "constraints.txt")
 EXAMPLES = {
     "reviews.csv": "text\nWhat a waste of two hours.\n",
     "mine.jsonl": '{"text": "What a waste of two hours.", "sentiment": "negative"}\n',
+    "tickets.csv": csv_text(tickets(240), COLUMNS),
 }
-"""The reader's own files, which README.md only names."""
+"""The reader's own files, which pages only name."""
 NO_TEST = re.compile("network|GPU|container engine|cluster|compile|hours|tests", re.IGNORECASE)
 """Reasons for which a command may be marked as not run."""
 

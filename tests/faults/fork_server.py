@@ -240,7 +240,8 @@ def _rendezvous_variables(world_size: int) -> dict[str, str]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     size = str(world_size)
-    return {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    found = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return found | {"OMPI_COMM_WORLD_SIZE": size}  # as mpirun does: there is a launcher
 
 
 def _fork_rank(spec: JobSpec, rank: int) -> int:

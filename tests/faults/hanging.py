@@ -46,9 +46,9 @@ def hang(kind: str, call: int, rank: int) -> None:
     if kind == "missing collective":
         LayerwiseLearningRateTrainer._micro_step = nth(LayerwiseLearningRateTrainer._micro_step, missing)
     elif kind == "stopped":
-        DataBundle.batch = nth(DataBundle.batch, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
+        DataBundle.training_batch = nth(DataBundle.training_batch, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
     else:
-        DataBundle.batch = nth(DataBundle.batch, lambda *_: threading.Event().wait())
+        DataBundle.training_batch = nth(DataBundle.training_batch, lambda *_: threading.Event().wait())
 
 
 def hangs(rng: random.Random, folder: Path, count: int, timeout: float = TIMEOUT) -> Iterator[Outcome]:

@@ -1,4 +1,4 @@
-"""Campaign `rows`: one bad row anywhere in the data is reported with task, split and row, or left out if configured.
+"""Campaign `rows`: one bad row anywhere in the data is reported with task and place, or left out if configured.
 
 The command (with `--plan`) must end with exit code 2 before the first step, on one process and on two.
 """
@@ -35,11 +35,13 @@ class Fault:
 
     corrupt: Callable[[random.Random, Row], BadRow]
     message: str
-    """Regular expression for the message after task, split and row; ACCEPTED if the row is valid after all."""
+    """Regular expression for the message after the place; ACCEPTED if the row is valid after all."""
     formats: tuple[str, ...] = ("json",)
     tasks: tuple[str, ...] = ("topic", "mood")
     splits: tuple[str, ...] = ("train", "test")
     overrides: tuple[str, ...] = ()
+    by_line: bool = False
+    """Whether the reader finds it, and so names file and line instead of split and row."""
 
 
 def value(**values: Any) -> Callable[[random.Random, Row], BadRow]:
@@ -73,6 +75,7 @@ def with_key_twice(rng: random.Random, row: Row) -> bytes:
 
 
 ALL = ("json", "csv", "parquet")
+UNKNOWN = "label '.*' is not one of the classes; .*"
 EMPTY = (" ", "", "\t", " ")
 FAULTS: dict[str, Fault] = {
     "empty text": Fault(value(text=EMPTY), "text is empty; data.empty_text=skip leaves such rows out", ALL),
@@ -81,36 +84,47 @@ FAULTS: dict[str, Fault] = {
     "empty text, skipped": Fault(value(text=EMPTY), ACCEPTED, ALL, overrides=(SKIP,)),
     "null text, skipped": Fault(value(text=[None]), ACCEPTED, ALL, overrides=(SKIP,)),
     "text of another type": Fault(
-        value(text=[3, 0.5, True, ["a"], {"a": 1}]), "text column 'text' holds .*, no string"
+        value(text=[3, 0.5, True, ["a"], {"a": 1}]), "text column 'text' holds .*, no string", by_line=True
     ),
-    "null label": Fault(value(label=[None]), "label is null; leave out rows that have none", ALL),
-    "no label": Fault(without("label"), "label is null; leave out rows that have none"),
-    "label that is no number": Fault(value(label=[float("nan")]), "label is null; leave out rows that have none"),
-    "label of another type": Fault(value(label=[True, [1], {"a": 1}]), "label .*: use integers only, or strings only"),
-    "number among class names": Fault(value(label=[1, 0, -7]), "label .*: use integers only.*", tasks=("topic",)),
-    "fraction": Fault(value(label=[0.5, 1e20]), "label .* is neither an integer nor a string", tasks=("mood",)),
-    "number as text": Fault(value(label=["1", "0"]), "'label' is '.', no int as in the rows before", tasks=("mood",)),
-    "word among numbers": Fault(value(label=["bad", ""]), "label .*: use integers only.*", tasks=("mood",)),
-    "label beyond 64 bits": Fault(value(label=[2**70]), "'label' is .*, beyond 64 bits", tasks=("topic",)),
-    "label out of range": Fault(
-        value(label=[-1, len(MOODS), 2**40]), r"label .* is out of range 0\.\.2", ALL, ("mood",), ("test",)
+    "null label": Fault(value(label=[None]), ACCEPTED, ALL),
+    "no label": Fault(without("label"), ACCEPTED),
+    "null label, refused": Fault(
+        value(label=[None]), "has no label; .*", ALL, ("mood",), overrides=("tasks.mood.missing=error",)
     ),
-    "label that is no class index": Fault(
-        value(label=[-1, 10**6, 2**40]), "label .* is no class index: .*", ALL, ("mood",), ("train",)
+    "no label, refused": Fault(
+        without("label"), "has no label; .*", tasks=("mood",), overrides=("tasks.mood.missing=error",)
     ),
-    "unknown class": Fault(value(label=["dog", "Cat"]), "label '.*' is not one of .*", ALL, ("topic",), ("test",)),
+    "label that is no number": Fault(
+        value(label=[float("nan")]), "has no label; .*", tasks=("topic",), overrides=("tasks.topic.missing=error",)
+    ),
+    "label that is no value": Fault(
+        value(label=[[1], {"a": 1}]), "column 'label' holds .*, no single value", by_line=True
+    ),
+    "infinite label": Fault(value(label=[float("inf")]), "column 'label' holds inf", by_line=True),
+    "another class in training": Fault(
+        value(label=[True, 1, -7, "dog"]), ACCEPTED, tasks=("topic",), splits=("train",)
+    ),
+    "another class in test": Fault(value(label=[True, 1, -7]), UNKNOWN, tasks=("topic",), splits=("test",)),
+    "fraction": Fault(value(label=[0.5, 1.25]), "label .* is a fractional number; .*", ALL, ("mood",)),
+    "number as text": Fault(value(label=["1", "0", "1.0", 1.0]), ACCEPTED, tasks=("mood",)),
+    "word among numbers": Fault(value(label=["bad"]), UNKNOWN, ("json", "csv"), ("mood",), ("test",)),
+    "label beyond 64 bits": Fault(value(label=[2**70]), UNKNOWN, ("json", "csv"), ("mood",), ("test",)),
+    "label out of range": Fault(value(label=[-1, len(MOODS), 2**40]), UNKNOWN, ALL, ("mood",), ("test",)),
+    "unknown class": Fault(value(label=["dog", "Cat"]), UNKNOWN, ALL, ("topic",), ("test",)),
     "class that the recipe lacks": Fault(
-        value(label=["dog"]), "label 'dog' is not .*", ALL, ("topic",), overrides=(f"tasks.topic.labels={[*TOPICS]}",)
+        value(label=["dog"]), UNKNOWN, ALL, ("topic",), overrides=(f"tasks.topic.labels={[*TOPICS]}",)
     ),
-    "truncated line": Fault(truncated, r"no valid JSON \(.*\)"),
-    "no object": Fault(lambda rng, row: rng.choice((b"5\n", b'["a", 1]\n', b'"a"\n')), "no JSON object"),
-    "no UTF-8": Fault(with_other_bytes, "column 'text' holds bytes that are not UTF-8|byte .* is not UTF-8"),
-    "half of a surrogate pair": Fault(value(text=["cat1 \ud800", "\udfff"]), "'text' has half of a surrogate pair"),
-    "key twice": Fault(with_key_twice, "the key '.*' occurs twice"),
+    "truncated line": Fault(truncated, r"no valid JSON \(.*\); .*", by_line=True),
+    "no object": Fault(lambda rng, row: rng.choice((b"5\n", b'["a", 1]\n', b'"a"\n')), "no JSON object", by_line=True),
+    "no UTF-8": Fault(with_other_bytes, "byte 0x.. is not valid utf-8.*", by_line=True),
+    "half of a surrogate pair": Fault(
+        value(text=["cat1 \ud800", "\udfff"]), "'text' has half of a surrogate pair", by_line=True
+    ),
+    "key twice": Fault(with_key_twice, "the key '.*' occurs twice", by_line=True),
     "huge text": Fault(value(text=["cat1 " * 300_000]), ACCEPTED, ALL),
     "blank line": Fault(lambda rng, row: b" \n", ACCEPTED),
     "zero byte": Fault(value(text=["cat1 \0 sea2"]), ACCEPTED, ("json", "parquet")),
-    "number as words": Fault(value(text=["12345"]), ACCEPTED, ("json", "parquet")),
+    "number as words": Fault(value(text=["12345"]), ACCEPTED, ALL),
     "another column": Fault(value(other=["x", 5]), ACCEPTED),
 }
 
@@ -144,7 +158,8 @@ def rows(rng: random.Random, folder: Path, count: int, without: Hook | None = No
             path = folder / f"bad {number}.{kind}"
             write_rows(path, [*good[:place], fault.corrupt(rng, good[place]), *good[place + 1 :]])
             overrides = (f"tasks.{task}.path={kind}", *files_of(runs, task, split, path), *fault.overrides, "--plan")
-            expected = re.escape(f"error: tasks.{task}: {split} row {place} (from 0): ") + f"({fault.message})"
+            where_in_data = f"{path} line {place + 1}" if fault.by_line else f"{split} row {place} (from 0)"
+            expected = re.escape(f"error: tasks.{task}: {where_in_data}: ") + f"({fault.message})"
             problem = check_refusal(
                 runs, LaunchConfig(config.world_size, overrides), expected if fault.message else ACCEPTED
             )
@@ -158,12 +173,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def files_of(runs: Runs, task: str, split: str, path: Path) -> list[str]:
-    """Returns overrides with the bad file for `split` and a good file of the same format for the other split."""
-    other = "test" if split == "train" else "train"
-    good = runs.folder / f"{task}.{other}{path.suffix}"
-    if not good.exists():
-        write_rows(good, list(read_rows(runs.folder / "data" / f"{task}.{other}.json")))
-    return [f"tasks.{task}.data_files.{split}={path}", f"tasks.{task}.data_files.{other}={good}"]
+    """Returns overrides with the bad file for `split` and good files of the same format for the other splits."""
+    files = {split: path}
+    for other in {"train", "validation", "test"} - {split}:
+        files[other] = runs.folder / f"{task}.{other}{path.suffix}"
+        if not files[other].exists():
+            write_rows(files[other], list(read_rows(runs.folder / "data" / f"{task}.{other}.json")))
+    return [f"tasks.{task}.data_files.{name}={file}" for name, file in sorted(files.items())]
 
 
 def check_refusal(runs: Runs, config: LaunchConfig, expected: str) -> str:

@@ -110,7 +110,7 @@ def test_without_optimizer_state_a_killed_rank_changes_the_run(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("fault", "hook"), [("empty text", without.refusing_rows), ("truncated line", without.finding_rows)]
+    ("fault", "hook"), [("empty text", without.refusing_rows), ("truncated line", without.finding_lines)]
 )
 def test_without_row_validation_a_bad_row_is_not_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, hook: Hook

@@ -13,7 +13,9 @@ from mtl_dist.checkpoint import format
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.config.recipe import CheckpointConfig
-from mtl_dist.data import columns, diagnostics, labels, validation
+from mtl_dist.data import columns, validation
+from mtl_dist.data.reading.json_rows import JsonFile
+from mtl_dist.errors import UserError
 from mtl_dist.io import reporting_write_errors
 from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training import run_folder, trainer
@@ -84,10 +86,10 @@ def guarding_trackers() -> None:
 
 def refusing_rows() -> None:
     """Rows are not validated."""
-    for module in (columns, labels, validation):
+    for module in (columns, validation):
         module.refuse_rows = lambda location, bad, describe: None
 
 
-def finding_rows() -> None:
-    """The error of a file's reader is reported without the row that caused it."""
-    diagnostics.find_faulty_line = lambda builder, pattern, columns: None
+def finding_lines() -> None:
+    """The error of a file's reader is reported without the line that caused it."""
+    JsonFile._invalid = lambda self, line, error: UserError("no valid JSON")

@@ -20,7 +20,7 @@ MODULES = {
 SOURCES = [path for folder in ("mtl_dist", "launch", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")]
 PACKAGES = (
     *("", "config", "distributed", "data", "tasks", "schedule", "models", "engines", "activation_cache", "checkpoint"),
-    *("tracking", "report", "training", "inference", "quickstart", "cluster", "cli"),
+    *("tracking", "report", "inspection", "training", "inference", "quickstart", "cluster", "cli"),
 )
 """In the order in which they build on each other; the first is what lies beside the packages."""
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 90

@@ -44,6 +44,17 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def bound(folder: Path, at: Path) -> Iterator[Path]:
+    """Makes `folder` appear at `at` as well inside the block."""
+    at.mkdir()
+    _mount("--bind", str(folder), str(at))
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+@contextmanager
 def nearly_full(disk: Path, left: int) -> Iterator[None]:
     """Leaves `left` free bytes, rounded down to pages, on the disk inside the block."""
     room = os.statvfs(disk)

@@ -55,11 +55,20 @@ def tiny_config(kind: str, layers: int = 4, hidden: int = 16, positions: int = 4
 
 
 def tiny_encoder(
-    folder: Path, kind: str = "bert", layers: int = 4, hidden: int = 16, seed: int = 0, positions: int = 40
+    folder: Path,
+    kind: str = "bert",
+    layers: int = 4,
+    hidden: int = 16,
+    seed: int = 0,
+    positions: int = 40,
+    **settings: Any,
 ) -> Path:
-    """Saves a randomly initialized encoder with a word-level tokenizer into `folder`; returns the folder."""
+    """Saves a randomly initialized encoder with a word-level tokenizer into `folder`; returns the folder.
+
+    `settings` replace those of `tiny_config`.
+    """
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **tiny_config(kind, layers, hidden, positions))
+    config = AutoConfig.for_model(kind, **tiny_config(kind, layers, hidden, positions) | settings)
     encoder = AutoModel.from_config(config)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -92,6 +101,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         mask_token="[MASK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
+
+
+def add_word_beyond_table(folder: Path, word: str) -> int:
+    """Adds `word` to the tokenizer in `folder`, as the first token that the encoder has no vector for; returns its ID.
+
+    Other words are added before it, which the encoder has vectors for.
+    """
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([*(f"more{index}" for index in range(UNUSED)), word])
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer) - 1
 
 
 def tiny_task_files(folder: Path, rows: int = 48, seed: int = 0) -> None:

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from mtl_dist.errors import UserError
 
-SUFFIXES = (".gz", ".gzip", ".bz2", ".xz", ".zip", ".zst", ".zstd", ".lz4")
 _BUFFER = 1 << 20
 _READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.delimiter import csv_reader, find_delimiter
-from mtl_dist.data.reading.lines import LINE_END, line_blocks, text_blocks
+from mtl_dist.data.reading.lines import DecodedFile
 from mtl_dist.data.reading.values import STRING, Block, Wanted
 from mtl_dist.errors import UserError, did_you_mean
 
@@ -19,6 +19,7 @@ _MIN_RECORDS, _MAX_RECORDS = 64, 2048
 _MAX_FIELD = 2**27
 """Characters of a field: far more than a text has, and few enough for the memory if a quote never closes."""
 csv.field_size_limit(_MAX_FIELD)
+_QUOTES = "a quote within quotes is doubled, and read.quotechar=null takes quotes as they are"
 
 
 class CsvFile:
@@ -29,8 +30,9 @@ class CsvFile:
         self._name = name
         self._has_header = read.header
         self._fault: UserError | None = None
-        blocks = line_blocks(text_blocks(file, name, read.encoding))
-        lines = next(blocks, [])
+        self._text = DecodedFile(file, name, read.encoding)
+        blocks = self._text.lines()
+        lines = list(chain.from_iterable(islice(blocks, 2)))  # all of a short file, whose last line is a block
         # As many records as there are lines in the first block, so that long records make no large blocks.
         self._block_records = min(max(_MIN_RECORDS, len(lines)), _MAX_RECORDS)
         delimiter = read.delimiter or ("\t" if tabs else find_delimiter(name, lines, read.quotechar))
@@ -51,7 +53,7 @@ class CsvFile:
     def _place(self, records: Sequence[list[str]], first_line: int, row: int) -> str:
         """Place of the row `row` of a block, which counts no empty lines."""
         index = [index for index, record in enumerate(records) if record][row]
-        return f"{self._name} line {first_line + sum(map(_lines_of, records[:index]))}"
+        return f"{self._name} line {first_line + sum(map(self._lines_of, records[:index]))}"
 
     def _position(self, name: str) -> int:
         if name not in self.columns:
@@ -85,7 +87,7 @@ class CsvFile:
         try:
             records.extend(islice(self._reader, count))
         except csv.Error as error:
-            line = first_line + sum(map(_lines_of, records))
+            line = first_line + sum(map(self._lines_of, records))
             self._fault = UserError(f"{self._name} line {line}: {_explained(error)}")
             if not records:  # otherwise after these have been checked
                 raise self._fault from error
@@ -97,7 +99,7 @@ class CsvFile:
         if set(map(len, records)) <= {0, width}:
             return
         index = next(index for index, record in enumerate(records) if len(record) not in (0, width))
-        line = first_line + sum(map(_lines_of, records[:index]))
+        line = first_line + sum(map(self._lines_of, records[:index]))
         found = len(records[index])
         first = "header" if self._has_header else "first row"
         hint = ""
@@ -107,18 +109,19 @@ class CsvFile:
             hint = "; a text with delimiters needs quotes"
         raise UserError(f"{self._name} line {line}: the {first} has {width} fields, and this row {found}{hint}")
 
-
-def _lines_of(record: Sequence[str]) -> int:
-    """Lines that a record takes in its file."""
-    return 1 + sum(len(LINE_END.findall(field)) for field in record)
+    def _lines_of(self, record: Sequence[str]) -> int:
+        """Lines that a record takes in its file."""
+        return 1 + sum(map(self._text.line_ends, record))
 
 
 def _explained(error: csv.Error) -> str:
     message = str(error)
     if "unexpected end of data" in message:
-        return "a quote opens in this row and never closes"
+        return f"a quote opens in this row and never closes; {_QUOTES}"
     if "field larger" in message:
         return f"a field of more than {_MAX_FIELD} characters; does a quote open in this row and never close?"
     if "expected after" in message:
-        return "text behind a closing quote; quotes inside of a field are doubled, or was one left open before?"
+        return f"text behind a closing quote, or a quote before it was left open; {_QUOTES}"
+    if "new-line character" in message:
+        return "a CR inside of a field; a text with line ends needs quotes"
     return f"no valid CSV ({message})"

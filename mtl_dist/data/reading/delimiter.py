@@ -58,8 +58,9 @@ def _divides_evenly(lines: Sequence[str], delimiter: str, quotechar: str | None)
     records: list[list[str]] = []
     try:
         records.extend(islice(filter(None, csv_reader(lines, delimiter, quotechar)), _RECORDS))
-    except csv.Error:
-        return False
+    except csv.Error as error:
+        if "unexpected end of data" not in str(error):  # where `lines` end within a record
+            return False
     widths = {len(record) for record in records}
     if records and len(records[0]) == 1:
         widths = {len(record) for record in records[1:]}

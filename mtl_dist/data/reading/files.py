@@ -7,17 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from mtl_dist.data.reading.compression import SUFFIXES, decompressed
+from mtl_dist.config.sources import FILE_BUILDERS, builder_of, uncompressed_name
+from mtl_dist.data.reading.compression import decompressed
 from mtl_dist.errors import UserError
 
-FORMATS = ("csv", "json", "parquet", "arrow", "text")
-_ENDINGS = {
-    **dict.fromkeys((".csv", ".tsv"), "csv"),
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
-    **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    **dict.fromkeys((".arrow", ".feather"), "arrow"),
-    **dict.fromkeys((".txt", ".text"), "text"),
-}
+FORMATS = FILE_BUILDERS
 
 
 def find_files(key: str, patterns: Sequence[str]) -> list[str]:
@@ -33,12 +27,12 @@ def find_files(key: str, patterns: Sequence[str]) -> list[str]:
 
 def format_of(path: str) -> str | None:
     """Format that the name of a file tells, one of FORMATS, or None; endings of compressed files are ignored."""
-    return _ENDINGS.get(_ending(path))
+    return builder_of(path)
 
 
 def is_tab_separated(path: str) -> bool:
-    """Whether the name of a file says that tabs separate its fields."""
-    return _ending(path) == ".tsv"
+    """Whether the name of a file, compressed or not, says that tabs separate its fields."""
+    return uncompressed_name(path).suffix.lower() == ".tsv"
 
 
 @contextmanager
@@ -53,14 +47,6 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: {error.strerror or error}") from error
     with raw, decompressed(raw, path) as file:
         yield file
-
-
-def _ending(path: str) -> str:
-    """The ending of a name in lower case, without that of a compressed file."""
-    name = Path(path)
-    while name.suffix.lower() in SUFFIXES:
-        name = name.with_suffix("")
-    return name.suffix.lower()
 
 
 def _matches(key: str, pattern: str) -> list[str]:

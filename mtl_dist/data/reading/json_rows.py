@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import IO, Any
 
-from mtl_dist.data.reading.lines import line_at, line_blocks, text_blocks
+from mtl_dist.data.reading.lines import DecodedFile
 from mtl_dist.data.reading.values import Block, Wanted
 from mtl_dist.errors import UserError, did_you_mean
 
@@ -25,7 +25,7 @@ class JsonFile:
 
     def __init__(self, file: IO[bytes], name: str, encoding: str) -> None:
         self._name = name
-        self._text = text_blocks(file, name, encoding)
+        self._text = DecodedFile(file, name, encoding)
 
     @property
     def columns(self) -> list[str]:
@@ -68,14 +68,15 @@ class JsonFile:
             yield values, line_of
 
     def _values(self) -> Iterator[Values]:
-        begin = next(self._text, "")
-        while not begin.strip(_SPACE) and (text := next(self._text, "")):
+        blocks = self._text.blocks()
+        begin = next(blocks, "")
+        while not begin.strip(_SPACE) and (text := next(blocks, "")):
             begin += text
-        whole = chain([begin], self._text)
+        whole = chain([begin], blocks)
         if begin.startswith("[", _skip(begin, 0)):
             yield from self._array("".join(whole))
         else:
-            yield from self._values_of_lines(line_blocks(whole))
+            yield from self._values_of_lines(self._text.lines(whole))
 
     def _values_of_lines(self, blocks: Iterable[list[str]]) -> Iterator[Values]:
         """Values of a file with one on each line; blank lines are skipped."""
@@ -113,18 +114,20 @@ class JsonFile:
                 try:
                     value, position = _DECODER.raw_decode(text, position)
                 except (ValueError, RecursionError) as error:
-                    raise self._invalid(line_at(text, getattr(error, "pos", position)), error) from error
+                    raise self._invalid(self._text.line_at(text, getattr(error, "pos", position)), error) from error
                 values.append(value)
                 position = _skip(text, position)
                 closed = text.startswith("]", position)
                 if not closed:
                     if not text.startswith(",", position):
-                        raise UserError(f"{self._name} line {line_at(text, position)}: no comma or ] behind a value")
+                        raise UserError(
+                            f"{self._name} line {self._text.line_at(text, position)}: no comma or ] behind a value"
+                        )
                     position = _skip(text, position + 1)
-            yield values, lambda row, starts=starts: line_at(text, starts[row])
+            yield values, lambda row, starts=starts: self._text.line_at(text, starts[row])
         rest = _skip(text, position + 1)
         if rest != len(text):
-            raise UserError(f"{self._name} line {line_at(text, rest)}: more behind the array; {_EXPECTED}")
+            raise UserError(f"{self._name} line {self._text.line_at(text, rest)}: more behind the array; {_EXPECTED}")
 
     def _invalid(self, line: int, error: ValueError | RecursionError) -> UserError:
         what = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)

@@ -10,8 +10,8 @@ from typing import IO
 
 from mtl_dist.errors import UserError
 
-LINE_END = re.compile(r"\r\n|\r|\n")
 _BLOCK_BYTES = 1 << 17
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
     codecs.BOM_UTF32_BE: "utf-32",
@@ -21,57 +21,100 @@ _MARKS = {
 """Byte order marks, and the encodings that they tell."""
 
 
-def text_blocks(file: IO[bytes], name: str, encoding: str) -> Iterator[str]:
-    """Yields the decoded text of a file in blocks, none of which ends between a CR and its LF.
+def marked_encoding(begin: bytes) -> str | None:
+    """The encoding other than UTF-8 that the first four bytes of a file tell by a byte order mark, or None."""
+    return next((encoding for mark, encoding in _MARKS.items() if begin.startswith(mark)), None)
 
-    A byte order mark is dropped. `name` begins error messages. Raises UserError, with the line, for bytes that are not
-    in `encoding` and for NUL characters.
+
+class DecodedFile:
+    """The text of an open file; a byte order mark is dropped. `name` begins error messages.
+
+    Lines end at LF, as in CR LF; if the first line ends at a CR alone, at any CR, LF or CR LF.
     """
-    decoder = _decoder(encoding)
-    line, held, begin = 1, "", None
-    for data in chain(iter(partial(file.read, _BLOCK_BYTES), b""), [b""]):
-        try:
-            text = held + decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            good = held + error.object[: error.start].decode(error.encoding, "replace")
-            raise _undecodable(f"{name} line {line + _line_ends(good)}", error, encoding, begin or data) from error
-        if begin is None:
-            begin = data
-            _check_mark(name, encoding, begin)
-            text = text.removeprefix("\ufeff")
-        if "\0" in text:
-            good = text.partition("\0")[0]
-            raise UserError(f"{name} line {line + _line_ends(good)}: has a NUL character{_other_encoding(begin)}")
-        held = "\r" if data and text.endswith("\r") else ""
-        text = text.removesuffix(held)
-        line += _line_ends(text)
-        if text:
-            yield text
 
+    def __init__(self, file: IO[bytes], name: str, encoding: str) -> None:
+        self.name = name
+        self._file = file
+        self._encoding = encoding
+        self._begin = b""
+        self._ends_at_lf = True
 
-def line_blocks(blocks: Iterable[str]) -> Iterator[list[str]]:
-    """Yields the lines of the text of `text_blocks` in lists; lines keep their ends, which are LF, CR LF or CR.
+    def blocks(self) -> Iterator[str]:
+        """Yields the text in blocks, none of which ends between a CR and its LF.
 
-    Memory grows with the longest line only.
-    """
-    parts: list[str] = []
-    for text in blocks:
-        parts.append(text)
-        if LINE_END.search(text):
-            lines = io.StringIO("".join(parts), newline="").readlines()
-            parts = [] if lines[-1].endswith(("\n", "\r")) else [lines.pop()]
-            yield lines
-    if parts:
-        yield ["".join(parts)]
+        Raises UserError, with the line, for bytes that are not in the encoding and for NUL characters.
+        """
+        decoder = _decoder(self._encoding)
+        line, held = 0, ""
+        for index, data in enumerate(chain(iter(partial(self._file.read, _BLOCK_BYTES), b""), [b""])):
+            if index == 0:
+                self._begin = data[:4]
+                self._check_mark()
+            try:
+                text = held + decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                good = held + error.object[: error.start].decode(error.encoding, "replace")
+                self._find_line_end(line, good)
+                raise self._undecodable(line + self.line_at(good), error) from error
+            if index == 0:
+                text = text.removeprefix("\ufeff")
+            held = "\r" if data and text.endswith("\r") else ""
+            text = text.removesuffix(held)
+            self._find_line_end(line, text)
+            if "\0" in text:
+                bad = line + self.line_at(text, text.index("\0"))
+                raise UserError(f"{self.name} line {bad}: has a NUL character{self._other_encoding()}")
+            line += self.line_ends(text)
+            if text:
+                yield text
 
+    def lines(self, blocks: Iterable[str] | None = None) -> Iterator[list[str]]:
+        """Yields the lines, with their ends, in lists. `blocks`: what `blocks` yields, if it has been called before.
 
-def line_at(text: str, position: int) -> int:
-    """Number of the line, from 1, on which a position of a text is."""
-    return 1 + _line_ends(text[:position])
+        Memory grows with the longest line only.
+        """
+        parts: list[str] = []
+        for text in self.blocks() if blocks is None else blocks:
+            parts.append(text)
+            if self.line_ends(text):
+                lines = io.StringIO("".join(parts), newline="\n" if self._ends_at_lf else "").readlines()
+                complete = lines[-1].endswith("\n" if self._ends_at_lf else ("\n", "\r"))
+                parts = [] if complete else [lines.pop()]
+                yield lines
+        if any(parts):
+            yield ["".join(parts)]
 
+    def line_ends(self, text: str) -> int:
+        """Number of line ends in a part of the text."""
+        return text.count("\n") if self._ends_at_lf or "\r" not in text else len(_LINE_END.findall(text))
 
-def _line_ends(text: str) -> int:
-    return len(LINE_END.findall(text)) if "\r" in text else text.count("\n")
+    def line_at(self, text: str, position: int | None = None) -> int:
+        """Number of the line, from 1, on which a position of a text is; by default its end."""
+        return 1 + self.line_ends(text[:position])
+
+    def _find_line_end(self, before: int, text: str) -> None:
+        """Decides where lines end if `text`, which follows `before` lines, has the first line end."""
+        if before == 0 and (end := _LINE_END.search(text)):
+            self._ends_at_lf = end.group() != "\r"
+
+    def _check_mark(self) -> None:
+        """Raises UserError for a file that begins as UTF-8, whose bytes the encoding would take for others."""
+        if self._begin.startswith(codecs.BOM_UTF8) and not codecs.lookup(self._encoding).name.startswith("utf"):
+            raise UserError(f"{self.name} line 1: has the mark of UTF-8, and read.encoding is {self._encoding}")
+
+    def _undecodable(self, line: int, error: UnicodeDecodeError) -> UserError:
+        byte = error.object[error.start : error.start + 1].hex()
+        hint = self._other_encoding()
+        if not hint and not self._begin.startswith(codecs.BOM_UTF8):
+            hint = "; is it another encoding, e.g. read.encoding=cp1252?"
+        return UserError(f"{self.name} line {line}: byte 0x{byte} is not valid {self._encoding}{hint}")
+
+    def _other_encoding(self) -> str:
+        """End of a message: the encoding that the first bytes of the file tell, if they tell one."""
+        encoding = marked_encoding(self._begin)
+        if encoding is None and b"\0" in self._begin[:2]:
+            encoding = "utf-16-be" if self._begin.startswith(b"\0") else "utf-16-le"
+        return f"; the file begins like {encoding}: set read.encoding={encoding}" if encoding else ""
 
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:
@@ -80,25 +123,3 @@ def _decoder(encoding: str) -> codecs.IncrementalDecoder:
     except (LookupError, UnicodeError) as error:  # for codecs such as zip too, which decode no text
         raise UserError(f"read.encoding: {encoding!r} is no encoding of text; e.g. utf-8, cp1252, utf-16") from error
     return codecs.getincrementaldecoder(encoding)()
-
-
-def _check_mark(name: str, encoding: str, begin: bytes) -> None:
-    """Raises UserError for a file that begins as UTF-8 and is read in an encoding that takes its bytes for others."""
-    if begin.startswith(codecs.BOM_UTF8) and not codecs.lookup(encoding).name.startswith("utf"):
-        raise UserError(f"{name} line 1: begins with the mark of UTF-8, and read.encoding is {encoding}")
-
-
-def _undecodable(place: str, error: UnicodeDecodeError, encoding: str, begin: bytes) -> UserError:
-    byte = error.object[error.start : error.start + 1].hex()
-    hint = _other_encoding(begin)
-    if not hint and not begin.startswith(codecs.BOM_UTF8):
-        hint = "; is it another encoding, e.g. read.encoding=cp1252?"
-    return UserError(f"{place}: byte 0x{byte} is not valid {encoding}{hint}")
-
-
-def _other_encoding(begin: bytes) -> str:
-    """End of a message: the encoding that the first bytes of a file tell, if they tell one."""
-    encoding = next((encoding for mark, encoding in _MARKS.items() if begin.startswith(mark)), None)
-    if encoding is None and b"\0" in begin[:2]:
-        encoding = "utf-16-be" if begin.startswith(b"\0") else "utf-16-le"
-    return f"; the file begins like {encoding}: set read.encoding={encoding}" if encoding else ""

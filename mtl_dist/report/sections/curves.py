@@ -55,8 +55,7 @@ def training_section(run: RunRecord, steps: Steps) -> Section:
 
 def tasks_section(run: RunRecord, steps: Steps) -> Section:
     """Returns a card for each task with its losses and its figures."""
-    split = run.recipe.get("evaluation", {}).get("split", "evaluation")
-    cards = [(task, _task_charts(run, task, split, steps)) for task in run.tasks]
+    cards = [(task, _task_charts(run, task, run.evaluation_split, steps)) for task in run.tasks]
     return Section("Tasks", render("task_cards.html", cards=cards, legend=None))
 
 

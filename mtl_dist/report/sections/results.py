@@ -40,7 +40,7 @@ def results_section(run: RunRecord) -> Section:
     last = run.last_evaluation()
     if last is None:
         return Section("Results", render("results.html", rows=[], mean={}))
-    split = "test" if last.split == "test" else run.recipe.get("evaluation", {}).get("split", "evaluation")
+    split = "test" if last.split == "test" else run.evaluation_split
     rows = [_result_row(run, last, task, split) for task in run.tasks if task in last.figures]
     rows = rows or [_result_row(run, last, task, split) for task in last.figures]
     mean: dict[str, float] = {}

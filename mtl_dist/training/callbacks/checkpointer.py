@@ -10,6 +10,7 @@ from mtl_dist.checkpoint import storage
 from mtl_dist.checkpoint.format import folder_name
 from mtl_dist.distributed.watchdog import Watchdog
 from mtl_dist.errors import TrainingError
+from mtl_dist.finite import find_nonfinite
 from mtl_dist.run_layout import CHECKPOINTS
 from mtl_dist.schedule.phases import Phase
 from mtl_dist.tracking.tracker import Tracker
@@ -106,7 +107,7 @@ class Checkpointer(Callback):
         state.nonfinite_in_row = 0
         self._tracker.log(lost_to, phase.name, {"safety/rolled_back_to": back_to})
         self._tracker.alert("Rolled back", f"after step {lost_to}, to the weights after step {back_to}", lost_to)
-        logger.info(
+        logger.warning(
             "after step %s: the gradient was not finite %s times in a row; back to the weights after step %s, on with"
             " the samples of step %s",
             *(lost_to, context.recipe.optimizer.max_nonfinite_steps, back_to, lost_to + 1),
@@ -116,7 +117,7 @@ class Checkpointer(Callback):
     def load_newest(self) -> int | None:
         """Loads weights and optimizer state of the newest checkpoint; returns its step, or None without one.
 
-        A phase is entered next.
+        A phase is entered next. Raises TrainingError, the same on every rank, for weights that are not finite.
         """
         group, engine = self._context.group, self._context.engine
         found = storage.newest_valid(self._root)[0] if group.is_main else None
@@ -125,5 +126,7 @@ class Checkpointer(Callback):
             return None
         with group.raise_together():
             tensors = storage.load(found, engine.parameter_templates)
+            if fault := find_nonfinite(tensors[0].items()):
+                raise TrainingError(f"the gradient is not finite, and neither is {found.folder}: {fault}")
         engine.load(*tensors)
         return found.step

@@ -9,7 +9,7 @@ from mtl_dist.tracking.tracker import Tracker
 from mtl_dist.training.callbacks.base import Callback
 from mtl_dist.training.callbacks.preemption import Preemption
 from mtl_dist.training.context import RunContext
-from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics
+from mtl_dist.training.evaluation import evaluate, flat_confusions, flat_metrics, nonfinite_losses
 from mtl_dist.training.misclassified import final_tables
 
 logger = logging.getLogger(__name__)
@@ -98,3 +98,5 @@ def _show(when: str, metrics: Metrics) -> None:
         f"{task} accuracy {one.accuracy:.4f} macro-F1 {one.macro_f1:.4f}" for task, one in metrics.items()
     )
     logger.info("%s: %s", when, figures)
+    for line in nonfinite_losses(metrics):
+        logger.warning("%s: %s", when, line)

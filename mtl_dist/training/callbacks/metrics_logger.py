@@ -1,5 +1,6 @@
-"""The line of metrics.jsonl for a training step, and alerts about steps that were skipped."""
+"""The line of metrics.jsonl for a training step, and warnings and alerts about steps that were skipped."""
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,11 @@ from mtl_dist.training.context import RunContext
 from mtl_dist.training.step_result import StepResult
 from mtl_dist.training.throughput import Throughput, memory_figures
 
+logger = logging.getLogger(__name__)
+
+MOST_SKIPS_SHOWN = 10
+"""Warnings about steps without a finite gradient in one process."""
+
 
 class MetricsLogger(Callback):
     """Logs every step for which `TransferLearningTrainer.is_logged` holds."""
@@ -19,6 +25,8 @@ class MetricsLogger(Callback):
         self._context = context
         self._tracker = tracker
         self._throughput = Throughput(context.cache)
+        self._skips = 0
+        """Number of calls of `on_skipped_step`."""
         self.last_loss: tuple[int, float] | None = None
         """The last step that was logged, as steps done by then, and its loss."""
 
@@ -33,6 +41,12 @@ class MetricsLogger(Callback):
 
     def on_skipped_step(self, step: int) -> None:
         phase = self.trainer.schedule.phase_at(step)
+        self._skips += 1
+        if self._skips <= MOST_SKIPS_SHOWN:
+            last = "; further ones are counted at the end" if self._skips == MOST_SKIPS_SHOWN else ""
+            logger.warning(
+                "step %s, phase %s: the gradient is not finite, so the step is skipped%s", step + 1, phase.name, last
+            )
         self._tracker.alert("Gradient not finite", f"step {step + 1}, phase {phase.name}: skipped", step + 1)
 
     def _log(self, phase: Phase, result: StepResult) -> float:

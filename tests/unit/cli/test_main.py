@@ -11,6 +11,7 @@ from mtl_dist.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = (
+    *("init", "data"),
     *("train", "plan", "config", "schema", "submit", "predict", "evaluate", "export", "push", "report", "sweep"),
     "quickstart",
 )
@@ -85,7 +86,10 @@ def test_a_shell_completes_commands_and_engines() -> None:
         (("predict",), "the following arguments are required: RUN, FILE"),
         (("predict", "run"), "the following arguments are required: FILE"),
         (("predict", "run", "a.txt", "b.txt", "c.txt"), "unrecognized arguments: b.txt c.txt"),
-        (("predict", "run", "a", "--format", "xml"), "--format: 'xml' is unknown; choose from text, jsonl, csv"),
+        (
+            ("predict", "run", "a", "--format", "xml"),
+            "--format: 'xml' is unknown; choose from csv, json, jsonl, parquet, arrow, text",
+        ),
         (("export", "run", "to"), "one of the arguments --task --sentence-transformers is required"),
         (
             ("export", "run", "to", "--task", "a", "--sentence-transformers"),

@@ -28,7 +28,7 @@ def test_the_recipe_names_the_files_in_its_folder_from_anywhere(
     recipe = parse(["--config", str(folder / "quickstart.yaml")]).recipe
     assert recipe.output_dir == str(folder / "run")
     assert recipe.model.encoder == str(folder / "assets" / "encoder")
-    files = [file for task in recipe.tasks.values() for file in (task.data_files or {}).values()]
+    files = [file for task in recipe.tasks.values() for of_split in task.data_files.values() for file in of_split]
     assert len(files) == 4
     assert all(Path(file).is_file() and Path(file).is_relative_to(folder) for file in files)
 

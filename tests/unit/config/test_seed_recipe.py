@@ -57,7 +57,7 @@ def test_it_loads_and_compiles(hub: Path, monkeypatch: pytest.MonkeyPatch) -> No
     _, skeleton = check_encoder(recipe)
     data = prepare(recipe, ProcessGroup())
     assert {task: source.labels for task, source in data.tasks.items()} == {"topic": TOPICS, "sentiment": MOODS}
-    assert [len(source.splits["train"].lengths) for source in data.tasks.values()] == [40, 40]
+    assert [task.rows("train") for task in data.tasks.values()] == [40, 40]
     schedule = compile_schedule(recipe, skeleton.config.num_hidden_layers, rows=80)
     assert [phase.steps for phase in schedule.phases] == [10, 10, 10]
     # "Layers 9-12" of the seed, counted from 0.

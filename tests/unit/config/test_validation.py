@@ -3,11 +3,12 @@ from typing import Any, Literal
 
 import pytest
 
+from mtl_dist.config.data_recipe import SplitConfig
 from mtl_dist.config.recipe import PhaseConfig, Recipe, TaskConfig, UntilConfig
 from mtl_dist.config.validation import check_recipe
-from mtl_dist.errors import UserError
+from tests.utils.recipes import message
 
-FILES = {"train": "train.jsonl", "test": "test.jsonl"}
+FILES = {"train": ["train.jsonl"], "test": ["test.jsonl"]}
 
 
 def valid_recipe() -> Recipe:
@@ -29,13 +30,6 @@ def changed(key: str, value: object) -> Recipe:
                 node = getattr(node, section)
     setattr(node, name, value)
     return recipe
-
-
-def message(recipe: Recipe) -> str:
-    with pytest.raises(UserError) as error:
-        check_recipe(recipe)
-    assert len(str(error.value).splitlines()) == 1
-    return str(error.value)
 
 
 def test_valid_recipe() -> None:
@@ -131,8 +125,9 @@ def test_value_at_the_edge(key: str, value: object) -> None:
         ("tasks", {"a\n": TaskConfig(path="x")}, r"tasks: 'a\n' is no name"),
         ("tasks", {"all": TaskConfig.model_construct()}, "tasks.all.path: missing"),
         ("tasks.a.path", "", "tasks.a.path: missing"),
-        ("tasks.a.data_files", {}, "tasks.a.data_files: no file for the split test"),
-        ("tasks.a.data_files", {"test": "x"}, "tasks.a.data_files: no file for the split train"),
+        ("tasks.a.data_files", {}, "tasks.a.data_files: missing; path json reads files"),
+        ("tasks.a.data_files", {"train": ["x"]}, "tasks.a.data_files: no file for the split test; name one, or hold "),
+        ("tasks.a.data_files", {"test": ["x"]}, "tasks.a.data_files: no file for the split train"),
         ("tasks.a.text", [], "tasks.a.text: 0 columns"),
         ("tasks.a.text", ["x", "y", "z"], "tasks.a.text: 3 columns"),
         ("tasks.a.labels", ["x"], "tasks.a.labels: 1 given"),
@@ -164,10 +159,10 @@ def test_phase_without_steps(steps: int) -> None:
     assert message(recipe).startswith(f"phases[0].steps: {steps} is not at least 1")
 
 
-@pytest.mark.parametrize("path", ["csv", "json", "parquet", "text"])
+@pytest.mark.parametrize("path", ["csv", "json", "parquet", "arrow", "text"])
 def test_file_reader_needs_files(path: str) -> None:
     recipe = changed("tasks", {"a": TaskConfig(path=path)})
-    assert message(recipe) == "tasks.a.data_files: no file for the split test"
+    assert message(recipe) == f"tasks.a.data_files: missing; path {path} reads files"
 
 
 def test_one_task_batches_may_be_smaller_than_the_number_of_tasks() -> None:
@@ -193,9 +188,9 @@ def test_sampling_weights(weights: dict[str, float], expected: str) -> None:
     assert message(recipe).startswith(expected)
 
 
-def with_until(until: UntilConfig, split: Literal["test", "validation"] = "validation") -> Recipe:
+def with_until(until: UntilConfig, split: Literal["test", "validation"] | None = "validation") -> Recipe:
     recipe = changed("phases.1.until", until)
-    recipe.tasks["a"].data_files["validation"] = "validation.jsonl"
+    recipe.tasks["a"].data_files["validation"] = ["validation.jsonl"]
     recipe.evaluation.split = split
     return recipe
 
@@ -230,3 +225,26 @@ def test_invalid_until(until: dict[str, Any], expected: str) -> None:
 def test_a_run_is_not_steered_by_the_split_that_it_reports_on() -> None:
     expected = "would steer the run by the split that it reports on; set evaluation.split: validation"
     assert message(with_until(UntilConfig(metric="loss"), split="test")) == f"phases[1].until: {expected}"
+
+
+STEERED = (
+    "phases[1].until: would steer the run by the split that it reports on; give {} validation data,"
+    " e.g. split: {{validation: 0.1}}"
+)
+
+
+def test_until_needs_validation_data_of_a_task_that_it_measures() -> None:
+    recipe = with_until(UntilConfig(metric="loss"), split=None)
+    check_recipe(recipe)
+    recipe.phases[1].until = UntilConfig(metric="a/loss")
+    check_recipe(recipe)
+    del recipe.tasks["a"].data_files["validation"]
+    assert message(recipe) == STEERED.format("a")
+    recipe.phases[1].until = UntilConfig(metric="b/loss")
+    check_recipe(recipe)  # a data set on the hub may have a validation split
+    recipe.phases[1].until = UntilConfig(metric="loss")
+    check_recipe(recipe)
+    recipe.tasks["b"] = recipe.tasks["a"]
+    assert message(recipe) == STEERED.format("a or b")
+    recipe.tasks["b"] = recipe.tasks["a"].model_copy(update={"split": SplitConfig(validation=0.1)})
+    check_recipe(recipe)

@@ -54,7 +54,7 @@ def test_classes_by_the_first_rule_that_applies(case: str) -> None:
     assert {classes.index(value) for value in train} <= set(range(len(names)))
 
 
-@pytest.mark.parametrize("values", [{"0.5", "1"}, {"1", "2", "1e5"}, {"-.5", "1."}])
+@pytest.mark.parametrize("values", [{"0.5", "1"}, {"1", "2", "1e5"}, {"-.5", "1"}, {"1.", "2"}])
 def test_fractional_numbers_decide_nothing(values: set[str]) -> None:
     assert decide_classes((), values, set()) is None
     assert decide_classes((), {"1", "2"}, values) is None
@@ -262,7 +262,7 @@ UNNAMED: list[tuple[Any, Any, str]] = [
     (
         ["a1", *(f"b{n}" for n in range(20))],
         "xyz",
-        f"; they are a1, {', '.join(f'b{n}' for n in range(9))} and 11 more",
+        f"; choose from a1, {', '.join(f'b{n}' for n in range(9))} and 11 more",
     ),
 ]
 

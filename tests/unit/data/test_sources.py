@@ -43,7 +43,7 @@ def test_every_file_format_is_read_as_the_same_rows(tmp_path: Path, kind: str, n
 
 
 SHARED = {
-    "sources": {"tickets": {"path": "json", "data_files": {"train": "", "test": ""}, "text": ["a", "b"]}},
+    "sources": {"tickets": {"path": "json", "data_files": {"train": "?", "test": "?"}, "text": ["a", "b"]}},
     "tasks": {
         "team": {"source": "tickets", "label": "team"},
         "mood": {"source": "tickets", "label": "mood"},

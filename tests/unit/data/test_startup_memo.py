@@ -1,20 +1,23 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pytest
 
-from mtl_dist.config.recipe import DataConfig, Recipe, TaskConfig
+from mtl_dist.config.data_recipe import SPLITS, DataConfig, ReadConfig, SplitConfig, TaskConfig
+from mtl_dist.config.recipe import Recipe
+from mtl_dist.config.sources import example_sets
 from mtl_dist.data import fingerprint
 from mtl_dist.data.dataset import DataBundle
-from mtl_dist.data.fingerprint import files_state, rows_state, timestamps_are_reliable
-from mtl_dist.data.sources import load_rows
+from mtl_dist.data.fingerprint import rows_state, timestamps_are_reliable
+from mtl_dist.data.reading.table import TableFile
+from mtl_dist.data.sources import open_source
 from mtl_dist.data.startup_memo import StartupMemo
-from tests.unit.data.test_dataset import prepared
+from tests.unit.data.test_dataset import prepared, work_in
 from tests.utils.log_lines import log_lines
 from tests.utils.tiny import tiny_recipe, tiny_tokenizer
 
@@ -34,7 +37,7 @@ def recipe(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rec
     recipe = tiny_recipe(folder, f"data.cache_dir={tmp_path / 'cache'}")
     task = recipe.tasks["mood"]
     recipe.tasks = {"mood": task}
-    task.data_files = {split: str(tmp_path / f"{split}*.json") for split in ("train", "test")}
+    task.data_files = {split: [str(tmp_path / f"{split}*.json")] for split in ("train", "test")}
     put(tmp_path / "train.json", TEXTS)
     put(tmp_path / "test.json", ["law1", "law2"])
     return recipe
@@ -46,7 +49,7 @@ def put(path: Path, texts: list[str]) -> None:
 
 
 def texts_of(data: DataBundle) -> list[str]:
-    tokens = data.tasks["mood"].splits["train"].rows[:]["input_ids"].to_pylist()
+    tokens = data.tasks["mood"].examples.splits["train"].rows[:]["input_ids"].to_pylist()
     return [str(tiny_tokenizer().decode(ids, skip_special_tokens=True)) for ids in tokens]
 
 
@@ -54,12 +57,11 @@ def memos(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "starts").glob("*"))
 
 
-def test_unchanged_files_are_not_read_again(recipe: Recipe, tmp_path: Path) -> None:
+def test_unchanged_files_are_not_read_again(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = prepared(recipe)
-    shutil.rmtree(tmp_path / "datasets")
+    monkeypatch.setattr(TableFile, "batches", None)
     second, lines = prepared(recipe)
-    assert lines == []
-    assert not (tmp_path / "datasets").exists()
+    assert work_in(lines) == []
     assert second.digest == first.digest
     assert texts_of(second) == TEXTS
 
@@ -116,13 +118,13 @@ def test_timestamps_are_reliable_two_seconds_after_the_last_change() -> None:
 
 
 def test_file_that_changes_while_it_is_read_leaves_no_memo(recipe: Recipe, tmp_path: Path) -> None:
-    task = recipe.tasks["mood"]
-    state = files_state(task, ["train", "test"])
-    assert state is not None
-    memo = StartupMemo(tmp_path, task, recipe.data, tiny_tokenizer(), state)
+    (config,) = example_sets(recipe)
+    source = open_source(config, SPLITS)
+    state = source.state()
+    memo = StartupMemo(tmp_path, config, SPLITS, recipe.data, tiny_tokenizer(), state)
     put(tmp_path / "train.json", ["art1"])
     with log_lines() as lines:
-        memo.save("entry", files_state(task, ["train", "test"]))
+        memo.save("entry", source.state())
         assert memo.load() is None
         memo.save("entry", state)
         assert memo.load() == "entry"
@@ -135,11 +137,11 @@ def test_corrupt_memo_is_logged_and_replaced(recipe: Recipe, tmp_path: Path, con
     (memo,) = memos(tmp_path)
     memo.write_text(content, encoding="utf-8")
     second, lines = prepared(recipe)
-    (line,) = lines
+    (line,) = work_in(lines)
     assert line.startswith(f"{memo} cannot be used (")
     assert line.endswith("); reading the data again")
     assert second.digest == first.digest
-    assert prepared(recipe)[1] == []
+    assert work_in(prepared(recipe)[1]) == []
 
 
 def test_memo_that_cannot_be_written_is_logged_and_is_no_error(recipe: Recipe, tmp_path: Path) -> None:
@@ -147,8 +149,8 @@ def test_memo_that_cannot_be_written_is_logged_and_is_no_error(recipe: Recipe, t
     (tmp_path / "cache" / "starts").touch()
     _, lines = prepared(recipe)
     assert "cannot be used (" in lines[0]
-    assert lines[-1].startswith(f"cannot write {tmp_path / 'cache' / 'starts'}")
-    assert lines[-1].endswith(": the next start reads all data again")
+    assert work_in(lines)[-1].startswith(f"cannot write {tmp_path / 'cache' / 'starts'}")
+    assert work_in(lines)[-1].endswith(": the next start reads all data again")
 
 
 def test_missing_entry_is_rebuilt_despite_its_memo(recipe: Recipe, tmp_path: Path) -> None:
@@ -167,17 +169,28 @@ def test_every_setting_changes_the_name_of_the_memo() -> None:
         (TaskConfig(path="json", name="x"), data, state),
         (TaskConfig(path="json", text=["a"]), data, state),
         (TaskConfig(path="json", label="a"), data, state),
-        (TaskConfig(path="json", labels=["a", "b"]), data, state),
+        (TaskConfig(path="json", labels={"a": "a", "b": "b"}), data, state),
+        (TaskConfig(path="json", missing="error"), data, state),
         (TaskConfig(path="json", max_rows=5), data, state),
+        (TaskConfig(path="json", read=ReadConfig(delimiter=";")), data, state),
+        (TaskConfig(path="json", read=ReadConfig(encoding="cp1252")), data, state),
+        (TaskConfig(path="json", split=SplitConfig(test=0.5)), data, state),
         (task, DataConfig(max_length=5), state),
         (task, DataConfig(empty_text="skip"), state),
         (task, data, ["train 1 2 3 5 a"]),
     ]
-    paths = {StartupMemo(Path(), *of[:2], tiny_tokenizer(), of[2]).path for of in [(task, data, state), *changed]}
-    assert len(paths) == 1 + len(changed)
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["new"])
-    assert StartupMemo(Path(), task, data, tokenizer, state).path not in paths
+
+    def path_of(
+        task: TaskConfig, data: DataConfig, state: list[str], splits: Sequence[str] = SPLITS, tokens: Sequence[str] = ()
+    ) -> Path:
+        (config,) = example_sets(Recipe(tasks={"t": task}))
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(list(tokens))
+        return StartupMemo(Path(), config, splits, data, tokenizer, state).path
+
+    paths = {path_of(*of) for of in [(task, data, state), *changed]}
+    paths |= {path_of(task, data, state, ("train", "test")), path_of(task, data, state, tokens=["new"])}
+    assert len(paths) == 3 + len(changed)
 
 
 def test_memo_of_rows_from_elsewhere_depends_on_the_cached_copy_of_datasets(recipe: Recipe, tmp_path: Path) -> None:
@@ -200,8 +213,8 @@ def test_memo_of_rows_from_elsewhere_depends_on_the_cached_copy_of_datasets(reci
     assert texts_of(prepared(recipe)[0]) == ["sea1", "sea2", "sea3"]
 
 
-def test_state_of_rows_changes_when_their_cached_copy_is_replaced(recipe: Recipe) -> None:
-    rows = load_rows("tasks.mood", recipe.tasks["mood"], "train")
+def test_state_of_rows_changes_when_their_cached_copy_is_replaced(recipe: Recipe, tmp_path: Path) -> None:
+    rows = cast(datasets.Dataset, datasets.load_dataset("json", data_files=str(tmp_path / "train.json"), split="train"))
     before = rows_state({"train": rows})
     copy = Path(rows.cache_files[0]["filename"])
     shutil.copy2(copy, copy.with_name("new"))

@@ -31,12 +31,12 @@ DATA = DataConfig(max_length=20)
 TASK = TaskConfig(path="json")
 
 
-def table_of(**columns: list[Any]) -> StringTable:
+def table_of(**columns: Sequence[Any]) -> StringTable:
     strings = {name: [None if one is None else str(one) for one in values] for name, values in columns.items()}
     return StringTable(pa.table(strings, pa.schema([(name, pa.large_string()) for name in columns])))
 
 
-def rows_of(texts: list[str], labels: list[int] | None = None) -> StringTable:
+def rows_of(texts: list[str], labels: Sequence[int | None] | None = None) -> StringTable:
     labels = [number % 2 for number in range(len(texts))] if labels is None else labels
     return table_of(text=texts, label=labels)
 
@@ -360,14 +360,18 @@ def test_cache_folder_that_cannot_be_created_is_a_user_error(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
         make_root(DataConfig(cache_dir=str(tmp_path / "file" / "cache")))
-    assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file/cache (Not a directory)"
+    hint = "name a folder there, or by MTL_DIST_CACHE"
+    assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file/cache (Not a directory); {hint}"
 
 
 def test_cache_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
         write_entry(tmp_path / "file" / "e", KEY, examples_of(TABLES), tokenize_with(tiny_tokenizer()))
-    assert str(error.value) == f"data.cache_dir: cannot write {tmp_path}/file (Not a directory)"
+    assert (
+        str(error.value)
+        == f"data.cache_dir: cannot write {tmp_path}/file (Not a directory); name a folder there, or by MTL_DIST_CACHE"
+    )
 
 
 @pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
@@ -384,6 +388,6 @@ def test_full_disk_is_an_error_of_one_line_and_leaves_no_files(tmp_path: Path) -
                     messages.append(str(error))
                     assert [path.name for path in disk.iterdir()] == ["fill"]
         assert open_entry(disk / "entry") is not None
-    expected = rf"data\.cache_dir: cannot write {disk} \(.*(No space left on device|requested and).*\)"
+    expected = rf"data\.cache_dir: cannot write {disk} \(.*(No space left on device|requested and).*\); name .*"
     assert len(messages) > 3
     assert all(re.fullmatch(expected, line) for line in messages)

@@ -192,3 +192,9 @@ def test_max_rows_counts_only_rows_with_text_and_a_label(tmp_path: Path) -> None
     assert len(rows) == 60
     assert min(rows) >= 50
     assert all(train[at]["label"] == label for at, label in zip(rows, labels, strict=True))
+
+
+def test_label_that_is_none_of_many_classes_is_refused_with_some_of_them(tmp_path: Path) -> None:
+    rows = [row("a cat", "c0"), row("a dog", "c1")]
+    message = refusal(a_task(tmp_path, rows, [row("x", "z" * 9999)], labels=[f"c{index}" for index in range(2000)]))
+    assert len(message) < 400

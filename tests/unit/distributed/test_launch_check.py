@@ -1,14 +1,16 @@
 """Requests and runs that the launch check accepts or refuses, with its messages."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from mtl_dist.config.recipe import ModelConfig, Recipe, TrackingConfig
-from mtl_dist.distributed.launch_check import SETTINGS, bf16_hint, check_launched, check_request
+from mtl_dist.distributed.launch_check import SETTINGS, bf16_hint, check_launched, check_request, start_accelerator
 from mtl_dist.distributed.launch_request import LaunchRequest, read_request
 from mtl_dist.engines.ddp import DataParallel
 from mtl_dist.engines.factory import engine_class_of
@@ -152,6 +154,97 @@ def test_an_engine_from_the_environment_alone_is_refused(variable: str, monkeypa
     engine = variable.rpartition("_")[2]
     ending = f"does not ask for {engine}; ask by accelerate launch and a file"
     assert refusal(read_request([])) == f"{variable}: the environment {ending}"
+
+
+def environment_refusal(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Message about `variables` in the environment of a process that no launcher has started."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        start_accelerator()
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+ADVICE = "unset them, or start with mtl-dist train, accelerate launch or torchrun"
+
+
+@pytest.mark.parametrize(
+    "left_over",
+    [
+        {"LOCAL_RANK": "0"},
+        {"RANK": "1"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "1"},
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+    ],
+)
+def test_left_over_variables_of_a_launcher_are_refused(
+    left_over: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ", ".join(name for name in left_over if not name.startswith("MASTER"))
+    message = environment_refusal(left_over, monkeypatch)
+    assert message == f"{names}: set, and no launcher has started this process; {ADVICE}"
+
+
+def test_variables_of_a_launcher_that_has_ended_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would look for the launcher's store for minutes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    launcher = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    message = environment_refusal(rank | launcher, monkeypatch)
+    assert message == f"MASTER_ADDR, MASTER_PORT: no launcher is at 127.0.0.1:{port} any more; {ADVICE}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("MIXED_PRECISION", "fp16", "'fp16' is not supported; use no or bf16, or unset it"),
+        ("MIXED_PRECISION", "BF16", "'BF16' is not supported; use no or bf16, or unset it"),
+        ("MIXED_PRECISION", "", "'' is not supported; use no or bf16, or unset it"),
+        ("DYNAMO_BACKEND", "inductor", "compilation is not supported; unset it"),
+        ("DYNAMO_MODE", "max-autotune", "compilation is not supported; unset it"),
+        (
+            "TORCH_DEVICE",
+            "meta",
+            "is not supported; choose GPUs by CUDA_VISIBLE_DEVICES, or the CPU by ACCELERATE_USE_CPU=true",
+        ),
+        ("GRADIENT_CLIPPING", "1.0", "is not supported; the recipe has it as optimizer.max_grad_norm"),
+        ("DEEPSPEED_CONFIG_FILE", "ds.json", "is not supported; give the settings in accelerate's own file"),
+        ("USE_MEGATRON_LM", "true", "is not supported; unset it"),
+        ("USE_PARALLELISM_CONFIG", "on", "is not supported; unset it"),
+        ("USE_SAGEMAKER", "1", "is not supported; unset it"),
+        ("USE_CPU", "junk", "'junk' is no truth value; use true or false, or unset it"),
+        ("GRADIENT_ACCUMULATION_STEPS", "two", "'two' is not a whole number from 1 on; unset it"),
+    ],
+)
+def test_settings_of_accelerate_in_the_environment_are_refused(
+    variable: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = environment_refusal({f"ACCELERATE_{variable}": value}, monkeypatch)
+    assert message == f"ACCELERATE_{variable}: {reason}"
+
+
+def test_settings_of_accelerate_in_the_environment_are_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` sets them for a run of one process."""
+    variables = {
+        "MIXED_PRECISION": "bf16",
+        "USE_CPU": "on",
+        "GRADIENT_ACCUMULATION_STEPS": "2",
+        "DYNAMO_BACKEND": "NO",
+        "DYNAMO_MODE": "default",
+        "DYNAMO_USE_FULLGRAPH": "False",
+        "DYNAMO_USE_DYNAMIC": "False",
+        "DYNAMO_USE_REGIONAL_COMPILATION": "False",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    AcceleratorState._reset_state(True)
+    accelerator, group, _ = start_accelerator()
+    assert (accelerator.device.type, group.world_size) == ("cpu", 1)
+    assert (accelerator.mixed_precision, accelerator.gradient_accumulation_steps) == ("bf16", 2)
 
 
 def test_gpus_of_another_vendor_are_refused() -> None:

@@ -1,18 +1,22 @@
 """`evaluate` against the metrics in a run's summary, and on other data against counts made in the test."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mtl_dist.__main__ import main
+from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import UserError
 from mtl_dist.inference.finished_run import open_run
 from mtl_dist.inference.predict import Predictor
 from tests.utils.in_process import run_here, summary_of
-from tests.utils.tiny import tiny_recipe
+from tests.utils.tiny import WORDS, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +71,10 @@ def test_metrics_of_a_labelled_file_are_correct(run: Path, tmp_path: Path) -> No
     for row, each in zip(rows, scores, strict=True):
         assert each is not None
         confusion[labels.index(row["label"]), int(each.argmax())] += 1
-    assert found["topic"]["confusion"] == confusion.tolist()
+    cells = [[*map(int, cell), int(confusion[tuple(cell)])] for cell in np.argwhere(confusion)]
+    assert found["topic"]["confusion"] == cells
     assert found.keys() == {"topic"}
-    assert (np.array(found["topic"]["confusion"]).sum(axis=0) > 0).sum() > 1  # one class for all would hide mistakes
+    assert len({prediction for _, prediction, _ in cells}) > 1  # one class for all would hide mistakes
 
 
 def test_a_recipe_names_the_rows_and_only_its_tasks_are_evaluated(run: Path, tmp_path: Path) -> None:
@@ -88,15 +93,78 @@ def test_each_mistake_is_reported_on_one_line(run: Path, tmp_path: Path, capsys:
     for arguments, words in (
         (("--task", "moot"), "has no task 'moot'; did you mean mood?"),
         (("--data", own), "--task: missing; "),
-        (("--data", own, "--task", "mood"), "tasks.mood: test row 1 (from 0): label 7 is out of range 0..2"),
+        (("--data", own, "--task", "mood"), "tasks.mood: test row 1 (from 0): label '7' is not one of the classes"),
         (("--data", tmp_path / "own.yaml"), "own.yaml: tasks.moot: "),
         (("--data", tmp_path / "none.yaml"), "none.yaml: names no tasks"),
         (("--data", tmp_path / "no.csv", "--task", "mood"), "there is no file"),
         (("--data", tmp_path / "no.yaml"), "no.yaml: No such file or directory"),
-        (("--data", tmp_path / "own.xls", "--task", "mood"), "its name ends in none of .json, "),
+        (("--data", tmp_path / "own.xls", "--task", "mood"), "its name does not tell that it is one of csv, json, "),
         (("--label", "a"), "--label: goes with a file of rows under --data"),
         (("--data", own, "--task", "mood", "--text", "a", "--text", "b"), "2 columns, and task mood has learnt from 1"),
     ):
         assert main(["evaluate", str(run), *map(str, arguments)]) == UserError.exit_code
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one table with labels "1", "2", "3", true, false and holes, whose test rows are a share of it."""
+    folder = tmp_path_factory.mktemp("shared")
+    recipe = tiny_recipe(folder, "optimizer.lr=1e-2", "evaluation.batch_size=5").model_dump()
+    rows = [
+        {
+            "text": f"{WORDS[n % 40]} {WORDS[n % 37]} so{n % 8}",
+            "stars": str(1 + n % 3),
+            "good": n % 2 == 0 if n % 4 else None,
+        }
+        for n in range(80)
+    ]
+    (folder / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": "json", "data_files": {"train": [str(folder / "rows.json")]}, "split": {"test": 0.4}}
+    tasks = {"stars": {"source": "table", "label": "stars"}, "good": {"source": "table", "label": "good"}}
+    run_here(Recipe.model_validate(recipe | {"sources": {"table": source}, "tasks": tasks}))
+    return folder / "run"
+
+
+def test_share_of_a_shared_source_is_the_one_of_the_run(
+    shared_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(tmp_path / "out.json", shared_run)
+    assert capsys.readouterr().out.splitlines()[-1] == "the same figures as in summary.json, to the last bit"
+    assert 0 < found["good"]["rows"] < found["stars"]["rows"]
+    assert (found["stars"]["labels"], found["good"]["labels"]) == (["1", "2", "3"], ["false", "true"])
+    for task in ("stars", "good"):
+        assert evaluated(tmp_path / "one.json", shared_run, "--task", task) == {task: found[task]}
+        assert capsys.readouterr().out.splitlines()[-1] == "the same figures as in summary.json, to the last bit"
+
+
+def test_rows_in_another_format_give_the_same_figures(shared_run: Path, tmp_path: Path) -> None:
+    """Labels that were strings, booleans or missing in training are the same classes in CSV and parquet."""
+    rows = [json.loads(line) for line in (shared_run.parent / "rows.json").read_text().splitlines()]
+    table = {name: [row[name] for row in rows] for name in ("text", "stars", "good")}
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(table)
+        lines.writerows(zip(*table.values(), strict=True))
+    numbers = {"stars": pa.array([float(stars) for stars in table["stars"]])}
+    pq.write_table(pa.table(table | numbers), tmp_path / "rows.parquet")
+    for task in ("stars", "good"):
+        figures = [
+            evaluated(tmp_path / "out.json", shared_run, "--task", task, "--data", file)
+            for file in (shared_run.parent / "rows.json", tmp_path / "rows.csv", tmp_path / "rows.parquet")
+        ]
+        assert figures[0] == figures[1] == figures[2]
+        assert figures[0][task]["rows"] == sum(row[task] is not None for row in rows)
+
+
+def test_a_recipe_can_name_other_rows_of_a_source(shared_run: Path, tmp_path: Path) -> None:
+    rows = shared_run.parent / "rows.json"
+    other = {"sources": {"table": {"data_files": {"test": [str(rows)]}, "split": {"test": None}}}}
+    (tmp_path / "other.yaml").write_text(json.dumps(other))
+    found = evaluated(tmp_path / "o.json", shared_run, "--data", tmp_path / "other.yaml")
+    assert {task: of["rows"] for task, of in found.items()} == {"stars": 80, "good": 60}
+    assert (
+        found["good"]["accuracy"]
+        == evaluated(tmp_path / "p.json", shared_run, "--data", rows, "--task", "good")["good"]["accuracy"]
+    )

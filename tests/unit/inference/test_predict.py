@@ -1,15 +1,22 @@
 """`predict` against the model called on one text at a time."""
 
 import csv
+import gzip
 import io
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer
 
 from mtl_dist.__main__ import main
@@ -101,6 +108,49 @@ def test_standard_input_and_rows_without_text(
     assert rows[1] == {"label": None, "scores": None}
     scores = [list(row["scores"].values()) for row in (rows[0], rows[2])]
     np.testing.assert_allclose(scores, expected(run, "mood", [["good1"], ["bad1 bad2"]]), atol=1e-6)
+
+
+def test_files_are_read_as_the_recipe_says_for_their_format(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+    recipe["tasks"]["mood"]["read"] = {"encoding": "cp1252"}
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    wanted = expected(run, "mood", [["bad1 \u00e9"]])
+    for name, content in (
+        ("in.jsonl", '{"text": "bad1 \u00e9"}'.encode("cp1252")),
+        ("in.csv", "text;id\nbad1 \u00e9;1\n".encode()),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert predicted(copy, "--task", "mood", tmp_path / name) == 0
+        np.testing.assert_allclose(of_json(capsys.readouterr().out)[0], wanted, atol=1e-6)
+
+
+def test_compressed_files_parquet_and_pipes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(b"text,id\nbad1,1\n"))
+    pq.write_table(pa.table({"id": [1], "text": ["bad1"]}), tmp_path / "in.parquet")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["sh", "-c", 'printf bad1 > "$0"', str(pipe)]):
+        for file, *options in ((tmp_path / "in.csv.gz",), (tmp_path / "in.parquet",), (pipe, "--format", "text")):
+            assert predicted(run, "--task", "mood", file, *options) == 0
+            scores, _ = of_json(capsys.readouterr().out)
+            np.testing.assert_allclose(scores, expected(run, "mood", [["bad1"]]), atol=1e-6)
+
+
+def test_a_row_without_text_is_refused_with_its_column(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+    recipe["data"]["empty_text"] = "error"
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "in.csv").write_text("text,id\nbad1,1\n ,2\n")
+    assert predicted(copy, "--task", "mood", tmp_path / "in.csv") == UserError.exit_code
+    hint = "leave the row out, or train with data.empty_text=skip, which gives such rows no label"
+    message = f"in.csv line 3: text is empty in column 'text'; {hint}"
+    assert message in capsys.readouterr().err
 
 
 def test_a_bad_row_far_down_is_found_before_the_model_is_loaded(

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
-from mtl_dist.models.model_card import run_card
+from mtl_dist.models.model_card import MOST_LABELS, run_card
 from tests.utils.tiny import tiny_recipe
 
 LABELS = {"topic": ("art", "a|b"), "mood": ("0", "1")}
@@ -34,7 +34,7 @@ def test_tasks_labels_figures_and_how_to_load_are_in_the_text(tmp_path: Path) ->
 
 
 def test_the_recipe_in_it_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path}/cache", "seed=77")
+    recipe = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path}/cache", "seed=77", f"cache.folder={tmp_path}")
     text = run_card(recipe, LABELS, {})
     assert str(tmp_path.parent) not in text
     written = text.split("```yaml\n")[1].split("```")[0]
@@ -54,3 +54,46 @@ def test_what_came_from_the_hub_is_named(tmp_path: Path) -> None:
     assert card.data.base_model == "roberta-base"
     assert card.data.get("datasets") == ["owner/moods"]
     assert {(one.dataset_name, one.dataset_config) for one in card.data.eval_results} == {("owner/moods", "big")}
+
+
+def test_a_source_that_tasks_share_is_shown_as_theirs_and_without_its_folder(tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tmp_path,
+        *(
+            f"sources.pairs={{path: csv, data_files: {tmp_path}/x/pairs.csv, text: [p, q]}}",
+            "sources.pairs.split.test=0.2",
+        ),
+        *("sources.moods={path: owner/moods, name: big}", "tasks={pair: {source: pairs}, more: {source: moods}}"),
+        "tasks.hub={source: moods, text: [p, q]}",
+    )
+    names = ("x", "y")
+    labels = {"pair": names, "more": names, "hub": names}
+    text = run_card(recipe, labels, {f"test/{task}/accuracy": 0.5 for task in labels})
+    card: Any = ModelCard(text)
+    assert card.data.get("datasets") == ["owner/moods"]
+    assert [(one.dataset_type, one.dataset_name, one.dataset_config) for one in card.data.eval_results] == [
+        ("csv", "pair", "pair"),
+        ("owner/moods", "owner/moods", "big"),
+        ("owner/moods", "owner/moods", "big"),
+    ]
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith(("| pair", "| more", "| hub"))] == [
+        "| pair (pair)",
+        "| more",
+        "| hub (pair)",
+    ]
+    assert str(tmp_path.parent) not in text
+    (tmp_path / "again.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    again = parse(["--config", str(tmp_path / "again.yaml")]).recipe
+    assert again.sources["pairs"].data_files == {"train": ["pairs.csv"]}
+    assert {task: again.tasks[task] for task in labels} == {task: recipe.tasks[task] for task in labels}
+
+
+def test_a_card_of_many_classes_is_short(tmp_path: Path) -> None:
+    names = [f"department {index}" for index in range(2000)]
+    recipe = tiny_recipe(tmp_path)
+    tasks = {"topic": recipe.tasks["topic"].model_copy(update={"labels": names})}
+    text = run_card(recipe.model_copy(update={"tasks": tasks}), {"topic": names}, SUMMARY)
+    assert f"`{names[MOST_LABELS - 1]}` and 1,980 more, in config.json |" in text
+    assert "... and 1,980 more" in text.split("```yaml\n")[1]
+    assert names[MOST_LABELS] not in text
+    assert len(text) < 10_000

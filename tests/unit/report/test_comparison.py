@@ -57,3 +57,15 @@ def test_keys_are_dotted_and_keep_their_order() -> None:
         "t": "no",
     }
     assert merged_keys([{"a": "", "d": ""}, {"a": "", "b": "", "d": "", "e": ""}]) == ["a", "b", "d", "e"]
+
+
+def test_what_an_earlier_version_wrote_in_another_form_is_no_difference(tmp_path: Path) -> None:
+    recipes = [recipe_of_run(), recipe_of_run()]
+    recipes[0]["tasks"]["mood"] |= {"labels": ["bad", "good"], "data_files": {"train": "a", "test": "b"}}
+    recipes[1]["tasks"]["mood"] |= {
+        "labels": {"bad": "bad", "good": "fine"},
+        "data_files": {"train": ["a"], "test": ["b"]},
+    }
+    folders = [write_run(tmp_path / name, recipe=recipe) for name, recipe in zip("ab", recipes, strict=True)]
+    found = cells(parsed(page_of_runs([read_run(folder) for folder in folders])).by_id("recipe"))
+    assert found == [["tasks.mood.labels.good", "good", "fine"]]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from mtl_dist.report.confusion import DEEP, MANY_LABELS, WORST, confusion_matrix
+from mtl_dist.report.confusion import DEEP, MANY_LABELS, MOST_SQUARES, WORST, confusion_matrix
 from mtl_dist.report.templating import asset
 from tests.utils.report_pages import parsed
 
@@ -52,3 +52,16 @@ def test_a_large_matrix_is_drawn_and_its_most_confused_pairs_are_listed() -> Non
     rows = [[row.first("th").text, *(cell.text for cell in row.all("td"))] for row in root.first("tbody").all("tr")]
     assert len(rows) == WORST
     assert rows[0] == ["c19", "c0", "20", "100.0%"]
+
+
+def test_a_matrix_of_very_many_counts_is_a_table_of_its_most_confused_pairs() -> None:
+    names = [f"class {index}" for index in range(2000)]
+    counts = [[index, (7 * index + 1) % 2000, 1 + index % 9] for index in range(2000)]
+    markup = confusion_matrix(counts, names)
+    assert len(markup) < 5000
+    root = parsed(markup)
+    assert root.all("rect") == []
+    assert len(root.first("tbody").all("tr")) == WORST
+    assert "2,000 classes; metrics.jsonl has all counts" in markup
+    drawn = parsed(confusion_matrix(counts[:MOST_SQUARES], names))
+    assert len(drawn.all("rect")) == MOST_SQUARES

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mtl_dist.errors import UserError
 from mtl_dist.report.records import Lines, RunRecord, read_run
 from mtl_dist.training.run_folder import trim_metrics
-from tests.utils.report_folders import TASKS, lines_of_run, setup_of_run, summary_of_run, write_run
+from tests.utils.report_folders import TASKS, lines_of_run, recipe_of_run, setup_of_run, summary_of_run, write_run
 
 
 def numbers(record: RunRecord) -> dict[str, list[tuple[int, float]]]:
@@ -166,3 +166,31 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(tmp_path: Path, mistake:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such folder; name a run's output_dir$"):
         read_run(tmp_path / "nowhere")
+
+
+def test_labels_without_setup_are_the_names_in_the_recipe(tmp_path: Path) -> None:
+    recipe = recipe_of_run()
+    recipe["tasks"]["topic"]["labels"] = {"1": "art", "0": "sea"}
+    recipe["tasks"]["mood"]["labels"] = ["bad", "good"]  # as earlier versions wrote them
+    run = read_run(write_run(tmp_path / "run", recipe=recipe, setup=None))
+    assert (run.labels("topic"), run.labels("mood")) == (["art", "sea"], ["bad", "good"])
+
+
+@pytest.mark.parametrize(
+    ("in_setup", "in_recipe", "expected"),
+    [
+        (None, "test", "test"),
+        (None, "validation", "validation"),
+        (None, None, "evaluation"),
+        ("test", None, "test"),
+        ("validation", None, "validation"),
+    ],
+)
+def test_the_split_that_is_measured_within_the_run(
+    tmp_path: Path, in_setup: str | None, in_recipe: str | None, expected: str
+) -> None:
+    recipe, setup = recipe_of_run(), setup_of_run()
+    recipe["evaluation"] = {"split": in_recipe}
+    if in_setup is not None:
+        setup["evaluation_split"] = in_setup
+    assert read_run(write_run(tmp_path / "run", recipe=recipe, setup=setup)).evaluation_split == expected

@@ -447,3 +447,15 @@ print("the run continues")
     assert last == "the run continues"
     assert "deprecated" not in done.stderr
     assert len(lines_of(tmp_path)) == 1
+
+
+def test_of_a_matrix_with_very_many_counts_the_largest_are_sent() -> None:
+    size = 300
+    cells = [[label, other, 1 + (7 * label + other) % 50] for label in range(size) for other in range(size)]
+    sent = wandb_backend._cells([str(index) for index in range(size)], cells)
+    assert len(sent) == wandb_backend.MOST_CELLS
+    counts = sorted((count for _, _, count in cells), reverse=True)
+    assert sorted((count for _, _, count in sent), reverse=True) == counts[: wandb_backend.MOST_CELLS]
+    assert all(
+        [int(label), int(other), count] in cells[size * int(label) :][:size] for label, other, count in sent[::99]
+    )

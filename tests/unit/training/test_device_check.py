@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mtl_dist.config.recipe import ModelConfig
 from mtl_dist.errors import UserError
+from mtl_dist.models.encoder import load_encoder, load_encoder_config
+from mtl_dist.models.multitask import MultitaskTransformer, SentenceTransformer
 from mtl_dist.training.device_check import check_model_on_device
 from tests.utils.in_process import accelerator_here, run_here, setup_here
 from tests.utils.tiny import tiny_encoder, tiny_recipe
@@ -90,3 +93,11 @@ def test_an_out_of_memory_error_is_not_reported_as_missing_bf16_support(
     monkeypatch.setattr(type(model.sentence_transformer), "pool", refused)
     with pytest.raises(torch.OutOfMemoryError):
         check_model_on_device(accelerator_here(precision="bf16"), model)
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 1), ("bert", 3), ("roberta", 6), ("bert", 8)])
+def test_an_encoder_of_few_positions_is_tried_out_with_short_texts(tmp_path: Path, kind: str, positions: int) -> None:
+    model = ModelConfig(encoder=str(tiny_encoder(tmp_path, kind, positions=positions)))
+    encoder = load_encoder(model, load_encoder_config(model))
+    tried = MultitaskTransformer(SentenceTransformer(encoder), {"mood": ("bad", "good")})
+    check_model_on_device(accelerator_here(), tried)

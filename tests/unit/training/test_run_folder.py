@@ -10,8 +10,10 @@ from mtl_dist.checkpoint.storage import Checkpoint
 from mtl_dist.config.recipe import CheckpointConfig
 from mtl_dist.errors import TrainingError, UserError
 from mtl_dist.io import write_text_atomically
+from mtl_dist.run_layout import CHECKPOINTS, OWN_NAMES, RECIPE, SUMMARY
+from mtl_dist.tracking.console import show_log_lines
 from mtl_dist.tracking.tracker import METRICS
-from mtl_dist.training.run_folder import CHECKPOINTS, RECIPE, SUMMARY, open_run_folder, trim_metrics
+from mtl_dist.training.run_folder import open_run_folder, trim_metrics
 from tests.utils.checkpoints import flip_a_bit, state_at
 from tests.utils.disks import disks_unavailable, nearly_full, read_only, small_disk
 
@@ -23,8 +25,15 @@ RECIPE_OF_RUN: dict[str, Any] = {
 }
 
 
-def opened(folder: Path, recipe: dict[str, Any] = RECIPE_OF_RUN, resume: str = "auto") -> Checkpoint | None:
-    return open_run_folder(folder, recipe, resume)
+@pytest.fixture(autouse=True)
+def log_lines_are_shown() -> None:
+    show_log_lines(True)
+
+
+def opened(
+    folder: Path, recipe: dict[str, Any] = RECIPE_OF_RUN, resume: str = "auto", files: tuple[str, ...] = ()
+) -> Checkpoint | None:
+    return open_run_folder(folder, recipe, resume, files)
 
 
 def metrics_lines(*steps: int) -> str:
@@ -88,6 +97,62 @@ def test_earlier_runs_are_numbered(tmp_path: Path) -> None:
         opened(tmp_path)
     assert files_in(tmp_path / "previous") == {"9", "10", "11", "old"}
     assert (tmp_path / "previous" / "11" / RECIPE).read_text() == "run 11"
+
+
+def test_the_recipe_that_the_command_reads_stays_in_place(tmp_path: Path) -> None:
+    """Otherwise a run that is killed before it has written its own could not be started again."""
+    texts = write_earlier_run(tmp_path, finished=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert opened(tmp_path, files=(str(tmp_path / "link" / RECIPE),)) is None
+    assert files_in(tmp_path) == {"notes.txt", "previous", "link", RECIPE}
+    for place in (tmp_path, tmp_path / "previous" / "1"):
+        assert (place / RECIPE).read_text() == texts[RECIPE]
+
+
+@pytest.mark.parametrize("names", [("model",), ("wandb", "report.html"), ("checkpoints", "tensorboard")])
+def test_what_no_run_has_written_is_not_moved(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError) as error:
+        opened(tmp_path)
+    assert files_in(tmp_path) == set(names)
+    found = ", ".join(name for name in OWN_NAMES if name in names)
+    assert str(error.value) == (
+        f"output_dir: {tmp_path} holds {found} and no recipe.yaml, so no run has written that;"
+        " name another folder, or move it away"
+    )
+
+
+def test_stacks_of_a_run_that_hung_before_its_first_file_are_moved(tmp_path: Path) -> None:
+    (tmp_path / "stacks").mkdir()
+    assert opened(tmp_path) is None
+    assert files_in(tmp_path) == {"previous"}
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+@pytest.mark.parametrize("name", ["checkpoints", "model", "wandb", "previous", METRICS])
+def test_a_run_with_links_is_not_moved(tmp_path: Path, name: str, dangling: bool) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    texts = write_earlier_run(run, finished=True)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(elsewhere)
+    if not dangling:
+        elsewhere.mkdir()
+        (elsewhere / "mine").write_text("mine")
+    with pytest.raises(UserError, match=rf"^output_dir: {run / name} is a symbolic link, and .* cannot be moved "):
+        opened(run)
+    assert files_in(run) == {*texts, name}
+    assert dangling or files_in(elsewhere) == {"mine"}
+
+
+@pytest.mark.skipif(disks_unavailable() is not None, reason=str(disks_unavailable()))
+@pytest.mark.parametrize("name", ["checkpoints", "previous"])
+def test_a_run_with_mounted_disks_is_not_moved(tmp_path: Path, name: str) -> None:
+    texts = write_earlier_run(tmp_path, finished=True)
+    with small_disk(tmp_path / name, 1 << 16):
+        with pytest.raises(UserError, match=rf"^output_dir: {tmp_path / name} is a mount point, and "):
+            opened(tmp_path)
+        assert files_in(tmp_path) == {*texts, name}
 
 
 def test_an_unfinished_run_resumes_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,13 +149,13 @@ def test_another_seed_gives_a_different_run(folder: Path, finished: Path) -> Non
 
 
 def test_the_recipe_is_written_before_the_first_step(folder: Path, tmp_path: Path) -> None:
-    """The first gradient is not finite, because of a weight of the encoder, and ends the run."""
+    """The first gradient is not finite, because weights of the encoder overflow, and ends the run."""
     weights = load_file(folder / "encoder/model.safetensors")
     broken = tmp_path / "encoder"
     broken.mkdir()
     for path in (folder / "encoder").iterdir():
         (broken / path.name).write_bytes(path.read_bytes())
-    weights["embeddings.LayerNorm.bias"][0] = torch.inf
+    weights["embeddings.LayerNorm.weight"].fill_(torch.finfo(torch.float32).max)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     overrides = (f"model.encoder={broken}", "optimizer.max_nonfinite_steps=1")
     recipe = recipe_of(folder, tmp_path / "run", *overrides)

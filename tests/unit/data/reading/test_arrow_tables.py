@@ -179,6 +179,20 @@ def test_columns_that_are_not_wanted_are_not_read(write: Write, tmp_path: Path) 
     assert read_columns(write(bad, tmp_path), ["text"], ["label"]) == {"text": ["a"] * 4, "label": ["1", "2", "3", "4"]}
 
 
+def test_broken_columns_of_parquet_that_are_not_wanted_do_no_harm(tmp_path: Path) -> None:
+    table = write_parquet(pa.table({"other": ["b"] * 4, "text": ["a"] * 4}), tmp_path)
+    path = Path(table.path)
+    content = bytearray(path.read_bytes())
+    for group in range(pq.read_metadata(path).num_row_groups):
+        chunk = pq.read_metadata(path).row_group(group).column(0)
+        start = chunk.dictionary_page_offset
+        content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(content)
+    assert read_columns(table, ["text"]) == {"text": ["a"] * 4}
+    with pytest.raises(UserError, match="a file: is no valid parquet file"):
+        read_columns(table, ["text", "other"])
+
+
 def test_a_column_that_is_missing_or_ambiguous_is_refused(write: Write, tmp_path: Path) -> None:
     assert refusal(write(pa.table({"text": ["a"], "lable": [1]}), tmp_path)) == (
         "a file: no column 'label'; did you mean lable?"

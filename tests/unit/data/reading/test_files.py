@@ -46,6 +46,12 @@ def test_a_pattern_names_a_file_or_the_sorted_matches_of_a_glob(
     assert find_files("tasks.a.data_files.train", absolute) == [f"{folder}/{name}" for name in found]
 
 
+def test_many_matches_are_sorted(folder: Path) -> None:
+    for number in range(50):
+        (folder / f"{7 * number % 50:02}.txt").touch()
+    assert find_files("key", ["*.txt"]) == [f"{number:02}.txt" for number in range(50)]
+
+
 def test_equal_files_under_two_names_are_two_files(folder: Path) -> None:
     (folder / "link.csv").symlink_to("a.csv")
     assert find_files("key", ["a.csv", "link.csv"]) == ["a.csv", "link.csv"]
@@ -100,6 +106,7 @@ def test_remote_files_are_brought_here(tmp_path: Path, monkeypatch: pytest.Monke
         ("data.csv/part-0", None),
         ("a.xlsx", None),
         ("a.gz", None),
+        ("my.data.v2.csv.gz.bz2", "csv"),
         ("a", None),
         (".csv", None),
     ],

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mtl_dist.data.reading import lines
-from mtl_dist.data.reading.lines import line_blocks, text_blocks
+from mtl_dist.data.reading.lines import DecodedFile
 from mtl_dist.errors import UserError
 
 
@@ -18,16 +18,21 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 
 def read(content: bytes, encoding: str = "utf-8") -> list[str]:
-    return [line for one in line_blocks(text_blocks(io.BytesIO(content), "a.txt", encoding)) for line in one]
+    return [line for one in DecodedFile(io.BytesIO(content), "a.txt", encoding).lines() for line in one]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le"])
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "a\n", "\n\n", "a\r\n\r\nb", "a\rb\r", "a\n\rb", "é\u2028\x0b\x1c\x85b\r\nlonger than a block\r\n\r"],
+    [
+        *("", "a", "a\n", "\n\n", "a\r\n\r\nb", "a\rb\r", "a\n\rb", "\r\n\r\r\n", "\r\r\n", "a\nb\rc\r"),
+        *("a\rb\nc\r\nd\r", "é\u2028\x0b\x1c\x85b\r\nlonger than a block\r\n\r"),
+    ],
 )
-def test_lines_end_with_LF_or_CR_or_both(text: str, encoding: str, block: int) -> None:
-    assert read(text.encode(encoding), encoding) == re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
+def test_lines_end_at_LF_or_at_any_end_if_the_first_is_a_CR(text: str, encoding: str, block: int) -> None:
+    ends_at_any = re.match(r"[^\r\n]*\r(?!\n)", text)
+    pattern = r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+" if ends_at_any else r"[^\n]*\n|[^\n]+"
+    assert read(text.encode(encoding), encoding) == re.findall(pattern, text)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,7 @@ def test_lines_end_with_LF_or_CR_or_both(text: str, encoding: str, block: int) -
         ("one\ntwo".encode("utf-16-le"), "utf-8", "line 1: has a NUL character; the file begins like utf-16-le"),
         (b"one", "undefined", "read.encoding: 'undefined' is no encoding of text; e.g."),
         (b"one\n\ntwo\0", "utf-8", "line 3: has a NUL character"),
-        (b"\xef\xbb\xbfone", "cp1252", "line 1: begins with the mark of UTF-8, and read.encoding is cp1252"),
+        (b"\xef\xbb\xbfone", "cp1252", "line 1: has the mark of UTF-8, and read.encoding is cp1252"),
         (b"one", "hex", "read.encoding: 'hex' is no encoding of text; e.g."),
     ],
 )
