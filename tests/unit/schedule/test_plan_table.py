@@ -201,6 +201,8 @@ def test_shared_rows_have_their_draws_and_the_labels_of_each_task() -> None:
         ["tickets 50 (0.25), topic 50 (0.50)", "team 50, mood ~12, topic 50"],
         ["tickets 400 (2.00), topic 400 (4.00)", "team 400, mood 100, topic 400"],
     ]
+    # As many rows as a pass has, but from the middle of one to the middle of the next.
+    assert shared_cells(10, 20)[1][6] == "team 200, mood ~50, topic 200"
 
 
 def test_labels_that_are_called_exact_are_those_of_the_batches() -> None:
