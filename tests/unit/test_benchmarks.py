@@ -19,6 +19,7 @@ from benchmarks.flops import work_of
 from benchmarks.generated_data import CLASSES, LONGEST, make_quickstart
 from benchmarks.hf_baseline_model import SharedEncoder
 from benchmarks.hf_trainer import ratios
+from benchmarks.sharing import SIDES, shared_recipe
 from benchmarks.training_runs import QUICK, Run, recipe_arguments
 from mtl_dist.checkpoint.format import sha256_of
 from mtl_dist.config.load import parse
@@ -164,3 +165,21 @@ def direct_calls_work(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_the_benchmark_of_sharing_has_the_same_labels_on_both_sides(tmp_path: Path) -> None:
+    """An epoch of either side draws each label of each task once."""
+    overrides = make_quickstart("tiny", tmp_path)
+    file = shared_recipe(tmp_path, parse(recipe_arguments((1, 1, 1), *overrides, *QUICK)).recipe)
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    steps = {}
+    for side in SIDES:
+        setup = setup_here(parse(["--config", str(file), f"sampling.rows={side}", cache]).recipe)
+        assert list(setup.data.tasks) == [*CLASSES, "length"]
+        assert {task.rows("train") for task in setup.data.tasks.values()} == {320}
+        phase = setup.rates.schedule.phases[0]
+        counts = np.sum([setup.sampler.batch(step).counts for step in range(phase.start, phase.stop)], axis=0)
+        assert np.ptp(counts) <= 1
+        assert counts[0] == pytest.approx(320, abs=32)
+        steps[side] = phase.steps
+    assert steps == {"shared": 10, "per_task": 30}
