@@ -90,7 +90,7 @@ class Schedule:
 
 
 def phase_steps(phase: PhaseConfig, rows: int, batch_size: int) -> int:
-    """Optimizer steps of a phase. An epoch has as many examples as all tasks together have training `rows`."""
+    """Optimizer steps of a phase. An epoch has as many examples as all pools together have `rows`."""
     if phase.steps is not None:
         return phase.steps
     assert phase.epochs is not None, "checked by the recipe"
@@ -101,7 +101,7 @@ def phase_steps(phase: PhaseConfig, rows: int, batch_size: int) -> int:
 def compile_schedule(recipe: Recipe, num_blocks: int, rows: int) -> Schedule:
     """Compiles the recipe's phases into steps and units.
 
-    `rows` is the number of training rows of all tasks together. If `model.freeze` covers everything, the schedule is
+    `rows` is the number of training rows of all pools together. If `model.freeze` covers everything, the schedule is
     empty: such a run only evaluates and saves. Raises UserError if a selector names a block that the encoder lacks, or
     if `model.freeze` leaves a phase nothing to train.
     """
