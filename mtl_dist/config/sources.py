@@ -91,10 +91,15 @@ def splits_by_recipe(source: SourceConfig) -> tuple[str, ...] | None:
 
 def builder_of(file: str) -> str | None:
     """Value of `path` for a file with such a name, compressed or not; None where its ending tells none."""
-    suffixes = [suffix.lower() for suffix in PurePath(file).suffixes]
-    while suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return BUILDER_OF_ENDING.get(suffixes[-1]) if suffixes else None
+    return BUILDER_OF_ENDING.get(uncompressed_name(file).suffix.lower())
+
+
+def uncompressed_name(file: str) -> PurePath:
+    """Path of a file without the endings of its compression."""
+    path = PurePath(file)
+    while path.suffix.lower() in COMPRESSED:
+        path = path.with_suffix("")
+    return path
 
 
 def missing_path(key: str, data_files: Mapping[str, Sequence[str]], sources: Iterable[str] = ()) -> str:

@@ -42,7 +42,7 @@ def fill_cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, progress: Pro
 
 
 class _Preparation:
-    """The way of one example set from its source to its entry in the cache."""
+    """Preparation of one example set, from its source to its entry in the cache."""
 
     folder: Path
     """Folder of the entry; known after `validate`."""
@@ -60,6 +60,7 @@ class _Preparation:
         self._source = open_source(config, self._splits)
         self._memo = StartupMemo(root, config, self._splits, recipe.data, tokenizer, self._source.state())
         self._is_known = False
+        self._rows_on_disk = ExitStack()
         self._examples: LabeledSet | None = None
 
     def validate(self, scratch: ExitStack) -> None:
@@ -69,7 +70,8 @@ class _Preparation:
         if known is not None and self._is_known:
             self.folder = self._root / known
             return
-        source = self._source.read(scratch.enter_context(scratch_folder(self._root)))
+        scratch.enter_context(self._rows_on_disk)
+        source = self._source.read(self._rows_on_disk.enter_context(scratch_folder(self._root)))
         self.folder = self._root / entry_name(self.config, self._splits, self._data, self._tokenizer, source)
         if open_entry(self.folder) is None:
             if self.folder.exists():
@@ -80,5 +82,7 @@ class _Preparation:
         """Writes the entry if the cache does not have it, and the memo of it."""
         if self._examples is not None:
             write_entry(self.folder, self.config.key, self._examples, self._tokenize, progress)
+        self._examples = None  # its rows are memory-mapped: NFS removes no file that is in use
+        self._rows_on_disk.close()
         if not self._is_known:
             self._memo.save(self.folder.name, self._source.state())

@@ -8,7 +8,6 @@ change of a file, no memo is found.
 import hashlib
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mtl_dist.config.recipe import DataConfig
 from mtl_dist.config.sources import ExampleSetConfig
 from mtl_dist.data.fingerprint import FileStates, timestamps_are_reliable
+from mtl_dist.data.temporary_folder import temporary_folder
 from mtl_dist.data.token_cache import settings_of
 from mtl_dist.errors import root_cause
 
@@ -72,8 +72,8 @@ class StartupMemo:
             return
         try:
             self.path.parent.mkdir(exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".writing-", dir=self.path.parent) as scratch:
-                new = Path(scratch) / self.path.name
+            with temporary_folder(self.path.parent) as scratch:
+                new = scratch / self.path.name
                 new.write_text(json.dumps({"entry": entry}), encoding="utf-8")
                 new.replace(self.path)
         except OSError as error:

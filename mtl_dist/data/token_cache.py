@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from mtl_dist.config.recipe import DataConfig
 from mtl_dist.config.sources import ExampleSetConfig
 from mtl_dist.data.sources import SourceTables
+from mtl_dist.data.temporary_folder import temporary_folder
 from mtl_dist.data.token_files import Split, open_split, write_split
 from mtl_dist.data.tokenization import ColumnTokenizer
 from mtl_dist.data.validation import LabeledSet
-from mtl_dist.environment import cache_root
+from mtl_dist.environment import CACHE_VARIABLE, cache_root
 from mtl_dist.errors import UserError
 from mtl_dist.io import apply_umask
 from mtl_dist.progress import Progress, no_progress
@@ -61,7 +61,10 @@ def _reporting_write_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"data.cache_dir: cannot write {root} ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise UserError(
+            f"data.cache_dir: cannot write {root} ({reason}); name a folder there, or by {CACHE_VARIABLE}"
+        ) from error
 
 
 def entry_name(
@@ -162,8 +165,8 @@ def write_entry(
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
     """A temporary folder in the cache folder. Raises UserError if the cache cannot be written."""
-    with _reporting_write_errors(root), tempfile.TemporaryDirectory(prefix=".writing-", dir=root) as scratch:
-        yield Path(scratch)
+    with _reporting_write_errors(root), temporary_folder(root) as scratch:
+        yield scratch
 
 
 def publish(new: Path, folder: Path, is_intact: Callable[[Path], bool]) -> None:

@@ -94,24 +94,32 @@ def check_rows(
         part = checked[origin]
         mask = part.rows_of(split)
         for task, found in indices[origin].items():
-            missing[task][split] = sum(
-                int(np.count_nonzero(mask[chunk] & (found[chunk] == NO_LABEL))) for chunk in chunk_slices(len(found))
-            )
+            missing[task][split] = _count_missing(found, mask)
         chosen = mask & part.labelled
         if chosen.any():
             max_rows = config.source.max_rows if split == "train" else None
             labeled[split] = _selected(part.table, origin, chosen, indices[origin], max_rows)
-        elif split in config.source.split.held_out:
-            raise UserError(
-                f"{config.key}.split.{split}: none of the {len(chosen)} rows falls into it; raise the share"
-            )
-        elif split != "validation":
-            raise UserError(f"{config.key}: the {split} split has no rows with a label")
+        else:
+            _check_absent(config, split, len(chosen))
     counts = {task: _class_counts(config, task, labeled, len(classes[task].names)) for task in config.tasks}
     warnings = [line for part in checked.values() for line in part.warnings]
-    if not known:
-        warnings += [line for task in config.tasks for line in _class_warnings(config, task, classes[task], checked)]
+    for task in () if known else config.tasks:
+        warnings += _class_warnings(config, task, classes[task], checked)
     return LabeledSet(classes, labeled, counts, missing, tuple(warnings))
+
+
+def _check_absent(config: ExampleSetConfig, split: str, rows: int) -> None:
+    """Raises UserError for a split without labelled rows, of `rows` in its source, that must have some."""
+    if split in config.source.split.held_out:
+        raise UserError(f"{config.key}.split.{split}: none of the {rows} rows falls into it; raise the share")
+    if split != "validation":
+        raise UserError(f"{config.key}: the {split} split has no rows with a label")
+
+
+def _count_missing(indices: np.ndarray, mask: np.ndarray) -> int:
+    """Number of rows of a mask that have no label, by the class index of each row, [rows] int64."""
+    chunks = chunk_slices(len(indices))
+    return sum(int(np.count_nonzero(mask[chunk] & (indices[chunk] == NO_LABEL))) for chunk in chunks)
 
 
 class _CheckedTable:

@@ -182,7 +182,7 @@ class _Rows:
     columns: Sequence[str]
     """Text columns: one, or two for a pair."""
     empty: Literal["error", "skip"]
-    """Whether a row without text is an error, or None."""
+    """Whether a row without text is an error, or is yielded as None."""
 
     @property
     def name(self) -> str:
@@ -200,9 +200,8 @@ class _Rows:
                     yield None
                 else:
                     empty = next(name for name, value in zip(self.columns, values, strict=True) if _is_blank(value))
-                    raise UserError(
-                        f"{place(row)}: text is empty in column {empty!r}; data.empty_text=skip leaves such rows out"
-                    )
+                    hint = "; leave the row out, or train with data.empty_text=skip, which gives such rows no label"
+                    raise UserError(f"{place(row)}: text is empty in column {empty!r}{hint}")
 
     def count(self) -> int | None:
         """Number of rows, each of which is checked; None for a stream, which can be read once only."""

@@ -29,16 +29,16 @@ class EncoderChoice:
     """An encoder, and what the settings of a recipe depend on."""
 
     name: str
-    """As it stands in the recipe."""
+    """Folder or hub name, as it stands in the recipe."""
     why: str
     blocks: int = 12
     positions: int | None = 512
     """Most tokens of a text; None for no limit."""
     small: bool = False
-    """Whether it is a small one, which takes higher learning rates."""
+    """Whether the encoder is a small one, which takes higher learning rates."""
     pooling: str = "first_token"
     tokenizer: PreTrainedTokenizerBase | None = None
-    """None for an encoder that is not on this machine."""
+    """The encoder's tokenizer; None for an encoder that is not on this machine."""
 
 
 def choose_encoder(asked: str | None, folders: Sequence[Path]) -> EncoderChoice:

@@ -23,7 +23,7 @@ _COLUMN_WIDTH = 24
 
 @dataclass(frozen=True)
 class Options:
-    """What the user has decided."""
+    """Decisions that the user of `mtl-dist init` has made."""
 
     to: Path | None = None
     text: Sequence[str] = ()
@@ -40,7 +40,7 @@ class NewRecipe:
     path: Path
     text: str
     lines: list[str]
-    """What was decided, and why."""
+    """Lines for people to read: what was decided, and why."""
 
 
 def propose(files: Sequence[str], options: Options) -> NewRecipe:

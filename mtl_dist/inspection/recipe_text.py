@@ -25,16 +25,16 @@ class RecipeParts:
     """What a new recipe is written from."""
 
     path: Path
-    """Where it will be."""
+    """File that the recipe will be written to."""
     output_dir: str
     sources: list[SourcePlan]
     tasks: list[tuple[str, SourcePlan, str]]
-    """Name, source and label column."""
+    """Name, source and label column of each task."""
     encoder: EncoderChoice
     lengths: Lengths
     settings: Settings
     blank: int
-    """Rows without text."""
+    """Number of rows without text."""
 
 
 def recipe_text(parts: RecipeParts) -> str:

@@ -22,7 +22,7 @@ class TextRows:
     """Hash of each row's text, and its labels."""
 
     hashes: np.ndarray
-    """[rows] uint64."""
+    """64-bit hashes of the texts, [rows] uint64."""
     labels: Mapping[str, np.ndarray]
     """Class index of each row, [rows] int64, by task; NO_LABEL where there is none."""
 

@@ -21,9 +21,9 @@ class SourcePlan:
     name: str
     group: Group
     columns: dict[str, ColumnProfile]
-    """Of the training files."""
+    """Statistics of the columns of the training files, by name."""
     roles: dict[str, Role]
-    """Of all columns of the training files, in their order."""
+    """Uses of all columns of the training files, in their order."""
     text: list[str]
     labels: list[str]
     notes: list[str] = field(default_factory=list)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtl_dist.config.sources import COMPRESSED
+from mtl_dist.config.sources import uncompressed_name
 from mtl_dist.errors import UserError
 from mtl_dist.inspection.table_scan import Scan
 
@@ -25,16 +25,13 @@ class Group:
 
     @property
     def scans(self) -> list[Scan]:
-        """All files."""
+        """Files of all splits."""
         return [one for scans in self.splits.values() for one in scans]
 
 
 def stem(path: str) -> str:
     """Name of a file without the endings of its format and compression."""
-    name = Path(path)
-    while name.suffix.lower() in COMPRESSED:
-        name = name.with_suffix("")
-    return name.stem
+    return uncompressed_name(path).stem
 
 
 def split_of(path: str) -> tuple[str, str | None]:

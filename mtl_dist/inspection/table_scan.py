@@ -7,16 +7,11 @@ from itertools import islice
 
 from mtl_dist.config.data_recipe import ReadConfig
 from mtl_dist.data.reading.files import format_of, open_file
+from mtl_dist.data.reading.lines import marked_encoding
 from mtl_dist.data.reading.table import TableFile
 from mtl_dist.errors import UserError
 from mtl_dist.inspection.column_profile import ColumnProfile
 
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _WESTERN = "cp1252"
 _DELIMITERS = (",", ";", "\t", "|")
 _BLOCK = 1 << 20
@@ -86,7 +81,7 @@ def _encoding(found: Scan) -> ReadConfig:
     path = found.table.path
     with open_file(path) as file:
         begin = file.read(4)
-        if marked := next((name for mark, name in _MARKS.items() if begin.startswith(mark)), None):
+        if marked := marked_encoding(begin):
             found.notes.append(f"encoding: {marked}, by its first bytes")
             return ReadConfig(encoding=marked)
         decoder = codecs.getincrementaldecoder("utf-8")()

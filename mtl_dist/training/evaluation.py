@@ -1,9 +1,9 @@
 """Evaluation of every task on a split, shared out among the ranks with exact counts.
 
 The rows of an example set are encoded once for all of its tasks. Batches are formed over the whole split, whatever the
-number of ranks, and taken by the ranks in turn. Confusion counts
-are integers and batch losses are added by `math.fsum`, so that the metrics do not depend on the number of ranks. All
-ranks make the same number of forward passes, because with sharded parameters each pass needs them all.
+number of ranks, and taken by the ranks in turn. Confusion counts are integers and batch losses are added by
+`math.fsum`, so that the metrics do not depend on the number of ranks. All ranks make the same number of forward passes,
+because with sharded parameters each pass needs them all.
 """
 
 import math

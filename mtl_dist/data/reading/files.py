@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from mtl_dist.config.sources import COMPRESSED, FILE_BUILDERS, builder_of
+from mtl_dist.config.sources import FILE_BUILDERS, builder_of, uncompressed_name
 from mtl_dist.data.reading.compression import decompressed
 from mtl_dist.errors import UserError
 
@@ -32,10 +32,7 @@ def format_of(path: str) -> str | None:
 
 def is_tab_separated(path: str) -> bool:
     """Whether the name of a file, compressed or not, says that tabs separate its fields."""
-    name = Path(path)
-    while name.suffix.lower() in COMPRESSED:
-        name = name.with_suffix("")
-    return name.suffix.lower() == ".tsv"
+    return uncompressed_name(path).suffix.lower() == ".tsv"
 
 
 @contextmanager

@@ -21,6 +21,11 @@ _MARKS = {
 """Byte order marks, and the encodings that they tell."""
 
 
+def marked_encoding(begin: bytes) -> str | None:
+    """The encoding other than UTF-8 that the first four bytes of a file tell by a byte order mark, or None."""
+    return next((encoding for mark, encoding in _MARKS.items() if begin.startswith(mark)), None)
+
+
 class DecodedFile:
     """The text of an open file; a byte order mark is dropped. `name` begins error messages.
 
@@ -108,7 +113,7 @@ class DecodedFile:
 
     def _other_encoding(self) -> str:
         """End of a message: the encoding that the first bytes of the file tell, if they tell one."""
-        encoding = next((encoding for mark, encoding in _MARKS.items() if self._begin.startswith(mark)), None)
+        encoding = marked_encoding(self._begin)
         if encoding is None and b"\0" in self._begin[:2]:
             encoding = "utf-16-be" if self._begin.startswith(b"\0") else "utf-16-le"
         return f"; the file begins like {encoding}: set read.encoding={encoding}" if encoding else ""

@@ -148,7 +148,8 @@ def test_a_row_without_text_is_refused_with_its_column(
     (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "in.csv").write_text("text,id\nbad1,1\n ,2\n")
     assert predicted(copy, "--task", "mood", tmp_path / "in.csv") == UserError.exit_code
-    message = "in.csv line 3: text is empty in column 'text'; data.empty_text=skip leaves such rows out"
+    hint = "leave the row out, or train with data.empty_text=skip, which gives such rows no label"
+    message = f"in.csv line 3: text is empty in column 'text'; {hint}"
     assert message in capsys.readouterr().err
 
 
