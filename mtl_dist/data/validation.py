@@ -218,6 +218,8 @@ def _classes(
         for part in tables.values():
             part.refuse_values(task, lambda value: not is_whole_number(value), _fractional)
         raise AssertionError("a fractional number is among the labels")
+    if classes.kind == CLASS_LABEL:
+        _refuse_numbers_beside_names(classes, task, tables["train"], class_names[one.label])
     found = sorted({classes.index(value) for value in train})
     if len(classes.names) < 2 or (len(found) < 2 and classes.kind != CLASS_LABEL):
         name = classes.names[found[0]]
@@ -231,6 +233,22 @@ def _classes(
             " identifier or a measurement and no class; name a column of classes, or the classes in labels"
         )
     return classes
+
+
+def _refuse_numbers_beside_names(
+    classes: LabelClasses, task: str, train: _CheckedTable, class_names: Sequence[str]
+) -> None:
+    """Refuses plain numbers in a column that other files give class names: they are indices as likely as classes."""
+    added = set(filter(is_whole_number, classes.names[len(class_names) :]))
+    if added:
+        train.refuse_values(
+            task,
+            added.__contains__,
+            lambda value: (
+                f"label {value} has no class name, and other rows have the names {list_some(class_names)};"
+                " give all files names, or none"
+            ),
+        )
 
 
 def _fractional(value: str) -> str:

@@ -329,3 +329,16 @@ def test_invalid_data_raises_the_same_error_on_every_rank(recipe: Recipe, tmp_pa
     errors = [str(error) for error, _ in prepare_on_two_machines(recipe, tmp_path)]
     message = "tasks.mood: test row 0 (from 0): text is empty; data.empty_text=skip leaves such rows out"
     assert errors == [message] * 4
+
+
+def test_rows_without_a_label_are_told_of_a_split_that_has_no_labels(tmp_path: Path) -> None:
+    rows = [{"text": WORDS[number], "label": number % 2} for number in range(4)]
+    unlabelled = [{"text": "so1", "label": None}]
+    for split, of_split in (("train", rows), ("validation", unlabelled), ("test", rows)):
+        (tmp_path / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in of_split))
+    files = {split: [str(tmp_path / f"{split}.json")] for split in ("train", "validation", "test")}
+    recipe = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path / 'cache'}")
+    one = Recipe.model_validate(recipe.model_dump() | {"tasks": {"t": {"path": "json", "data_files": files}}})
+    assert prepare(one, ProcessGroup()).tasks["t"].summary() == (
+        "tasks.t: 2 classes, whole numbers; rows in train/validation/test: 0: 2/0/2, 1: 2/0/2; without a label: 0/1/0"
+    )

@@ -340,3 +340,15 @@ def test_json_with_labels_of_two_types_has_classes_of_strings(tmp_path: Path) ->
     examples = checked(a_task(tmp_path, "\n".join(lines), [row("d", 1)]))
     assert names_of(examples) == ("1", "x")
     assert contents(examples) == {"train": [("a", "1"), ("b", "1"), ("c", "x")], "test": [("d", "1")]}
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], ["1", "2"]])
+def test_plain_numbers_beside_class_names_are_refused(tmp_path: Path, names: list[str]) -> None:
+    """In a shard that has lost its class names, 0 is an index as likely as a class of its own."""
+    write(tmp_path / "part0.parquet", with_class_names(names, ["a", "b"], [0, 1]))
+    write(tmp_path / "part1.parquet", [row("c", 0), row("d", 1)])
+    task = a_task(tmp_path, GOOD, with_class_names(names, ["e"], [1]), "parquet")
+    task.data_files["train"] = [str(tmp_path / "part*.parquet")]
+    assert refusal(task).startswith(
+        f"tasks.t: train row 2 (from 0): label 0 has no class name, and other rows have the names {', '.join(names)}"
+    )
