@@ -15,7 +15,7 @@ from mtl_dist.data.dataset import DataBundle, prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
 from tests.utils.log_lines import log_lines
-from tests.utils.tiny import MOODS, TOPICS, tiny_recipe, tiny_tokenizer
+from tests.utils.tiny import MOODS, TOPICS, WORDS, tiny_recipe, tiny_tokenizer
 
 T = TypeVar("T")
 
