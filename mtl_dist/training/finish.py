@@ -32,6 +32,13 @@ def summarize(context: RunContext, state: TrainState, test: Mapping[str, Classif
     return {
         **flat_metrics(test, "test"),
         "steps": state.step,
+        "tasks": {
+            task: {
+                "rows": {split: source.rows(split) for split in source.class_counts},
+                "missing": dict(source.missing),
+            }
+            for task, source in context.data.tasks.items()
+        },
         "phases": [
             {
                 "name": phase.name,

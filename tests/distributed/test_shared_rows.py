@@ -72,20 +72,23 @@ def runs(root: Path) -> Runs:
     """Runs of every variant on each of its numbers of processes, and those that are killed and resumed."""
     # The run of one process never uses the activation cache, the others use it wherever possible.
     errors = run_variants(root, {1: ON_WORLD[1]}, (*COMMON, "cache.mode=never"), shared_recipe_file)
-    several = {world: variants for world, variants in ON_WORLD.items() if world > 1}
-    several[2] |= killed_and_resumed(root)
+    several = {2: with_resumed_runs(root), 3: ON_WORLD[3]}
     errors |= run_variants(root, several, (*COMMON, "cache.mode=always"), shared_recipe_file)
     return lambda world, name: Run(root / str(world) / name, errors[world, name])
 
 
-def killed_and_resumed(root: Path) -> dict[str, Variant]:
-    """Pairs of runs in one folder: the first ends after six steps, the second is the same command again."""
-    variants = {}
-    for name in RESUMED:
-        one = ON_WORLD[2][name]
-        folder = f"output_dir={root}/2/{name}, resumed"
-        variants[f"{name}, killed"] = Variant(one.accumulation, (*one.overrides, folder), one.engine, "the later steps")
-        variants[f"{name}, resumed"] = Variant(one.accumulation, (*one.overrides, folder), one.engine)
+def with_resumed_runs(root: Path) -> dict[str, Variant]:
+    """The variants on two processes, and after those of RESUMED two runs in one folder.
+
+    The first ends after six steps, the second is the same command again.
+    """
+    variants: dict[str, Variant] = {}
+    for name, one in ON_WORLD[2].items():
+        variants[name] = one
+        if name in RESUMED:
+            overrides = (*one.overrides, f"output_dir={root}/2/{name}, resumed")
+            variants[f"{name}, killed"] = Variant(one.accumulation, overrides, one.engine, "the later steps")
+            variants[f"{name}, resumed"] = Variant(one.accumulation, overrides, one.engine)
     return variants
 
 

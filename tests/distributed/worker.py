@@ -175,6 +175,8 @@ def main(file: Path) -> None:
     accelerator, processes, _ = start_accelerator()
     parts = (Engine, DataParallel, FullySharded, *ZERO, Evaluator, EarlyStopping, LayerwiseLearningRateTrainer)
     intact: list[tuple[Any, str, Any]] = [(part, name, value) for part in parts for name, value in methods(part)]
+    # DeepSpeed's stage 3 leaves its own linear function behind, which rounds differently.
+    intact += [(torch.nn.functional, "linear", torch.nn.functional.linear)]
     intact += [(build, "trim_vocabulary", build.trim_vocabulary), (base, "check_optimizer", base.check_optimizer)]
     errors: list[str | None] = []
     for one in json.loads(file.read_text()):

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.utils.tiny import WORDS, tiny_encoder
 
@@ -56,7 +57,7 @@ def shared_recipe_file(folder: Path, tables: Mapping[str, Table] | None = None) 
     files = {split: str(folder / f"tickets.{split}.csv") for split in SPLITS}
     for split, table in (tables or ticket_tables()).items():
         write_table(Path(files[split]), table)
-    recipe = {
+    recipe: dict[str, Any] = {
         "output_dir": str(folder / "run"),
         "batch_size": 11,
         "model": {"encoder": str(folder / "encoder"), "dropout": 0.0, "encoder_dropout": 0.0},

@@ -1,6 +1,6 @@
-"""Section on the plan: the units that each phase trains, and the draws from each task's rows."""
+"""Section on the plan: the units that each phase trains, the rows that it draws, and the labels of these rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,24 +34,42 @@ class PhaseRow:
 
 
 @dataclass(frozen=True)
-class TaskDraws:
-    """Examples drawn from one task's training rows."""
+class PoolDraws:
+    """Rows drawn from one pool."""
 
     name: str
+    tasks: str
+    """The tasks that a row can count for, where they are several; else empty."""
     size: int
-    """Number of training rows."""
+    """Number of rows."""
     draws: list[int]
-    """Examples drawn in each phase."""
+    """Rows drawn in each phase."""
+
+
+@dataclass(frozen=True)
+class TaskLabels:
+    """Numbers of one task's rows."""
+
+    name: str
+    splits: list[tuple[int, int]]
+    """Rows with the task's label and rows without it, in each split."""
 
 
 def plan_section(run: RunRecord) -> Section | None:
-    """Returns the tables of phases and draws; None for a run without setup.json."""
+    """Returns the tables of phases, draws and labels; None for a run without setup.json.
+
+    Labels have a table of their own only where rows are without some.
+    """
     if not run.setup:
         return None
     parameters = sum(run.setup["units"].values())
     phases = [_phase_row(span, parameters) for span in run.spans]
-    tasks = [_task_draws(run, task) for task in run.tasks]
-    return Section("Plan", render("plan.html", phases=phases, tasks=tasks, finished=run.finished))
+    splits = list(dict.fromkeys(split for task in run.tasks for split in run.setup["tasks"][task]["rows"]))
+    labels = [_task_labels(run, task, splits) for task in run.tasks]
+    if not any(missing for task in labels for _, missing in task.splits):
+        labels = []
+    tables = {"phases": phases, "pools": _pool_draws(run), "splits": splits, "labels": labels}
+    return Section("Plan", render("plan.html", **tables, finished=run.finished))
 
 
 def _phase_row(span: Span, parameters: int) -> PhaseRow:
@@ -69,6 +87,18 @@ def _phase_row(span: Span, parameters: int) -> PhaseRow:
     )
 
 
-def _task_draws(run: RunRecord, task: str) -> TaskDraws:
-    draws = [int((span.outcome or span.planned)["draws"][task]) for span in run.spans]
-    return TaskDraws(task, run.setup["tasks"][task]["rows"]["train"], draws)
+def _pool_draws(run: RunRecord) -> list[PoolDraws]:
+    # In runs of older versions, each task has its own rows.
+    own = {task: {"tasks": [task], "rows": run.setup["tasks"][task]["rows"]["train"]} for task in run.tasks}
+    pools = []
+    for name, pool in run.setup.get("pools", own).items():
+        first, *others = pool["tasks"]
+        draws = [int((span.outcome or span.planned)["draws"][first]) for span in run.spans]
+        pools.append(PoolDraws(name, ", ".join([first, *others]) if others else "", pool["rows"], draws))
+    return pools
+
+
+def _task_labels(run: RunRecord, task: str, splits: Sequence[str]) -> TaskLabels:
+    of_task = run.setup["tasks"][task]
+    missing = of_task.get("missing", {})
+    return TaskLabels(task, [(of_task["rows"].get(split, 0), missing.get(split, 0)) for split in splits])

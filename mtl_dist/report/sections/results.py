@@ -21,7 +21,9 @@ class ResultRow:
     task: str
     figures: Mapping[str, float | None]
     size: int | None
-    """Number of rows of the split; None where setup.json does not have it."""
+    """Number of rows of the split with the task's label; None where setup.json does not have it."""
+    missing: int
+    """Number of rows without it."""
     classes: int | None
 
 
@@ -74,8 +76,9 @@ def confusion_section(run: RunRecord) -> Section | None:
 
 def _result_row(run: RunRecord, last: Evaluation, task: str, split: str) -> ResultRow:
     figures = {name: last.figures[task].get(name) for name in FIGURES}
-    size = run.setup.get("tasks", {}).get(task, {}).get("rows", {}).get(split)
-    return ResultRow(task, figures, size, len(run.labels(task)) or None)
+    of_task = run.setup.get("tasks", {}).get(task, {})
+    size, missing = of_task.get("rows", {}).get(split), of_task.get("missing", {}).get(split, 0)
+    return ResultRow(task, figures, size, missing, len(run.labels(task)) or None)
 
 
 def _mean(values: list[float]) -> float:
