@@ -65,6 +65,8 @@ def value_columns(config: ExampleSetConfig) -> list[str]:
     """Names of the columns of an example set that are no texts: labels, and those that splits are made by."""
     split = config.source.split
     names = [*(task.label for task in config.tasks.values()), split.by, split.stratify]
+    if split.held_out:
+        names += config.other_text
     return list(dict.fromkeys(name for name in names if name is not None))
 
 

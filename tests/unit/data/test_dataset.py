@@ -331,6 +331,21 @@ def test_invalid_data_raises_the_same_error_on_every_rank(recipe: Recipe, tmp_pa
     assert errors == [message] * 4
 
 
+@pytest.mark.parametrize("split", [{}, {"stratify": "label"}])
+def test_a_row_is_on_one_side_for_all_tasks_of_a_source_whatever_texts_they_read(tmp_path: Path, split: Any) -> None:
+    """Else the title of a row would train the encoder that is tested on its body."""
+    numbers = range(80)
+    rows = [{"title": WORDS[at % 40], "body": f"{WORDS[at // 2]} so{at % 2}", "label": at % 3} for at in numbers]
+    (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": "json", "data_files": str(tmp_path / "rows.json"), "split": {"test": 0.3, **split}}
+    tasks = {name: {"source": "s", "text": name} for name in ("title", "body")}
+    recipe = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path / 'cache'}").model_dump()
+    data = prepare(Recipe.model_validate(recipe | {"sources": {"s": source}, "tasks": tasks}), ProcessGroup())
+    title, body = ({name: part.rows[:]["row"].to_pylist() for name, part in one.splits.items()} for one in data.sets)
+    assert title == body
+    assert 10 < len(title["test"]) < 40
+
+
 def test_rows_without_a_label_are_told_of_a_split_that_has_no_labels(tmp_path: Path) -> None:
     rows = [{"text": WORDS[number], "label": number % 2} for number in range(4)]
     unlabelled = [{"text": "so1", "label": None}]

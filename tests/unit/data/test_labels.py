@@ -116,6 +116,13 @@ def test_classes_that_differ_only_in_case_or_space_are_reported(tmp_path: Path, 
     assert line == "tasks.t: classes differ only in case, white space or digits: ' cat' and 'Cat' and 'cat'"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_for_a_missing_value_is_a_class_and_is_reported(tmp_path: Path, kind: str) -> None:
+    rows = [row("a", "None"), row("b", "dog"), row("c", "nan"), row("d", "NA cat")]
+    (line,) = checked(a_task(tmp_path, rows, rows, kind)).warnings
+    assert line == "tasks.t: 'None', 'nan' is a class like others; a missing label is an empty field, or null"
+
+
 def test_ratings_from_one_to_five_are_five_classes(tmp_path: Path) -> None:
     rows = [row(f"t{rating}", rating) for rating in (5, 1, 4, 2, 3)]
     for kind in KINDS:
