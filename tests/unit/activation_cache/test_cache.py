@@ -3,17 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import Tensor
 
+from mtl_dist.activation_cache.groups import DistinctTexts
 from mtl_dist.checkpoint import storage as checkpoint
 from mtl_dist.checkpoint.storage import Checkpoint
+from mtl_dist.config.load import parse
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import Interrupted
 from mtl_dist.models.multitask import MultitaskTransformer
+from mtl_dist.train_state import TrainState
+from mtl_dist.training.trainer import LayerwiseLearningRateTrainer
 from tests.unit.training.test_stopped_runs import stop_at_check
 from tests.utils.in_process import metrics_of, run_here, setup_here, summary_of
 from tests.utils.nonfinite import inject_nonfinite
+from tests.utils.shared_rows import CLASSES, shared_recipe_file, ticket_tables
 from tests.utils.tiny import tiny_recipe
 
 PHASES = {
@@ -141,3 +147,33 @@ def test_one_line_is_logged_for_each_span(
     logged = [message for message in caplog.messages if message.startswith("cache: ")]
     assert len(logged) == len(lines)
     assert all(message.startswith(line) for message, line in zip(logged, lines, strict=True))
+
+
+@pytest.mark.parametrize("rows", ["shared", "per_task"])
+def test_each_row_is_computed_once_for_all_of_its_tasks(tmp_path: Path, rows: str) -> None:
+    """Two phases of the heads pass over all rows of a table with three tasks; further passes read the cache."""
+    phases = "phases=[{name: heads, train: [heads], epochs: 2.0}, {name: again, train: [heads], epochs: 1.0}]"
+    settings = (f"sampling.rows={rows}", "sampling.strategy=proportional", phases, "cache.mode=always")
+    setup = setup_here(parse(["--config", str(shared_recipe_file(tmp_path)), *settings]).recipe)
+    trainer = LayerwiseLearningRateTrainer(setup, TrainState())
+    for phase in setup.rates.schedule.phases:
+        setup.engine.enter_phase(phase.name, phase.units)
+        setup.cache.enter_phase(phase, trainer.train_state)
+        for step in range(phase.start, phase.stop):
+            trainer.training_step(step)
+    with_labels = sum(any(row[task] for task in CLASSES) for row in ticket_tables()["train"])
+    assert setup.cache.computed == with_labels
+    assert setup.cache.reads == 11 * setup.rates.schedule.total_steps > 3 * with_labels - 11
+
+
+def test_rows_of_two_pools_over_one_example_set_are_the_same_texts() -> None:
+    hashes = np.array([[7, text] for text in (4, 9, 2)], dtype=np.uint64)
+    other = np.array([[7, 9]], dtype=np.uint64)
+    distinct = DistinctTexts([hashes, other], [np.array([4, 9, 2]), np.array([9])], [0, 0, 1])
+    first, second, third = (
+        distinct.numbers(np.full(count, pool), np.arange(count)) for pool, count in ((0, 3), (1, 3), (2, 1))
+    )
+    assert first.tolist() == second.tolist()
+    assert third[0] == first[1]
+    assert [distinct.count(0, None), distinct.count(1, np.array([0, 2])), distinct.count(2, None)] == [3, 2, 1]
+    assert len(distinct.lengths) == 3

@@ -125,6 +125,18 @@ def test_the_plan_has_phases_and_passes(finished: Node) -> None:
     assert cells(draws) == [[task, "48", "24 (0.50)", "24 (0.50)", "48 (1.00)"] for task in TASKS]
 
 
+def test_shared_rows_have_the_draws_of_their_pool_and_labels_of_each_task(tmp_path: Path) -> None:
+    setup = setup_of_run()
+    setup["pools"] = {"tickets": {"tasks": list(TASKS), "rows": 48}}
+    setup["tasks"]["mood"] |= {"rows": {"train": 40, "test": 13}, "missing": {"train": 8, "test": 3}}
+    root = page_in(write_run(tmp_path / "run", setup=setup))
+    _, draws, labels = root.by_id("plan").all("table")
+    assert cells(draws) == [["tickets for topic, mood", "48", "24 (0.50)", "24 (0.50)", "48 (1.00)"]]
+    assert cells(labels) == [["topic", "48, 0", "12, 0", "16, 0"], ["mood", "40, 8", "0, 0", "13, 3"]]
+    results = cells(root.by_id("results"))
+    assert [row[4] for row in results[:2]] == ["16", "13 3 without a label"]
+
+
 def test_the_recipe_is_there_word_for_word(finished: Node, tmp_path: Path) -> None:
     text = (tmp_path / "a run" / "recipe.yaml").read_text()
     assert finished.by_id("recipe").first("pre").text.strip() == text.strip()

@@ -18,8 +18,8 @@ from mtl_dist.config.recipe import (
 from mtl_dist.config.selectors import select
 from mtl_dist.schedule.learning_rates import LearningRates
 from mtl_dist.schedule.phases import compile_schedule
-from mtl_dist.schedule.plan_table import HEADER, ONE_TASK_EACH, SEVERAL_TASKS, PoolSize, plan_table
-from mtl_dist.schedule.sampler import TaskBalancedSampler, pool_shares
+from mtl_dist.schedule.plan_table import CELL_WIDTH, HEADER, ONE_TASK_EACH, SEVERAL_TASKS, PoolSize, plan_table
+from mtl_dist.schedule.sampler import Pool, TaskBalancedSampler, pool_shares
 from tests.utils.pools import pools_of_tasks
 
 SIZES = {"topic": 1000, "mood": 350}
@@ -166,3 +166,71 @@ def test_everything_frozen_is_one_line() -> None:
     rates, sampler = rates_and_sampler(OptimizerConfig(), "all")
     expected = "everything is frozen (model.freeze): no training steps, evaluation only"
     assert plan_table(rates, sampler, POOLS, UNIT_SIZES) == expected
+
+
+SHARED = {"tickets": PoolSize(200, {"team": 200, "mood": 50}), "topic": PoolSize(100, {"topic": 100})}
+
+
+def shared_cells(*steps: int) -> list[list[str]]:
+    """The table of phases of so many steps in batches of 20, half of them from a pool that two tasks share."""
+    phases = [PhaseConfig(name=f"p{index}", train=["all"], steps=count) for index, count in enumerate(steps)]
+    tasks = {task: TaskConfig(path="json") for pool in SHARED.values() for task in pool.labels}
+    recipe = Recipe(batch_size=20, tasks=tasks, phases=phases)
+    sampler = TaskBalancedSampler(
+        [
+            Pool("tickets", np.ones(200), {0: None, 1: np.repeat([0, -1, -1, -1], 50)}),
+            Pool("topic", np.ones(100), {2: None}),
+        ],
+        batch_size=20,
+        seed=0,
+        shares=dict.fromkeys(SHARED, 1),
+        batches="mixed",
+        length_window=4,
+    )
+    rates = LearningRates(OptimizerConfig(), compile_schedule(recipe, 1, 300), 1)
+    units = {"embeddings": 10, "blocks.0": 5} | {f"heads.{task}": 1 for task in tasks}
+    return cells(rates, sampler, SHARED, units)
+
+
+def test_shared_rows_have_their_draws_and_the_labels_of_each_task() -> None:
+    """Labels are exact where a task has one for every row and in whole passes, and else about their share."""
+    rows = shared_cells(20, 15, 5)
+    assert [row[5:] for row in rows] == [
+        ["tickets 200 (1.00), topic 200 (2.00)", "team 200, mood 50, topic 200"],
+        ["tickets 150 (0.75), topic 150 (1.50)", "team 150, mood ~38, topic 150"],
+        ["tickets 50 (0.25), topic 50 (0.50)", "team 50, mood ~12, topic 50"],
+        ["tickets 400 (2.00), topic 400 (4.00)", "team 400, mood 100, topic 400"],
+    ]
+
+
+def test_labels_that_are_called_exact_are_those_of_the_batches() -> None:
+    pool = Pool("tickets", np.ones(200), {0: None, 1: np.repeat([0, -1, -1, -1], 50)})
+    sampler = TaskBalancedSampler(
+        [pool], batch_size=10, seed=0, shares={"tickets": 1}, batches="mixed", length_window=4
+    )
+    assert np.sum([sampler.batch(step).counts for step in range(20)], axis=0).tolist() == [200, 50]
+
+
+def test_many_tasks_go_over_several_lines() -> None:
+    names = [f"task-number-{index}" for index in range(20)]
+    recipe = Recipe(
+        batch_size=20,
+        tasks={name: TaskConfig(path="json") for name in names},
+        phases=[PhaseConfig(name="all", train=["all"], steps=5)],
+    )
+    sampler = TaskBalancedSampler(
+        pools_of_tasks(dict.fromkeys(names, np.ones(10))),
+        batch_size=20,
+        seed=0,
+        shares=dict.fromkeys(names, 1),
+        batches="mixed",
+        length_window=4,
+    )
+    pools = {name: PoolSize(10, {name: 10}) for name in names}
+    units = {"embeddings": 10, "blocks.0": 5} | {f"heads.{name}": 1 for name in names}
+    rates = LearningRates(OptimizerConfig(), compile_schedule(recipe, 1, 200), 1)
+    table = plan_table(rates, sampler, pools, units)
+    assert max(map(len, table.splitlines())) < 3 * CELL_WIDTH + 60
+    phase, total = cells(rates, sampler, pools, units)
+    assert phase[2] == f"embeddings blocks[0] {' '.join(f'heads.{name}' for name in names)}"
+    assert phase[5] == total[5] == ", ".join(f"{name} 5 (0.50)" for name in names)
