@@ -107,8 +107,10 @@ def _check_temporary_folder() -> None:
 def expand_home(key: str, path: str) -> str:
     """`path` with a leading `~` or `~user` replaced by the home folder; `key` begins messages.
 
-    Raises UserError where there is no such folder.
+    Raises UserError where there is no such folder, and for what can be no path.
     """
+    if "\0" in path:
+        raise UserError(f"{key}: {path!r} has a NUL character, and no path has one")
     if not path.startswith("~"):
         return path
     user = path[1:].partition("/")[0]

@@ -40,16 +40,22 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
     if close:
-        return f"; did you mean {prefix}{clip(close[0])}?"
+        return f"; did you mean {prefix}{one_line(clip(close[0]))}?"
     return f"; choose from {list_some(names)}" if names else ""
 
 
 def list_some(names: Sequence[str]) -> str:
     """The first ten of `names`, and how many there are beyond these; messages stay readable with 2,000 classes."""
     more = len(names) - MOST_LISTED
-    return ", ".join(map(clip, names[:MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
+    shown = [one_line(clip(name)) for name in names[:MOST_LISTED]]
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def clip(text: str, most: int = 80) -> str:
     """At most `most` characters of `text`, of which the last is an ellipsis where some are left out."""
     return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def one_line(text: str) -> str:
+    """`text` with its line ends and other characters that a terminal does not show as escape sequences."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

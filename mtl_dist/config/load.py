@@ -210,7 +210,7 @@ def _with_home(recipe: Recipe) -> Recipe:
         section, _, name = key.rpartition(".")
         owner = getattr(recipe, section) if section else recipe
         path = getattr(owner, name)
-        if path is not None and path.startswith("~"):
+        if path is not None:
             changed = owner.model_copy(update={name: expand_home(key, path)})
             recipe = recipe.model_copy(update={section: changed}) if section else changed
     return recipe

@@ -36,6 +36,8 @@ class ExampleSetConfig:
     """One text column, or two for sentence pairs."""
     tasks: dict[str, TaskConfig]
     """In the order of the recipe."""
+    other_text: Sequence[str] = ()
+    """Text columns of other tasks of the source: a row is held out by all of its texts, on one side for all tasks."""
 
     def key_of(self, task: str) -> str:
         """Key of a task, which begins messages about its label."""
@@ -70,6 +72,9 @@ def example_sets(recipe: Recipe) -> list[ExampleSetConfig]:
         key = (task if config.source is None else config.source, own, tuple(text_of(recipe, task)))
         members.setdefault(key, {})[task] = config
     choices = [(name, own) for name, own, _ in members]
+    columns: dict[tuple[str, bool], dict[str, None]] = {}
+    for name, own, text in members:
+        columns.setdefault((name, own), {}).update(dict.fromkeys(text))
     return [
         ExampleSetConfig(
             name if choices.count((name, own)) == 1 else f"{name} ({', '.join(map(_column_in_name, text))})",
@@ -77,6 +82,7 @@ def example_sets(recipe: Recipe) -> list[ExampleSetConfig]:
             source_of(recipe, next(iter(tasks))),
             text,
             tasks,
+            [column for column in columns[name, own] if column not in text],
         )
         for (name, own, text), tasks in members.items()
     ]

@@ -65,8 +65,8 @@ class TaskData:
 
     def summary(self) -> str:
         """Kind and number of classes, their rows in each split, and the rows without a label, in a line."""
-        splits = list(self.class_counts)
-        rows = np.stack([self.class_counts[split] for split in splits], axis=1).tolist()
+        splits, none = list(self.missing), np.zeros(len(self.labels), dtype=np.int64)
+        rows = np.stack([self.class_counts.get(split, none) for split in splits], axis=1).tolist()
         classes = [f"{name}: {'/'.join(map(str, counts))}" for name, counts in zip(self.labels, rows, strict=True)]
         line = (
             f"tasks.{self.name}: {len(classes)} classes, {self.kind}; rows in {'/'.join(splits)}: {list_some(classes)}"

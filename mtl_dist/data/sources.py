@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import datasets
 import pyarrow as pa
 from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
 
 from mtl_dist.config.sources import FILE_BUILDERS, ExampleSetConfig
 from mtl_dist.data.fingerprint import FileStates, files_state, rows_state
@@ -53,14 +54,19 @@ def open_source(config: ExampleSetConfig, splits: Sequence[str]) -> Source:
     needed = [split for split in splits if split not in held_out]
     if len(needed) < len(splits) and "train" not in needed:
         needed = ["train", *needed]
-    kind = _FileSource if config.source.path in FILE_BUILDERS else _DatasetSource
-    return kind(config, needed)
+    if config.source.path in FILE_BUILDERS:
+        return _FileSource(config, needed)
+    if (files := _text_files_of_folder(config, needed)) is not None:
+        return _FileSource(files, needed)
+    return _DatasetSource(config, needed)
 
 
 def value_columns(config: ExampleSetConfig) -> list[str]:
     """Names of the columns of an example set that are no texts: labels, and those that splits are made by."""
     split = config.source.split
     names = [*(task.label for task in config.tasks.values()), split.by, split.stratify]
+    if split.held_out:
+        names += config.other_text
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
@@ -165,6 +171,36 @@ class _DatasetSource:
                     for name in wanted.names
                 ]
             )
+
+
+def _text_files_of_folder(config: ExampleSetConfig, splits: Sequence[str]) -> ExampleSetConfig | None:
+    """`config` with the CSV or JSON files of its folder; None for any other source, which `datasets` reads.
+
+    `datasets` would guess the types of values, and take the first column for row numbers where rows have a field more
+    than the header. It finds the files, by name or as the folder's card says.
+    """
+    source = config.source
+    if source.data_files or not Path(source.path).is_dir():
+        return None
+    try:
+        with _quiet_datasets():
+            builder = datasets.load_dataset_builder(source.path, source.name)
+    except Exception:  # noqa: BLE001 - reading it tells what is wrong
+        return None
+    kind = next((name for name, of in (("csv", Csv), ("json", Json)) if isinstance(builder, of)), None)
+    found = {str(split): list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
+    if kind is None or builder.info.features or not _has_default_options(builder.config):
+        return None
+    if any(split not in found for split in splits if split != "validation"):
+        return None
+    return replace(config, source=source.model_copy(update={"path": kind, "data_files": found}))
+
+
+def _has_default_options(config: Any) -> bool:
+    """Whether the configuration of a builder of `datasets` says no more than which files there are."""
+    own = {one.name for one in fields(config)} - {one.name for one in fields(datasets.BuilderConfig)}
+    defaults = type(config)()
+    return all(getattr(config, name) == getattr(defaults, name) for name in own)
 
 
 def _class_names(rows: datasets.Dataset) -> ClassNames:

@@ -1,7 +1,7 @@
 """Splits by shares of the training rows, the same on every machine and for the rows that are there when others follow.
 
 A row's side follows from a number u in [0, 1): test below the share of test, validation in the share behind it, else
-train.
+train. Numbers and booleans in a column that decides on sides are equal in any form, such as 1 and 1.0.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import xxhash
 from mtl_dist.config.data_recipe import SPLITS, SplitConfig
 from mtl_dist.data.chunked import chunk_slices, concatenate_on_disk
 from mtl_dist.data.columns import text_hashes
+from mtl_dist.data.labels import canonical
 from mtl_dist.data.string_table import StringTable
 
 GOLDEN_RATIO_CONJUGATE = (5**0.5 - 1) / 2
@@ -42,7 +43,7 @@ def _row_hashes(table: StringTable, text: Sequence[str], by: str | None) -> Iter
             groups = chunk.column(by).to_pylist()
             for row, group in enumerate(groups):
                 if group is not None:
-                    hashes[row] = xxhash.xxh3_64_intdigest(group.encode())
+                    hashes[row] = xxhash.xxh3_64_intdigest(canonical(group).encode())
         yield hashes
 
 
@@ -69,7 +70,7 @@ def _sides_in_order(table: StringTable, rows: np.ndarray, split: SplitConfig, st
     for chunk in chunk_slices(len(rows)):
         numbers = np.empty(chunk.stop - chunk.start)
         values = table.take(rows[chunk], [stratify]).column(stratify).to_pylist()
-        for at, value in enumerate(values):
+        for at, value in enumerate(None if value is None else canonical(value) for value in values):
             if value not in seen:
                 seen[value], starts[value] = 0, _start(value, split)
             numbers[at] = starts[value] + seen[value] * GOLDEN_RATIO_CONJUGATE

@@ -99,6 +99,7 @@ def settings_of(
         "tasks": tasks,
         # The key is in the entry's warnings.
         "source": [config.key, list(config.text), config.source.max_rows, config.source.split.model_dump()],
+        "other_text": list(config.other_text),
         "splits": list(splits),
         "data": [data.max_length, data.empty_text],
     }

@@ -31,6 +31,8 @@ from mtl_dist.data.splitting import sides
 from mtl_dist.data.string_table import StringTable
 from mtl_dist.errors import UserError, clip, list_some
 
+_WORDS_FOR_MISSING = {"na", "n/a", "nan", "nil", "none", "null"}
+"""Words that other programs write for a missing value; some are classes, as the stance None of an argument."""
 EmptyText = Literal["error", "skip"]
 MANY_CLASSES, TOO_MANY_CLASSES = 20, 1000
 """Numbers of classes beyond which a label column looks like an identifier, or is refused as one, if more than half of
@@ -153,7 +155,9 @@ class _CheckedTable:
             self.labelled |= present
         self._sides: np.ndarray | None = None
         if split == "train" and config.source.split.held_out:
-            self._sides = sides(table, config.text, self.usable, config.source.split)
+            # In an order that is the same for all example sets of the source.
+            text = sorted([*config.text, *config.other_text]) if config.other_text else config.text
+            self._sides = sides(table, text, self.usable, config.source.split)
 
     def rows_of(self, split: str) -> np.ndarray:
         """Mask of the rows with text that belong to a split: this one, or one that is held out of its rows."""
@@ -218,6 +222,8 @@ def _classes(
         for part in tables.values():
             part.refuse_values(task, lambda value: not is_whole_number(value), _fractional)
         raise AssertionError("a fractional number is among the labels")
+    if classes.kind == CLASS_LABEL:
+        _refuse_numbers_beside_names(classes, task, tables["train"], class_names[one.label])
     found = sorted({classes.index(value) for value in train})
     if len(classes.names) < 2 or (len(found) < 2 and classes.kind != CLASS_LABEL):
         name = classes.names[found[0]]
@@ -231,6 +237,22 @@ def _classes(
             " identifier or a measurement and no class; name a column of classes, or the classes in labels"
         )
     return classes
+
+
+def _refuse_numbers_beside_names(
+    classes: LabelClasses, task: str, train: _CheckedTable, class_names: Sequence[str]
+) -> None:
+    """Refuses plain numbers in a column that other files give class names: they are indices as likely as classes."""
+    added = set(filter(is_whole_number, classes.names[len(class_names) :]))
+    if added:
+        train.refuse_values(
+            task,
+            added.__contains__,
+            lambda value: (
+                f"label {value} has no class name, and other rows have the names {list_some(class_names)};"
+                " give all files names, or none"
+            ),
+        )
 
 
 def _fractional(value: str) -> str:
@@ -248,6 +270,10 @@ def _class_warnings(
     if similar:
         groups = list_some([" and ".join(map(repr, group)) for group in similar])
         lines.append(f"{key}: classes differ only in case, white space or digits: {groups}")
+    missing = [name for name in classes.names if name.strip().casefold() in _WORDS_FOR_MISSING]
+    if missing and classes.kind == STRINGS:
+        words = list_some([repr(name) for name in missing])
+        lines.append(f"{key}: {words} is a class like others; a missing label is an empty field, or null")
     if classes.kind != NAMED and len(classes.names) > MANY_CLASSES:
         count = tables["train"].count(task)
         if 2 * len(classes.names) > count:

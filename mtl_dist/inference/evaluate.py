@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from mtl_dist.config.data_recipe import SourceConfig
+from mtl_dist.config.data_recipe import ReadConfig, SourceConfig
 from mtl_dist.config.files_read import data_paths
 from mtl_dist.config.load import parse_recipe_of_run
 from mtl_dist.config.recipe import Recipe
@@ -205,7 +205,7 @@ def _sets_to_evaluate(
 def _set_of_file(
     run: FinishedRun, task: str | None, data: str, text: Sequence[str] | None, label: str | None
 ) -> ExampleSetConfig:
-    """The rows of a file, which are those of one task; it is read as the recipe says for its source."""
+    """The rows of a file, which are those of one task; read as its source is where that has the same format."""
     tasks = run.recipe.tasks
     if task is None and len(tasks) > 1:
         raise UserError(f"--task: missing; {data} has the rows of one task: choose from {', '.join(tasks)}")
@@ -219,7 +219,8 @@ def _set_of_file(
     columns = list(text or learnt.text)
     if len(columns) != len(learnt.text):
         raise UserError(f"--text: {len(columns)} columns, and task {task} has learnt from {len(learnt.text)}")
-    source = SourceConfig(path=kind, data_files={SPLIT: [data]}, text=columns, read=learnt.read)
+    read = learnt.read if kind == learnt.path else ReadConfig()
+    source = SourceConfig(path=kind, data_files={SPLIT: [data]}, text=columns, read=read)
     config = tasks[task].model_copy(update={"label": label or tasks[task].label})
     return ExampleSetConfig(task, f"tasks.{task}", source, columns, {task: config})
 

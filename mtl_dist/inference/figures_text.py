@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtl_dist.errors import clip
+from mtl_dist.errors import clip, one_line
 from mtl_dist.tasks.classification import ClassificationMetrics
 
 MOST_CLASSES = 20
@@ -21,7 +21,7 @@ def task_text(task: str, labels: Sequence[str], metrics: ClassificationMetrics) 
         f"{task}: {int(metrics.confusion.sum())} rows, accuracy {metrics.accuracy:.4f},"
         f" macro-F1 {metrics.macro_f1:.4f}, loss {metrics.loss:.4f}"
     )
-    names = [clip(label, _WIDEST) for label in labels]
+    names = [one_line(clip(label, _WIDEST)) for label in labels]
     table = _matrix if len(names) <= MOST_CLASSES else _worst
     return "\n".join([head, *table(names, metrics.confusion), ""])
 

@@ -234,6 +234,8 @@ def _rows_of(run: FinishedRun, task: str, file: str, format: str | None, text: S
         raise UserError(f"{file}: task {task} needs pairs of texts, and a plain text has one a line; use json or csv")
     if file != "-" and not Path(file).exists():
         raise UserError(f"{file}: there is no such file")
+    if Path(file).is_dir():
+        raise UserError(f"{file}: is a folder; name a file")
     read = source.read if kind == source.path else ReadConfig()
     table = TableFile(file, kind, read, "standard input" if file == "-" else file)
     return _Rows(file, table, columns, run.recipe.data.empty_text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -92,8 +93,9 @@ class DataFigures:
 def figures_of(recipe: Recipe, bundle: DataBundle) -> DataFigures:
     """The figures of the data of `recipe`, which are prepared. Raises UserError if a file has gone since."""
     sources = []
+    progress = partial(show_progress, last_line=False)
     for config, examples in zip(example_sets(recipe), bundle.sets, strict=True):
-        lengths, unknown = token_facts(config, examples.splits, bundle.tokenizer, recipe.data.max_length, show_progress)
+        lengths, unknown = token_facts(config, examples.splits, bundle.tokenizer, recipe.data.max_length, progress)
         sources.append(
             SourceFigures(
                 examples.name,

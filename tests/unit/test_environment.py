@@ -148,6 +148,11 @@ def test_tildes(monkeypatch: pytest.MonkeyPatch) -> None:
         expand_home("key", "~nobody-here/a")
 
 
+def test_a_nul_in_a_path_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^key: 'a\\x00b' has a NUL character, and no path has one$"):
+        expand_home("key", "a\0b")
+
+
 def test_a_recipe_may_name_folders_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"output_dir": "~/runs/first", "cache.folder": "~/c", "data.cache_dir": "~/d", "model.encoder": "~/e"}
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -21,3 +21,8 @@ def test_names_to_choose_from_stay_readable() -> None:
 
 def test_a_long_text_is_clipped() -> None:
     assert (clip("abc", 3), clip("abcd", 3)) == ("abc", "ab…")
+
+
+def test_names_with_line_ends_leave_a_message_on_one_line() -> None:
+    assert list_some(["a\nb", "\u200b", "é x"]) == r"a\nb, \u200b, é x"
+    assert did_you_mean("a\nb", ["a\nbc"]) == r"; did you mean a\nbc?"

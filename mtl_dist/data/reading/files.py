@@ -55,12 +55,22 @@ def _matches(key: str, pattern: str) -> list[str]:
     pattern = os.path.expanduser(pattern)  # noqa: PTH111
     if os.path.isfile(pattern):  # noqa: PTH113
         return [pattern]
-    found = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
+    matches = sorted(glob.glob(_with_literal_folder(pattern), recursive=True))  # noqa: PTH207
+    found = [path for path in matches if Path(path).is_file()]
     if not found and Path(pattern).is_dir():
         raise UserError(f"{key}: {pattern} is a folder; name its files, e.g. {pattern.rstrip('/')}/*.csv")
     if not found:
         raise UserError(f"{key}: there is no file {pattern}")
     return found
+
+
+def _with_literal_folder(pattern: str) -> str:
+    """A glob whose longest leading folder that exists is taken by its name, also with glob characters in it."""
+    for parent in Path(pattern).parents:
+        folder = str(parent)
+        if pattern.startswith(folder) and parent.is_dir():
+            return glob.escape(folder) + pattern[len(folder) :]
+    return pattern
 
 
 def _download(key: str, pattern: str) -> list[str]:

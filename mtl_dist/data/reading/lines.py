@@ -56,6 +56,8 @@ class DecodedFile:
                 good = held + error.object[: error.start].decode(error.encoding, "replace")
                 self._find_line_end(line, good)
                 raise self._undecodable(line + self.line_at(good), error) from error
+            except UnicodeError as error:  # UTF-16 and UTF-32 without the mark that tells the order of bytes
+                raise UserError(f"{self.name}: {error}{self._other_encoding()}") from error
             if index == 0:
                 text = text.removeprefix("\ufeff")
             held = "\r" if data and text.endswith("\r") else ""

@@ -80,7 +80,11 @@ class Wanted:
         def place_of(index: int) -> str:
             return place(int(np.flatnonzero(pc.equal(rows, index).to_numpy(zero_copy_only=False))[0]))
 
-        distinct = _python_values(column.type, encoded.dictionary)
+        try:
+            distinct = _python_values(column.type, encoded.dictionary)
+        except (OverflowError, ValueError) as error:  # a date of a year that Python's dates do not have
+            at = place_of(_first_out_of_range(encoded.dictionary))
+            raise UserError(f"{at}: column {name!r} holds a {column.type} that is out of range ({error})") from error
         if classes and pa.types.is_integer(column.type):
             distinct = [_class_name(name, classes, value, place_of, index) for index, value in enumerate(distinct)]
         return self.python_column(name, distinct, place_of).take(rows)
@@ -158,6 +162,16 @@ def _python_values(kind: pa.DataType, distinct: pa.Array) -> list[Any]:
     values = distinct.to_pylist()
     # `datasets` stores a column of mixed types as JSON.
     return [json.loads(value) for value in values] if isinstance(kind, pa.JsonType) else values
+
+
+def _first_out_of_range(values: pa.Array) -> int:
+    """Index of the first value that has no Python value."""
+    for index, value in enumerate(values):
+        try:
+            value.as_py()
+        except (OverflowError, ValueError):
+            return index
+    return 0
 
 
 def _class_name(name: str, classes: Sequence[str], value: int, place: Place, index: int) -> str | None:

@@ -137,3 +137,9 @@ def test_data_files_are_found_in_all_forms(tmp_path: Path, monkeypatch: pytest.M
     found = {(key, str(path)) for key, path in data_paths(recipe)}
     assert {("sources.x.data_files", "c[1].csv"), ("tasks.y.data_files", f"{tmp_path}/d.csv")} <= found
     assert {("tasks.y.data_files", name) for name in ("a.csv", "b.csv")} <= found
+
+
+@pytest.mark.parametrize("key", ["output_dir", "model.encoder", "data.cache_dir", "tasks.topic.data_files.test"])
+def test_a_nul_in_a_path_is_refused(recipe: Path, key: str) -> None:
+    message = f"{key.removesuffix('.test')}: 'a\\x00b' has a NUL character, and no path has one"
+    assert refusal(recipe, f'{key}="a\\0b"') == message

@@ -56,9 +56,10 @@ def test_resolved_yaml_reads_back_equal(
     seed: int,
     steps: int,
 ) -> None:
-    recipe = Recipe(output_dir=text, seed=seed, tasks={"a": TaskConfig(path=text, data_files={}, labels=labels)})
-    recipe.tasks["a"].data_files = {"train": [text, "x"], "test": [text], "validation": [text]}
-    recipe.sources["s"] = SourceConfig(path="csv", data_files={"train": [text]}, read=read, split=split, text=[text])
+    folder = text.replace("\0", "0").lstrip("~") or "a"  # home folders are replaced, and NUL is refused
+    recipe = Recipe(output_dir=folder, seed=seed, tasks={"a": TaskConfig(path=folder, data_files={}, labels=labels)})
+    recipe.tasks["a"].data_files = {"train": [folder, "x"], "test": [folder], "validation": [folder]}
+    recipe.sources["s"] = SourceConfig(path="csv", data_files={"train": [folder]}, read=read, split=split, text=[text])
     recipe.tasks["b"] = TaskConfig(source="s", label=text, text=[text, text], missing="error", labels=labels)
     recipe.optimizer.lr = lr
     until = UntilConfig(metric="a/loss", every_steps=steps, min_delta=lr)

@@ -15,7 +15,7 @@ from mtl_dist.data.dataset import DataBundle, prepare
 from mtl_dist.distributed.process_group import ProcessGroup
 from mtl_dist.errors import UserError
 from tests.utils.log_lines import log_lines
-from tests.utils.tiny import MOODS, TOPICS, tiny_recipe, tiny_tokenizer
+from tests.utils.tiny import MOODS, TOPICS, WORDS, tiny_recipe, tiny_tokenizer
 
 T = TypeVar("T")
 
@@ -329,3 +329,31 @@ def test_invalid_data_raises_the_same_error_on_every_rank(recipe: Recipe, tmp_pa
     errors = [str(error) for error, _ in prepare_on_two_machines(recipe, tmp_path)]
     message = "tasks.mood: test row 0 (from 0): text is empty; data.empty_text=skip leaves such rows out"
     assert errors == [message] * 4
+
+
+@pytest.mark.parametrize("split", [{}, {"stratify": "label"}])
+def test_a_row_is_on_one_side_for_all_tasks_of_a_source_whatever_texts_they_read(tmp_path: Path, split: Any) -> None:
+    """Else the title of a row would train the encoder that is tested on its body."""
+    numbers = range(80)
+    rows = [{"title": WORDS[at % 40], "body": f"{WORDS[at // 2]} so{at % 2}", "label": at % 3} for at in numbers]
+    (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": "json", "data_files": str(tmp_path / "rows.json"), "split": {"test": 0.3, **split}}
+    tasks = {name: {"source": "s", "text": name} for name in ("title", "body")}
+    recipe = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path / 'cache'}").model_dump()
+    data = prepare(Recipe.model_validate(recipe | {"sources": {"s": source}, "tasks": tasks}), ProcessGroup())
+    title, body = ({name: part.rows[:]["row"].to_pylist() for name, part in one.splits.items()} for one in data.sets)
+    assert title == body
+    assert 10 < len(title["test"]) < 40
+
+
+def test_rows_without_a_label_are_told_of_a_split_that_has_no_labels(tmp_path: Path) -> None:
+    rows = [{"text": WORDS[number], "label": number % 2} for number in range(4)]
+    unlabelled = [{"text": "so1", "label": None}]
+    for split, of_split in (("train", rows), ("validation", unlabelled), ("test", rows)):
+        (tmp_path / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in of_split))
+    files = {split: [str(tmp_path / f"{split}.json")] for split in ("train", "validation", "test")}
+    recipe = tiny_recipe(tmp_path, f"data.cache_dir={tmp_path / 'cache'}")
+    one = Recipe.model_validate(recipe.model_dump() | {"tasks": {"t": {"path": "json", "data_files": files}}})
+    assert prepare(one, ProcessGroup()).tasks["t"].summary() == (
+        "tasks.t: 2 classes, whole numbers; rows in train/validation/test: 0: 2/0/2, 1: 2/0/2; without a label: 0/1/0"
+    )

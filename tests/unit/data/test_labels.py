@@ -116,6 +116,13 @@ def test_classes_that_differ_only_in_case_or_space_are_reported(tmp_path: Path, 
     assert line == "tasks.t: classes differ only in case, white space or digits: ' cat' and 'Cat' and 'cat'"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_for_a_missing_value_is_a_class_and_is_reported(tmp_path: Path, kind: str) -> None:
+    rows = [row("a", "None"), row("b", "dog"), row("c", "nan"), row("d", "NA cat")]
+    (line,) = checked(a_task(tmp_path, rows, rows, kind)).warnings
+    assert line == "tasks.t: 'None', 'nan' is a class like others; a missing label is an empty field, or null"
+
+
 def test_ratings_from_one_to_five_are_five_classes(tmp_path: Path) -> None:
     rows = [row(f"t{rating}", rating) for rating in (5, 1, 4, 2, 3)]
     for kind in KINDS:
@@ -340,3 +347,15 @@ def test_json_with_labels_of_two_types_has_classes_of_strings(tmp_path: Path) ->
     examples = checked(a_task(tmp_path, "\n".join(lines), [row("d", 1)]))
     assert names_of(examples) == ("1", "x")
     assert contents(examples) == {"train": [("a", "1"), ("b", "1"), ("c", "x")], "test": [("d", "1")]}
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], ["1", "2"]])
+def test_plain_numbers_beside_class_names_are_refused(tmp_path: Path, names: list[str]) -> None:
+    """In a shard that has lost its class names, 0 is an index as likely as a class of its own."""
+    write(tmp_path / "part0.parquet", with_class_names(names, ["a", "b"], [0, 1]))
+    write(tmp_path / "part1.parquet", [row("c", 0), row("d", 1)])
+    task = a_task(tmp_path, GOOD, with_class_names(names, ["e"], [1]), "parquet")
+    task.data_files["train"] = [str(tmp_path / "part*.parquet")]
+    assert refusal(task).startswith(
+        f"tasks.t: train row 2 (from 0): label 0 has no class name, and other rows have the names {', '.join(names)}"
+    )

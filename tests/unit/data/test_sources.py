@@ -238,3 +238,26 @@ def test_only_the_rows_that_the_asked_splits_come_from_are_read(tmp_path: Path) 
     held_out = a_task(tmp_path, GOOD, split={"test": 0.5})
     del held_out.data_files["test"]
     assert list(open_source(set_of(held_out), ["test"]).read(tmp_path / "out").tables) == ["train"]
+
+
+def test_folder_of_csv_files_is_read_strictly(tmp_path: Path) -> None:
+    """`datasets` would take the first column for row numbers, and each text for the label of its row."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("label,text\nx,a,1\ny,b,2\n")
+    message = refusal(TaskConfig(path=str(tmp_path)))
+    assert message.startswith(f"tasks.t: {tmp_path}/train.csv line 2: the header has 2 fields, and this row 3")
+
+
+def test_folder_of_json_files_keeps_labels_that_look_like_dates(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.json", [row("a", "2021-01-01"), row("b", "2021-01-02")])
+    assert names_of(checked(TaskConfig(path=str(tmp_path)))) == ("2021-01-01", "2021-01-02")
+
+
+def test_folder_whose_card_says_how_its_files_are_written_is_read_so(tmp_path: Path) -> None:
+    card = "---\nconfigs:\n- config_name: default\n  sep: '!'\n  data_files:\n"
+    card += "".join(f"  - {{split: {split}, path: {split}.csv}}\n" for split in ("train", "test"))
+    (tmp_path / "README.md").write_text(f"{card}---\n", encoding="utf-8")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("label!text\n007!a\n08!b\n")
+    assert contents(checked(TaskConfig(path=str(tmp_path))))["test"] == [("a", "007"), ("b", "08")]

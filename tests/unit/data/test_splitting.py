@@ -125,3 +125,12 @@ def test_sides_do_not_depend_on_the_size_of_chunks(monkeypatch: pytest.MonkeyPat
 def test_sides_are_the_same_in_every_version() -> None:
     columns = {"text": TEXTS[:24], "label": [f"l{number % 2}" for number in range(24)]}
     assert "".join(map(str, sides_of(columns, BY_CLASS))) == "001002002100002200200000"
+
+
+def test_a_number_is_the_same_value_in_any_form() -> None:
+    """A column of integers has 1.0 for 1 in a shard with holes."""
+    numbers = [str(number % 40) for number in range(400)]
+    floats = [f"{number}.0" if index % 3 else number for index, number in enumerate(numbers)]
+    for split in (SplitConfig(test=0.3, by="number"), SplitConfig(test=0.3, stratify="number")):
+        expected = sides_of({"text": TEXTS[:400], "number": numbers}, split)
+        assert sides_of({"text": TEXTS[:400], "number": floats}, split) == expected

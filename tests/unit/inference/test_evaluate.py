@@ -13,6 +13,7 @@ import pytest
 from mtl_dist.__main__ import main
 from mtl_dist.config.recipe import Recipe
 from mtl_dist.errors import UserError
+from mtl_dist.inference.evaluate import evaluate_run
 from mtl_dist.inference.finished_run import open_run
 from mtl_dist.inference.predict import Predictor
 from tests.utils.in_process import run_here, summary_of
@@ -168,3 +169,17 @@ def test_a_recipe_can_name_other_rows_of_a_source(shared_run: Path, tmp_path: Pa
         found["good"]["accuracy"]
         == evaluated(tmp_path / "p.json", shared_run, "--data", rows, "--task", "good")["good"]["accuracy"]
     )
+
+
+def test_a_file_of_another_format_than_the_source_is_read_with_the_defaults(tmp_path: Path) -> None:
+    """The encoding of the recipe's CSV files says nothing about JSON, which would be read as other texts."""
+    recipe = tiny_recipe(tmp_path)
+    lines = ["text;label", *(f"{'sö' if number % 2 else 'cat1'} {WORDS[number]};{number % 2}" for number in range(24))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="cp1252")
+    files = {split: [str(tmp_path / "rows.csv")] for split in ("train", "test")}
+    task = {"path": "csv", "data_files": files, "read": {"encoding": "cp1252"}}
+    recipe = Recipe.model_validate(recipe.model_dump() | {"tasks": {"t": task}})
+    run_here(recipe)
+    (tmp_path / "rows.json").write_text('{"text": "sö", "label": 1}\n', encoding="cp1252")
+    with pytest.raises(UserError, match="line 1: byte 0xf6 is not valid utf-8"):
+        evaluate_run(tmp_path / "run", data=str(tmp_path / "rows.json"))

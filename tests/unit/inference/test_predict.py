@@ -201,11 +201,13 @@ def test_rows_of_similar_length_share_a_batch(run: Path, monkeypatch: pytest.Mon
 def test_each_mistake_is_reported_on_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.txt").write_text("good1\n")
     (tmp_path / "in.xls").write_text("good1\n")
+    (tmp_path / "folder.csv").mkdir()
     mood = (run, "--task", "mood")
     for arguments, words in (
         ((run, tmp_path / "in.txt"), "--task: missing; choose from topic, mood"),
         ((run, "--task", "moot", tmp_path / "in.txt"), "has no task 'moot'; did you mean mood?"),
         ((*mood, tmp_path / "no.txt"), "no.txt: there is no such file"),
+        ((*mood, tmp_path / "folder.csv"), "folder.csv: is a folder; name a file"),
         (
             (*mood, tmp_path / "in.xls"),
             "its name does not say what it is; give --format csv, json, parquet, arrow, text",

@@ -237,3 +237,12 @@ def test_batches_are_bounded_and_places_count_from_the_begin_of_the_file(tmp_pat
         assert max(batch.num_rows for batch, _ in blocks) == 2048
         places = [place(row) for batch, place in blocks for row in range(batch.num_rows)]
         assert places == [f"a file row {row} (from 0)" for row in range(10_000)]
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.timestamp("s")])
+def test_a_date_out_of_range_is_refused_with_its_row(kind: pa.DataType, write: Write, tmp_path: Path) -> None:
+    days = pa.array([1, None, 2**30], pa.int32()).view(pa.date32())
+    values = days if kind == pa.date32() else pa.array([1, None, 2**44]).view(kind)
+    message = refusal(write(pa.table({"text": ["a"] * 3, "label": values}), tmp_path))
+    assert message.startswith("a file row 2 (from 0): column 'label' holds a ")
+    assert "out of range" in message

@@ -13,7 +13,17 @@ from mtl_dist.errors import UserError
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with some files."""
-    for name in ("b.csv", "a.csv", "a b.csv", "data[1].csv", "data1.csv", "what?.csv", "deep/er/c.csv", "deep/d.csv"):
+    for name in (
+        "b.csv",
+        "a.csv",
+        "a b.csv",
+        "data[1].csv",
+        "data1.csv",
+        "what?.csv",
+        "deep/er/c.csv",
+        "deep/d.csv",
+        "of [2]/e.csv",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -35,6 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["deep/*"], ["deep/d.csv"]),
         (["deep/**"], ["deep/d.csv", "deep/er/c.csv"]),
         (["deep/**/*.csv"], ["deep/d.csv", "deep/er/c.csv"]),
+        (["of [2]/*.csv"], ["of [2]/e.csv"]),
+        (["of [[]2]/*"], ["of [2]/e.csv"]),
     ],
 )
 def test_a_pattern_names_a_file_or_the_sorted_matches_of_a_glob(

@@ -60,3 +60,9 @@ def test_bytes_that_are_no_text_are_refused_with_their_line(
         monkeypatch.setattr(lines, "_BLOCK_BYTES", size)
         with pytest.raises(UserError, match=re.escape(message)):
             read(content, encoding)
+
+
+@pytest.mark.parametrize(("content", "written"), [(b"a\0b\0", "utf-16-le"), (b"\0a\0b", "utf-16-be")])
+def test_utf_16_without_a_mark_is_refused_with_the_order_of_its_bytes(content: bytes, written: str) -> None:
+    with pytest.raises(UserError, match=f"does not start with BOM; the file begins like {written}: set read.encoding"):
+        read(content, "utf-16")
