@@ -23,7 +23,7 @@ def test_config_prints_a_recipe_that_reads_back_the_same(tmp_path: Path, capsys:
 
 def test_config_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--keys"]) == 0
-    assert "unfreeze_warmup_steps: int" in capsys.readouterr().out
+    assert "unfreeze_warmup_steps: whole number" in capsys.readouterr().out
 
 
 def test_a_mistake_in_a_recipe_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_source_that_tasks_share_is_shown_as_theirs_and_without_its_folder(tmp
 def test_a_card_of_many_classes_is_short(tmp_path: Path) -> None:
     names = [f"department {index}" for index in range(2000)]
     recipe = tiny_recipe(tmp_path)
-    tasks = {"topic": recipe.tasks["topic"].model_copy(update={"labels": names})}
+    tasks = {"topic": recipe.tasks["topic"].model_copy(update={"labels": dict(zip(names, names, strict=True))})}
     text = run_card(recipe.model_copy(update={"tasks": tasks}), {"topic": names}, SUMMARY)
     assert f"`{names[MOST_LABELS - 1]}` and 1,980 more, in config.json |" in text
     assert "... and 1,980 more" in text.split("```yaml\n")[1]
