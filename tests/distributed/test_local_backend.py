@@ -120,7 +120,7 @@ def test_an_error_in_the_data_ends_with_exit_code_2(tmp_path: Path, processes: i
     tiny_recipe_file(tmp_path)
     with running(tmp_path, processes, "tasks.mood.label=feeling") as command:
         assert code_of(command) == 2
-    assert output_of(tmp_path).count("error: tasks.mood.label: the train split has no column 'feeling'") == 1
+    assert output_of(tmp_path).count("mood.train.json: no column 'feeling'; choose from text, label") == 1
     assert "Traceback" not in output_of(tmp_path)
 
 
