@@ -33,7 +33,7 @@ CHUNK = 10**5
 """Rows generated at a time."""
 TEST_ROWS, WARM_UP = 1000, 50
 BYTES_A_ROW = 600
-"""Disk space for the files, the copy that `datasets` makes of them and the tokens."""
+"""Disk space for the files, their columns as strings while they are tokenized, and the tokens."""
 CHILD = "--child"
 
 
@@ -110,7 +110,7 @@ def measured(recipe: Path, steps: int) -> dict[str, float]:
     """Runs `child` in a process of its own; adds the peak of its anonymous memory to the figures."""
     command = [sys.executable, "-m", "benchmarks.large_data", CHILD, str(recipe), "--steps", str(steps)]
     # One thread: several would mostly wait for each other with a tiny encoder.
-    environment = os.environ | {"HF_DATASETS_CACHE": str(recipe.parent / "datasets"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     anonymous = 0
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -144,7 +144,6 @@ def figures_of(folder: Path, kind: str, first: dict[str, float], later: list[dic
         "  step [ms]": again["step"] * 1e3,
         "anonymous after imports [MB]": again["imports_anon"] / 1e6,
         "files on disk [MB]": sum(path.stat().st_size for path in folder.glob(f"*.{kind}")) / 1e6,
-        "copy by `datasets` [MB]": size_of(folder / "datasets") / 1e6,
         "tokens on disk [MB]": size_of(folder / "cache") / 1e6,
     }
 

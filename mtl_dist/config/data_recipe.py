@@ -164,7 +164,7 @@ class SourceFields(Section):
     """Where rows are, how they are read, and how they are split."""
 
     path: str | None = None
-    """What `datasets.load_dataset` takes: a hub id, or csv, json, parquet, arrow together with `data_files`."""
+    """Kind of the files in `data_files`: csv, json, parquet or arrow; or the id of a hub data set, or a folder."""
     name: str | None = None
     """The data set's configuration on the hub, e.g. `sentiment` of `tweet_eval`."""
     data_files: Files = Field(default_factory=dict)
@@ -185,7 +185,7 @@ class SourceConfig(SourceFields):
     """A table that several tasks can use; they refer to it by its name."""
 
     path: RequiredText  # pyrefly: ignore[bad-override-mutable-attribute] - a source has one in any case
-    """What `datasets.load_dataset` takes: a hub id, or csv, json, parquet, arrow together with `data_files`."""
+    """Kind of the files in `data_files`: csv, json, parquet or arrow; or the id of a hub data set, or a folder."""
     text: Strings = Field(default_factory=lambda: ["text"])
     """Text column, or two columns for a sentence pair."""
 
@@ -228,9 +228,9 @@ class DataConfig(Section):
     max_length: Annotated[int, Field(ge=3), Allowed("at least 3: two special tokens and one of text")] = 128
     """Most tokens of an example, special tokens included; longer texts are truncated."""
     empty_text: Literal["error", "skip"] = "error"
-    """What to do with rows whose text is empty or missing: stop, or leave them out and print their number."""
+    """Treatment of rows whose text is empty or missing: stop, or leave them out and print their number."""
     leaks: Literal["warn", "drop", "error"] = "warn"
-    """What to do where a text of a validation or test split is also a training text of some task: print their number,
+    """Treatment of texts of a validation or test split that are also training texts of some task: print their number,
     leave out these training rows, or stop."""
     cache_dir: str | None = None
     """Folder for tokenized data; null is `$MTL_DIST_CACHE`, else `~/.cache/mtl_dist`."""

@@ -107,7 +107,7 @@ class PhaseConfig(Section):
     train: Strings = Field(default_factory=list)
     """What trains: heads, heads.<task>, blocks[i], blocks[a:b], embeddings, backbone, all."""
     epochs: PositiveFloat | None = None
-    """Length in passes over the training rows of all tasks together; give this or `steps`. On the command line, each
+    """Length in passes over the training rows of all sources together; give this or `steps`. On the command line, each
     replaces the other."""
     steps: Count | None = None
     """Length in optimizer steps; give this or `epochs`."""

@@ -57,7 +57,7 @@ class TaskData:
     missing: dict[str, int]
     """Number of rows of the source without a label for this task, by split."""
     kind: str = ""
-    """What its label column holds, for people to read, e.g. `whole numbers`."""
+    """Kind of the label column as log lines show it, e.g. `whole numbers`."""
 
     def rows(self, split: str) -> int:
         """Number of rows of a split that have a label for this task; 0 where the split is absent."""

@@ -28,7 +28,7 @@ NAMED, CLASS_LABEL, WHOLE_NUMBERS, BOOLEANS, STRINGS = (
     "true and false",
     "strings",
 )
-"""What a label column holds; see `LabelClasses.kind`."""
+"""Kinds of label columns; see `LabelClasses.kind`."""
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
 _NUMBER = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _YAML_BOOLEANS = ("yes", "no", "on", "off", "y", "n")
@@ -56,7 +56,7 @@ class LabelClasses:
     values: tuple[str, ...]
     """Value in the data of each class."""
     kind: str
-    """What decided on the classes: one of the constants of this module, for people to read."""
+    """Kind of the label column, which decided on the classes: one of the constants of this module."""
 
     @cached_property
     def _is_typed(self) -> bool:
@@ -79,7 +79,7 @@ class LabelClasses:
         return np.array([*of_values, NO_LABEL], dtype=np.int64)[encoded.indices.fill_null(-1).to_numpy()]
 
     def complaint(self, value: str) -> str:
-        """What is wrong with a value that is of no class, and what may help."""
+        """Error message for a value that belongs to no class, with a hint where there is one."""
         return f"label {clip(value)!r} is not one of the classes{did_you_mean(value, self.values)}{self._hint(value)}"
 
     def _hint(self, value: str) -> str:

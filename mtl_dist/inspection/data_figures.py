@@ -22,7 +22,7 @@ class TaskFigures:
     source: str
     """Name of its example set."""
     kind: str
-    """What its label column holds, for people to read."""
+    """Kind of the label column as log lines show it, e.g. `whole numbers`."""
     classes: tuple[str, ...]
     counts: dict[str, np.ndarray]
     """Rows of each class, [classes] int64, by split."""

@@ -382,7 +382,7 @@ def test_help_has_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str])
     assert "data_files: a file, a list of files, or a mapping of splits to their files, default {} Files" in words
     assert "labels: a list of values, or a mapping of values to class names or null, default null Values of" in words
     assert "freeze: a list of text or a single text, default [] Frozen" in words
-    assert "path: text, required What `datasets.load_dataset` takes" in words
+    assert "path: text, required Kind of the files in `data_files`" in words
     assert "max_grad_norm: number or null, default 1.0 Clip the norm" in words
     assert "weights: mapping of names to numbers, default {} Share of each task" in words
     assert "tasks.<name>: One classification task" in words
